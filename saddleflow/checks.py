@@ -1,0 +1,61 @@
+"""How this package speaks about bad input: argument, what was expected, what came, the remedy."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def require(condition: bool, argument: str, expected: str, value: Any, remedy: str = "") -> None:
+    """Raise a `ValueError` naming the argument, the expectation, the value and the remedy.
+
+    Args:
+        condition: what must hold; False raises.
+        argument: name of the offending argument, as the user wrote it.
+        expected: the expectation, continuing "must ...".
+        value: what came; anything with a short repr.
+        remedy: what to do about it.
+    """
+    if not condition:
+        raise ValueError(f"`{argument}` must {expected}, but got {value!r}. {remedy}".rstrip())
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether the value can be looked at now, or is an abstract tracer inside `jit` or `vmap`."""
+    return not isinstance(value, jax.core.Tracer)
+
+
+def require_finite(argument: str, value: Any, remedy: str = "") -> None:
+    """Refuse NaN and infinity, naming the first bad entry (concrete arrays only)."""
+    if is_concrete(value):
+        bad = np.argwhere(~np.isfinite(np.asarray(value)))
+        if len(bad):
+            entry = tuple(int(i) for i in bad[0])
+            found = f"{np.asarray(value)[entry]} at entry {entry}" if entry else float(value)
+            require(False, argument, "be finite", found, remedy)
+
+
+def require_positive(argument: str, value: Any, remedy: str = "") -> None:
+    """Refuse scalars that are not finite and above zero (concrete ones only)."""
+    if is_concrete(value):
+        number = float(value)
+        require(math.isfinite(number) and number > 0, argument, "be finite and positive", number, remedy)
+
+
+def require_integer(argument: str, value: Any, minimum: int, remedy: str = "") -> None:
+    """Refuse anything but an integer of at least `minimum`."""
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    require(is_integer and value >= minimum, argument, f"be an integer >= {minimum}", value, remedy)
+
+
+def require_float64(argument: str, value: Any) -> None:
+    """Refuse arrays of another dtype than float64, with the reason."""
+    dtype = getattr(value, "dtype", None)
+    require(
+        dtype == np.float64,
+        argument,
+        "hold float64 numbers",
+        str(dtype),
+        "Small initialisations vanish in float32: convert with `.astype('float64')`.",
+    )

@@ -1,0 +1,336 @@
+"""Gradient flow of one network: from a cost and a start to a trajectory."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from saddleflow import geometry, observables as obs, stepping
+from saddleflow.checks import is_concrete, require, require_finite, require_integer, require_positive
+from saddleflow.costs import Cost
+from saddleflow.network import DeepLinearNetwork
+from saddleflow.stepping import REASONS, FlowState, Method, Settings
+from saddleflow.symmetry import balancedness
+from saddleflow.trajectory import Trajectory
+
+# The error of an entry is weighed against max(|entry|, this share of the start's rms entry): relative to what
+# the start holds, at every initialisation scale.
+START_SHARE = 0.2
+
+# A burst is timed to last about this long, so that meters move and wall-clock budgets are kept.
+BURST_SECONDS = 0.2
+
+
+def gradient_flow(
+    cost: Cost,
+    network: DeepLinearNetwork,
+    *,
+    rtol: float = 1e-6,
+    t1: float | None = None,
+    save_at: Any = None,
+    solver: diffrax.AbstractSolver | None = None,
+    observables: Mapping[str, obs.Observable] | Sequence[str] | None = None,
+    stop: Callable[[Array, DeepLinearNetwork], Bool[Array, ""]] | None = None,
+    save_networks: bool = False,
+    max_saves: int = 1000,
+    max_steps: int = 1_000_000,
+    max_seconds: float | None = None,
+    gradient_tolerance: float = 1e-4,
+    rank_tolerance: float | None = None,
+    progress: bool = True,
+) -> Trajectory:
+    """Solve `dtheta/dt = -grad C(A(theta))` from the network, to the end or to a named reason.
+
+    The run ends "converged" only with a certificate: `|grad C(A)|_F` at most `gradient_tolerance` times its
+    value at A = 0 (or at the start, if larger), which for a convex C means a minimum. A saddle, where only
+    the gradient in theta vanishes, never ends a run that way. With `save_at` the run always goes on to the
+    last of the times.
+
+    Args:
+        cost: the convex cost C.
+        network: the start theta_0, layers in float64.
+        rtol: relative tolerance of a step, 1e-13 <= rtol < 1, in every entry relative to its own size or a
+            share of the start's typical entry, whichever is larger: free of any scale, so alpha * theta_0
+            is solved as carefully as theta_0.
+        t1: end of the run, in time of the flow; None runs until something else ends it.
+        save_at: sorted times to save at (dense output); None saves the solver's own steps, thinned to at
+            most `max_saves` rows, start and end always among them.
+        solver: any adaptive diffrax solver.
+        observables: a mapping from names to functions (cost, network) -> array, or names of registered ones
+            (`saddleflow.observables.REGISTRY`), evaluated inside the loop at every saved time.
+        stop: a function (time, network) -> boolean that ends the run after an accepted step ("stop").
+        save_networks: keep the whole network at every saved time.
+        max_saves: rows kept at most where the solver's own steps are saved; at least 4.
+        max_steps: steps at most, accepted and rejected ones.
+        max_seconds: wall-clock budget in seconds, compilation included, kept to within about one burst (.2 s).
+        gradient_tolerance: of the certificate; 0 never converges.
+        rank_tolerance: absolute cut for the numerical rank; None: a hundredth of the run's largest
+            singular value.
+        progress: show a meter on terminals and in notebooks.
+
+    Returns:
+        The trajectory, whatever happened: a failed run ends with its reason, not with an exception, and keeps
+        all that was computed up to the failure.
+
+    Raises:
+        ValueError: bad arguments, named with value and remedy.
+    """
+    settings, method = prepare(
+        cost,
+        network,
+        rtol=rtol,
+        t1=t1,
+        save_at=save_at,
+        solver=solver,
+        observables=observables,
+        stop=stop,
+        save_networks=save_networks,
+        max_saves=max_saves,
+        max_steps=max_steps,
+        gradient_tolerance=gradient_tolerance,
+    )
+    if max_seconds is not None:
+        require_positive("max_seconds", max_seconds)
+    if rank_tolerance is not None:
+        require_positive("rank_tolerance", rank_tolerance)
+    begin = time.perf_counter()
+    state, reason = _run(cost, network, settings, method, max_seconds, progress)
+    return _trajectory(
+        cost,
+        network,
+        state,
+        settings,
+        method,
+        reason,
+        rank_tolerance,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def integrate(
+    cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Method
+) -> FlowState:
+    """The core of `gradient_flow` as a pure function of arrays, for `jax.jit` and `jax.vmap`.
+
+    Args:
+        cost: the convex cost.
+        network: the start; under vmap one lane of many.
+        settings: the numbers of the run, from `prepare`; may be mapped too (tolerances, ends).
+        method: solver and what is recorded, from `prepare`.
+
+    Returns:
+        The final state; `state.rows` holds `state.num_rows` saved rows, `state.reason` the index of the stop
+        reason in `saddleflow.stepping.REASONS`.
+    """
+    state = stepping.start(cost, network, settings, method)
+    dynamic, static = eqx.partition(state, eqx.is_array)
+
+    def burst(dynamic):
+        state = eqx.combine(dynamic, static)
+        # to the next thinning of the rows, or to the end
+        state = stepping.advance(state, cost, settings, method, settings.max_steps)
+        return eqx.filter(state, eqx.is_array)
+
+    dynamic = jax.lax.while_loop(lambda d: d.reason == stepping.RUNNING, burst, dynamic)
+    return eqx.combine(dynamic, static)
+
+
+def prepare(
+    cost: Cost,
+    network: DeepLinearNetwork,
+    *,
+    rtol: Any = 1e-6,
+    t1: Any = None,
+    save_at: Any = None,
+    solver: diffrax.AbstractSolver | None = None,
+    observables: Mapping[str, obs.Observable] | Sequence[str] | None = None,
+    stop: Callable[[Array, DeepLinearNetwork], Bool[Array, ""]] | None = None,
+    save_networks: bool = False,
+    max_saves: int = 1000,
+    max_steps: int = 1_000_000,
+    gradient_tolerance: Any = 1e-4,
+) -> tuple[Settings, Method]:
+    """Check the arguments of `gradient_flow` (which documents them) and split them into numbers and method."""
+    require(
+        tuple(network.shape) == tuple(cost.shape),
+        "network",
+        f"have the end-to-end shape of the cost, {tuple(cost.shape)}",
+        tuple(network.shape),
+        "Shapes are (n_out, n_in).",
+    )
+    for index, layer in enumerate(network.layers):
+        require_finite(f"network.layers[{index}]", layer)
+    if is_concrete(rtol):
+        require(
+            math.isfinite(rtol) and 1e-13 <= rtol < 1,
+            "rtol",
+            "lie in [1e-13, 1)",
+            rtol,
+            "float64 resolves no less.",
+        )
+    if t1 is not None:
+        require_positive("t1", t1)
+    if save_at is not None:
+        save_at, t1 = _check_save_at(save_at, t1)
+    solver = diffrax.Tsit5() if solver is None else solver
+    require(
+        isinstance(solver, diffrax.AbstractAdaptiveSolver),
+        "solver",
+        "be an adaptive diffrax solver, with an error estimate",
+        type(solver).__name__,
+        "Take diffrax.Tsit5() or wrap yours in diffrax.HalfSolver.",
+    )
+    require_integer("max_saves", max_saves, 4)
+    require_integer("max_steps", max_steps, 1)
+    if is_concrete(gradient_tolerance):
+        require(
+            math.isfinite(gradient_tolerance) and gradient_tolerance >= 0,
+            "gradient_tolerance",
+            "be finite and not negative",
+            gradient_tolerance,
+        )
+    rms = geometry.norm(network) / math.sqrt(network.num_parameters)
+    scale = jnp.maximum(
+        jnp.linalg.norm(cost.gradient(jnp.zeros(cost.shape))),
+        jnp.linalg.norm(cost.gradient(network.end_to_end())),
+    )
+    settings = Settings(
+        rtol=jnp.asarray(rtol, float),
+        atol=jnp.asarray(rtol * START_SHARE * rms, float),
+        t1=jnp.asarray(jnp.inf if t1 is None else t1, float),
+        save_at=save_at,
+        max_steps=jnp.asarray(max_steps),
+        gradient_tolerance=jnp.asarray(-1.0) if save_at is not None else gradient_tolerance * scale,
+    )
+    method = Method(
+        solver=solver,
+        observables=obs.resolve(observables),
+        stop=stop,
+        save_networks=save_networks,
+        capacity=max_saves,
+    )
+    return settings, method
+
+
+def _check_save_at(save_at: Any, t1: float | None) -> tuple[Array, float]:
+    times = np.atleast_1d(np.asarray(save_at, float))
+    require(times.ndim == 1 and times.size > 0, "save_at", "be a list of times", f"shape {times.shape}")
+    require_finite("save_at", times)
+    require(bool(np.all(np.diff(times) >= 0)), "save_at", "be sorted", save_at, "Pass sorted(save_at).")
+    require(bool(times[0] >= 0), "save_at", "not be negative", float(times[0]), "Runs start at t = 0.")
+    last = float(times[-1])
+    require(last > 0 or t1 is not None, "save_at", "reach beyond t = 0", last)
+    require(t1 is None or last <= t1, "save_at", f"end by t1 = {t1}", last)
+    return jnp.asarray(times), last if t1 is None else t1
+
+
+_start = eqx.filter_jit(stepping.start)
+_advance = eqx.filter_jit(stepping.advance)
+
+
+def _run(cost, network, settings, method, max_seconds, progress):
+    """Bursts until a reason ends the run, each sized to take about `BURST_SECONDS`."""
+    begin = time.perf_counter()
+    state = _start(cost, network, settings, method)
+    num_steps = 4
+    with _meter(progress) as report:
+        while int(state.reason) == stepping.RUNNING:
+            if max_seconds is not None and time.perf_counter() - begin > max_seconds:
+                return state, REASONS[stepping.MAX_SECONDS]
+            burst_begin = time.perf_counter()
+            state = _advance(state, cost, settings, method, jnp.asarray(num_steps))
+            if int(state.reason) == stepping.RUNNING and time.perf_counter() - burst_begin < BURST_SECONDS / 2:
+                num_steps *= 2
+            report(state, cost)
+    return state, REASONS[int(state.reason)]
+
+
+@contextmanager
+def _meter(progress: bool) -> Iterator[Callable[[FlowState, Cost], None]]:
+    """A one-line meter on terminals and in notebooks: time of the flow, train cost, steps, seconds."""
+    console = Console(stderr=True)
+    if not (progress and (console.is_terminal or console.is_jupyter)):
+        yield lambda state, cost: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("compiling")
+
+        def report(state: FlowState, cost: Cost) -> None:
+            train = float(cost(state.network.end_to_end()))
+            steps = int(state.num_accepted + state.num_rejected)
+            bar.update(task, description=f"t = {float(state.time):.4g}   cost {train:.3e}   {steps} steps")
+
+        yield report
+
+
+def _trajectory(cost, network, state, settings, method, reason, rank_tolerance, seconds) -> Trajectory:
+    rows = jax.tree.map(lambda x: np.asarray(x)[: int(state.num_rows)], state.rows)
+    if settings.save_at is None and int(state.num_accepted) % int(state.stride) != 0:
+        # the last step fell between two rows
+        last = stepping.observe(cost, state.network, state.time, method)
+        rows = jax.tree.map(lambda x, y: np.concatenate([x, np.asarray(y)[None]]), rows, last)
+    matrices = jnp.asarray(rows["end_to_end"])
+    num_accepted, num_rejected = int(state.num_accepted), int(state.num_rejected)
+    return Trajectory(
+        time=rows["time"],
+        end_to_end=rows["end_to_end"],
+        train_cost=np.asarray(jax.vmap(cost)(matrices)),
+        test_cost=np.asarray(jax.vmap(cost.test)(matrices)) if cost.has_test else None,
+        gradient_norm=rows["gradient_norm"],
+        observables=rows["observables"],
+        network=state.network,
+        networks=rows.get("network"),
+        stop_reason=reason,
+        stats={
+            "num_steps": num_accepted + num_rejected,
+            "num_accepted_steps": num_accepted,
+            "num_rejected_steps": num_rejected,
+            "num_vector_field_evaluations": _evaluations(method.solver, num_accepted + num_rejected),
+            "balancedness_drift": _drift(network, state.network),
+            "seconds": seconds,
+        },
+        configuration={
+            "cost": type(cost).__name__,
+            "shape": list(network.shape),
+            "depth": network.depth,
+            "width": network.width,
+            "num_parameters": network.num_parameters,
+            "solver": type(method.solver).__name__,
+            "rtol": float(settings.rtol),
+            "atol": float(settings.atol),
+            "t1": float(settings.t1),
+            "max_steps": int(settings.max_steps),
+            "gradient_tolerance": float(settings.gradient_tolerance),
+            "start_norm": float(geometry.norm(network)),
+        },
+        rank_tolerance=rank_tolerance,
+    )
+
+
+def _evaluations(solver: diffrax.AbstractSolver, num_steps: int) -> int | None:
+    """Vector fields evaluated by an explicit Runge-Kutta method; diffrax's implicit ones do not tell."""
+    if not isinstance(solver, diffrax.AbstractERK):
+        return None
+    tableau = solver.tableau
+    return num_steps * (tableau.num_stages - tableau.fsal) + bool(tableau.fsal)
+
+
+def _drift(start: DeepLinearNetwork, end: DeepLinearNetwork) -> float:
+    """Largest change of a conserved matrix D_l, over the largest squared layer norm of start and end."""
+    change = max(
+        float(jnp.linalg.norm(after - before))
+        for before, after in zip(balancedness(start), balancedness(end), strict=True)
+    )
+    scale = max(float(jnp.sum(layer**2)) for layer in (*start.layers, *end.layers))
+    return change / scale if scale > 0 else 0.0

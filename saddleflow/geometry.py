@@ -1,0 +1,80 @@
+"""The loss landscape seen from one network: gradient, Hessian-vector product, neural tangent kernel.
+
+Everything goes through the partial products `M_l = W_L ... W_{l+1}` (n_out rows) and
+`N_l = W_{l-1} ... W_1` (n_in columns): O(L w^2 n) work, and never a w x w by w x w product.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from saddleflow.costs import Cost
+from saddleflow.network import DeepLinearNetwork
+
+
+def partial_products(
+    network: DeepLinearNetwork,
+) -> tuple[tuple[Float[Array, "n_out _"], ...], tuple[Float[Array, "_ n_in"], ...]]:
+    """The partial products `(M_1, ..., M_L)` and `(N_1, ..., N_L)` around each layer.
+
+    Returns:
+        left: `M_l = W_L ... W_{l+1}`, shape (n_out, n_l); `M_L` is the identity.
+        right: `N_l = W_{l-1} ... W_1`, shape (n_{l-1}, n_in); `N_1` is the identity.
+    """
+    n_out, n_in = network.shape
+    left = [jnp.eye(n_out)]
+    for layer in network.layers[:0:-1]:
+        left.append(left[-1] @ layer)
+    right = [jnp.eye(n_in)]
+    for layer in network.layers[:-1]:
+        right.append(layer @ right[-1])
+    return tuple(left[::-1]), tuple(right)
+
+
+def pull_back(
+    left: tuple[Float[Array, "n_out _"], ...],
+    right: tuple[Float[Array, "_ n_in"], ...],
+    matrix: Float[Array, "n_out n_in"],
+) -> DeepLinearNetwork:
+    """The transposed Jacobian of A: `(M_l^T G N_l^T)_l`, from the partial products and a matrix G."""
+    n_out, n_in = matrix.shape
+    if n_in <= n_out:
+        layers = ((m.T @ matrix) @ n.T for m, n in zip(left, right, strict=True))
+    else:
+        layers = (m.T @ (matrix @ n.T) for m, n in zip(left, right, strict=True))
+    return DeepLinearNetwork(layers)
+
+
+def gradient(cost: Cost, network: DeepLinearNetwork) -> DeepLinearNetwork:
+    """Gradient of the loss `C(A(theta))`: `dC/dW_l = M_l^T grad C(A) N_l^T`, a network of gradients."""
+    left, right = partial_products(network)
+    return pull_back(left, right, cost.gradient(left[0] @ network.layers[0]))
+
+
+def gradient_flow_field(time: Float[Array, ""], network: DeepLinearNetwork, cost: Cost) -> DeepLinearNetwork:
+    """The vector field `-grad C(A(theta))` in the form `diffrax.ODETerm` wants; the cost rides as `args`."""
+    del time  # autonomous
+    return jax.tree.map(jnp.negative, gradient(cost, network))
+
+
+def hessian_vector_product(
+    cost: Cost, network: DeepLinearNetwork, direction: DeepLinearNetwork
+) -> DeepLinearNetwork:
+    """Hessian of the loss `C(A(theta))` at the network, applied to a direction: the sweeps' tangents."""
+    return jax.jvp(lambda theta: gradient(cost, theta), (network,), (direction,))[1]
+
+
+def neural_tangent_kernel(
+    network: DeepLinearNetwork, matrix: Float[Array, "n_out n_in"]
+) -> Float[Array, "n_out n_in"]:
+    """The NTK as an operator on matrices: `K(G) = sum_l M_l M_l^T G N_l^T N_l`, so `dA/dt = -K(grad C(A))`."""
+    left, right = partial_products(network)
+    return sum(
+        ((m @ m.T) @ matrix @ (n.T @ n) for m, n in zip(left, right, strict=True)),
+        start=jnp.zeros_like(matrix),
+    )
+
+
+def norm(tree: DeepLinearNetwork) -> Float[Array, ""]:
+    """Euclidean norm of a network (or gradient) as one vector of parameters."""
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in tree.layers))

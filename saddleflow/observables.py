@@ -1,0 +1,121 @@
+"""Quantities followed along a trajectory: functions of the spectrum of A, and of the whole network.
+
+Functions of a spectrum take singular values in descending order with any leading axes. Observables of the
+network are evaluated inside the compiled loop, at every saved time; `register` adds one of your own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from saddleflow import geometry
+from saddleflow.checks import require
+from saddleflow.costs import Cost
+from saddleflow.network import DeepLinearNetwork
+
+Observable = Callable[[Cost, DeepLinearNetwork], Any]
+
+REGISTRY: dict[str, Observable] = {}
+
+
+def register(observable: Observable) -> Observable:
+    """Make `observable(cost, network) -> array` known by its name; usable as a decorator."""
+    name = observable.__name__
+    require(name not in REGISTRY, "observable", "have a new name", name, f"Known: {sorted(REGISTRY)}.")
+    REGISTRY[name] = observable
+    return observable
+
+
+def resolve(observables: Mapping[str, Observable] | Sequence[str] | None) -> dict[str, Observable]:
+    """Named observables as functions: a mapping stays, a sequence of names is looked up.
+
+    Raises:
+        ValueError: a name that nobody registered; the message lists the known ones.
+    """
+    if observables is None:
+        return {}
+    if isinstance(observables, Mapping):
+        for name, function in observables.items():
+            require(callable(function), "observables", f"map {name!r} to a function (cost, network)", function)
+        return dict(observables)
+    names = [observables] if isinstance(observables, str) else list(observables)
+    for name in names:
+        require(name in REGISTRY, "observables", f"name one of {sorted(REGISTRY)}", name)
+    return {name: REGISTRY[name] for name in names}
+
+
+@register
+def parameter_norm(cost: Cost, network: DeepLinearNetwork) -> Float[Array, ""]:
+    """Euclidean norm |theta| of all parameters."""
+    del cost
+    return geometry.norm(network)
+
+
+@register
+def layer_norms(cost: Cost, network: DeepLinearNetwork) -> Float[Array, " depth"]:
+    """Frobenius norms of the layers."""
+    del cost
+    return jnp.stack([jnp.linalg.norm(layer) for layer in network.layers])
+
+
+@register
+def layer_singular_values(cost: Cost, network: DeepLinearNetwork) -> Float[Array, "depth count"]:
+    """The largest singular values of every layer, as many as A has."""
+    del cost
+    count = min(min(network.shape), *network.hidden_widths)
+    return jnp.stack([jnp.linalg.svd(layer, compute_uv=False)[:count] for layer in network.layers])
+
+
+@register
+def alignment(cost: Cost, network: DeepLinearNetwork) -> Float[Array, " depth_minus_1"]:
+    """|cosine| between the top left singular vector of W_l and the top right one of W_{l+1}."""
+    del cost
+    factors = [jnp.linalg.svd(layer, full_matrices=False) for layer in network.layers]
+    return jnp.stack(
+        [
+            jnp.abs(below[0][:, 0] @ above[2][0])
+            for below, above in zip(factors, factors[1:], strict=False)
+        ]
+    )
+
+
+@register
+def ntk_rate(cost: Cost, network: DeepLinearNetwork) -> Float[Array, ""]:
+    """Rayleigh quotient of the neural tangent kernel at grad C(A): |grad_theta|^2 / |grad_A C|^2."""
+    matrix = cost.gradient(network.end_to_end())
+    return jnp.sum(matrix * geometry.neural_tangent_kernel(network, matrix)) / jnp.sum(matrix**2)
+
+
+def rank(singular_values: Float[np.ndarray, "*time n"], tolerance: float) -> Int[np.ndarray, "*time"]:
+    """Number of singular values above an absolute tolerance."""
+    return np.sum(singular_values > tolerance, axis=-1)
+
+
+def nuclear_norm(singular_values: Float[np.ndarray, "*time n"]) -> Float[np.ndarray, "*time"]:
+    """Sum of the singular values."""
+    return np.sum(singular_values, axis=-1)
+
+
+def stable_rank(singular_values: Float[np.ndarray, "*time n"]) -> Float[np.ndarray, "*time"]:
+    """`|A|_F^2 / |A|_2^2`; zero for the zero matrix."""
+    scaled = _over_largest(singular_values)
+    return np.sum(scaled**2, axis=-1)
+
+
+def effective_rank(singular_values: Float[np.ndarray, "*time n"]) -> Float[np.ndarray, "*time"]:
+    """Exponential of the entropy of s / sum(s) (Roy and Vetterli 2007); zero for the zero matrix."""
+    scaled = _over_largest(singular_values)
+    total = np.sum(scaled, axis=-1, keepdims=True)
+    share = np.divide(scaled, total, out=np.zeros_like(scaled), where=total > 0)
+    entropy = -np.sum(share * np.log(np.where(share > 0, share, 1.0)), axis=-1)
+    return np.where(total[..., 0] > 0, np.exp(entropy), 0.0)
+
+
+def _over_largest(singular_values: Float[np.ndarray, "*time n"]) -> Float[np.ndarray, "*time n"]:
+    largest = singular_values[..., :1]
+    return np.divide(
+        singular_values, largest, out=np.zeros_like(singular_values), where=largest > 0
+    )

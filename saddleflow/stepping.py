@@ -1,0 +1,284 @@
+"""The compiled loop: bursts of adaptive steps of one trajectory, with what is saved on the way.
+
+Everything here is a pure JAX function of arrays, so it runs under `jit` and `vmap`. The flow is autonomous:
+each step runs in local time from 0 to its own length h, and h is carried as a number of its own, never as a
+difference of large times. diffrax supplies solver and controller; the loop is ours because a run must stop
+and go on at any step (wall-clock budgets, meters, lanes) and diffrax saves h nowhere.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from saddleflow import geometry
+from saddleflow.costs import Cost
+from saddleflow.network import DeepLinearNetwork
+from saddleflow.observables import Observable
+
+# Reasons, by their code. "running" never leaves this package.
+REASONS = (
+    "running",
+    "converged",
+    "t1",
+    "max_steps",
+    "step_size_underflow",
+    "non_finite",
+    "stop",
+    "max_seconds",
+)
+RUNNING, CONVERGED, T1, MAX_STEPS, UNDERFLOW, NON_FINITE, STOP, MAX_SECONDS = range(len(REASONS))
+
+# This many rejections in a row shrink h by at least 1e-20: nothing but underflow or NaN does that.
+MAX_CONSECUTIVE_REJECTIONS = 60
+
+Row = dict[str, Any]
+
+
+class Method(eqx.Module):
+    """How to step and what to record: the part of a run that is compiled in."""
+
+    solver: diffrax.AbstractAdaptiveSolver
+    observables: dict[str, Observable] = eqx.field(static=True)
+    stop: Callable[[Array, DeepLinearNetwork], Bool[Array, ""]] | None = eqx.field(static=True)
+    save_networks: bool = eqx.field(static=True)
+    capacity: int = eqx.field(static=True)  # rows held at most, where the solver's own steps are saved
+
+
+class Settings(eqx.Module):
+    """The numbers of a run, all traced: another tolerance or end needs no compilation."""
+
+    rtol: Float[Array, ""]
+    atol: Float[Array, ""]
+    t1: Float[Array, ""]
+    save_at: Float[Array, " times"] | None  # None: save the solver's own steps
+    max_steps: Int[Array, ""]
+    gradient_tolerance: Float[Array, ""]  # converged where |grad C(A)|_F is at most this; negative: never
+
+
+class FlowState(eqx.Module):
+    """One trajectory on its way: what a later burst needs to go on, and the rows recorded so far."""
+
+    network: DeepLinearNetwork
+    time: Float[Array, ""]
+    step_size: Float[Array, ""]
+    solver_state: PyTree
+    controller_state: PyTree
+    num_accepted: Int[Array, ""]
+    num_rejected: Int[Array, ""]
+    consecutive_rejections: Int[Array, ""]
+    reason: Int[Array, ""]
+    rows: Row
+    num_rows: Int[Array, ""]
+    stride: Int[Array, ""]  # every stride-th accepted step is a row
+
+
+def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Method) -> FlowState:
+    """The state before the first step; stops at once where the field is not finite or the cost is minimal."""
+    solver, controller = _numerics(method, settings)
+    zero, one = jnp.zeros(()), jnp.ones(())
+    step_size, controller_state = controller.init(
+        _TERM, zero, one, network, None, cost, solver.func, solver.error_order(_TERM)
+    )
+    finite = jnp.isfinite(geometry.norm(geometry.gradient(cost, network)))
+    reason = jnp.where(finite, RUNNING, NON_FINITE)
+    reason = jnp.where(finite & _converged(cost, network, settings), CONVERGED, reason)
+    first = observe(cost, network, zero, method)
+    capacity = method.capacity if settings.save_at is None else settings.save_at.shape[0]
+    rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), first)
+    if settings.save_at is None:
+        rows, num_rows = _write(rows, jnp.zeros((), int), first), jnp.ones((), int)
+    else:
+        due = settings.save_at[0] <= 0  # checked to be sorted and not negative: only the first can be 0
+        rows = _write(rows, jnp.where(due, 0, capacity), first)
+        num_rows = jnp.where(due, 1, 0)
+    return FlowState(
+        network=network,
+        time=zero,
+        step_size=step_size,
+        solver_state=_arrays(solver.init(_TERM, zero, step_size, network, cost)),
+        controller_state=_arrays(controller_state),
+        num_accepted=jnp.zeros((), int),
+        num_rejected=jnp.zeros((), int),
+        consecutive_rejections=jnp.zeros((), int),
+        reason=reason,
+        rows=rows,
+        num_rows=num_rows,
+        stride=jnp.ones((), int),
+    )
+
+
+def advance(
+    state: FlowState, cost: Cost, settings: Settings, method: Method, num_steps: Int[Array, ""]
+) -> FlowState:
+    """Take at most `num_steps` more steps, accepted or not; fewer where the run ends or the rows are full.
+
+    Full rows are thinned by half at the next call, so what is kept does not depend on how a run was cut into
+    bursts.
+    """
+    if settings.save_at is None:
+        full = state.num_rows >= method.capacity
+        state = jax.lax.cond(full, _thin, lambda s: s, state)
+    dynamic, static = eqx.partition(state, eqx.is_array)
+
+    def running(carry):
+        taken, dynamic = carry
+        go_on = (taken < num_steps) & (dynamic.reason == RUNNING)
+        return go_on if settings.save_at is not None else go_on & (dynamic.num_rows < method.capacity)
+
+    def step(carry):
+        taken, dynamic = carry
+        after = _step(eqx.combine(dynamic, static), cost, settings, method)
+        return taken + 1, eqx.filter(after, eqx.is_array)
+
+    _, dynamic = jax.lax.while_loop(running, step, (jnp.zeros((), int), dynamic))
+    return eqx.combine(dynamic, static)
+
+
+def observe(cost: Cost, network: DeepLinearNetwork, time: Float[Array, ""], method: Method) -> Row:
+    """What one saved time records: the end-to-end matrix, the gradient norm, the observables asked for."""
+    row = {
+        "time": time,
+        "end_to_end": network.end_to_end(),
+        "gradient_norm": geometry.norm(geometry.gradient(cost, network)),
+        "observables": {
+            name: jnp.asarray(observable(cost, network)) for name, observable in method.observables.items()
+        },
+    }
+    return row | {"network": network} if method.save_networks else row
+
+
+def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> FlowState:
+    solver, controller = _numerics(method, settings)
+    zero = jnp.zeros(())
+    remaining = settings.t1 - state.time
+    lands = state.step_size >= remaining
+    h = jnp.minimum(state.step_size, remaining)
+    candidate, error, dense_info, solver_state, _ = solver.step(
+        _TERM, zero, h, state.network, cost, state.solver_state, False
+    )
+    finite = _all_finite(candidate) & _all_finite(error)
+    # the controller would forgive a NaN candidate under a finite error
+    error = jax.tree.map(lambda e: jnp.where(finite, e, jnp.inf), error)
+    keep, begin, end, _, controller_state, _ = controller.adapt_step_size(
+        zero, h, state.network, candidate, cost, error, solver.error_order(_TERM), state.controller_state
+    )
+
+    def kept(new, old):
+        return jnp.where(keep, new, old)
+
+    network = jax.tree.map(kept, candidate, state.network)
+    time = kept(jnp.where(lands, settings.t1, state.time + h), state.time)
+    accepted = state.num_accepted + keep
+    rejections = jnp.where(keep, 0, state.consecutive_rejections + 1)
+
+    if settings.save_at is None:
+        due = keep & (accepted % state.stride == 0)
+        row = jax.lax.cond(
+            due,
+            lambda: observe(cost, network, time, method),
+            lambda: jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), state.rows),
+        )
+        rows = _write(state.rows, jnp.where(due, state.num_rows, method.capacity), row)
+        num_rows = state.num_rows + due
+    else:
+        interpolation = solver.interpolation_cls(t0=zero, t1=h, **dense_info)
+        rows, num_rows = _save_between(state, time, keep, interpolation, cost, settings, method)
+
+    out_of_steps = accepted + state.num_rejected + (1 - keep) >= settings.max_steps
+    stuck = rejections > MAX_CONSECUTIVE_REJECTIONS
+    reason = jnp.where(out_of_steps, MAX_STEPS, RUNNING)
+    reason = jnp.where(stuck, jnp.where(finite, UNDERFLOW, NON_FINITE), reason)
+    reason = jnp.where(keep & lands, T1, reason)
+    if method.stop is not None:
+        reason = jnp.where(keep & method.stop(time, network), STOP, reason)
+    reason = jnp.where(keep & _converged(cost, network, settings), CONVERGED, reason)
+    return FlowState(
+        network=network,
+        time=time,
+        step_size=end - begin,
+        solver_state=_arrays(jax.tree.map(kept, solver_state, state.solver_state)),
+        controller_state=_arrays(controller_state),
+        num_accepted=accepted,
+        num_rejected=state.num_rejected + (1 - keep),
+        consecutive_rejections=rejections,
+        reason=reason,
+        rows=rows,
+        num_rows=num_rows,
+        stride=state.stride,
+    )
+
+
+def _save_between(state, time, keep, interpolation, cost, settings, method):
+    """Rows for all asked times within the step just taken, by the solver's dense output."""
+    save_at = settings.save_at
+    count = save_at.shape[0]
+
+    def due(carry):
+        _, index = carry
+        return keep & (index < count) & (save_at[jnp.minimum(index, count - 1)] <= time)
+
+    def save(carry):
+        rows, index = carry
+        network = interpolation.evaluate(save_at[index] - state.time)
+        return _write(rows, index, observe(cost, network, save_at[index], method)), index + 1
+
+    return jax.lax.while_loop(due, save, (state.rows, state.num_rows))
+
+
+def _thin(state: FlowState) -> FlowState:
+    """Drop every other row; row 0, the start, stays."""
+    order = jnp.minimum(2 * jnp.arange(state.rows["time"].shape[0]), state.num_rows - 1)
+    rows = jax.tree.map(lambda x: x[order], state.rows)
+    return eqx.tree_at(
+        lambda s: (s.rows, s.num_rows, s.stride),
+        state,
+        (rows, (state.num_rows + 1) // 2, 2 * state.stride),
+    )
+
+
+def _write(rows: Row, index: Int[Array, ""], row: Row) -> Row:
+    return jax.tree.map(lambda buffer, x: buffer.at[index].set(x, mode="drop"), rows, row)
+
+
+def _converged(cost: Cost, network: DeepLinearNetwork, settings: Settings) -> Bool[Array, ""]:
+    # For a convex C a vanishing gradient in A is a certificate; one in theta is only a saddle, perhaps.
+    return jnp.linalg.norm(cost.gradient(network.end_to_end())) <= settings.gradient_tolerance
+
+
+def _numerics(method: Method, settings: Settings):
+    """Solver and controller with the run's tolerances in place."""
+    controller = diffrax.PIDController(
+        rtol=settings.rtol, atol=settings.atol, pcoeff=0.4, icoeff=0.3
+    )
+    solver = method.solver
+    if isinstance(solver, diffrax.AbstractImplicitSolver):
+        # As diffeqsolve does: a root finder without tolerances of its own takes the controller's.
+        names = [
+            name
+            for name in ("rtol", "atol", "norm")
+            if getattr(solver.root_finder, name) is _use_stepsize_tolerance
+        ]
+        solver = eqx.tree_at(
+            lambda s: [getattr(s.root_finder, name) for name in names],
+            solver,
+            [getattr(controller, name) for name in names],
+        )
+    return solver, controller
+
+
+def _arrays(tree: PyTree) -> PyTree:
+    """Python numbers in a state as arrays, so that a loop can carry them."""
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, bool | int | float) else x, tree)
+
+
+def _all_finite(tree: PyTree) -> Bool[Array, ""]:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+_TERM = diffrax.ODETerm(geometry.gradient_flow_field)
+_use_stepsize_tolerance = diffrax.with_stepsize_controller_tols(diffrax.VeryChord)().rtol  # a sentinel
