@@ -3,15 +3,15 @@
 import math
 from typing import Any
 
-import jax
 import numpy as np
+from jax.core import Tracer
 
 
-def require(condition: bool, argument: str, expected: str, value: Any, remedy: str = "") -> None:
+def require(condition: Any, argument: str, expected: str, value: Any, remedy: str = "") -> None:
     """Raise a `ValueError` naming the argument, the expectation, the value and the remedy.
 
     Args:
-        condition: what must hold; False raises.
+        condition: what must hold; anything false raises.
         argument: name of the offending argument, as the user wrote it.
         expected: the expectation, continuing "must ...".
         value: what came; anything with a short repr.
@@ -23,7 +23,7 @@ def require(condition: bool, argument: str, expected: str, value: Any, remedy: s
 
 def is_concrete(value: Any) -> bool:
     """Whether the value can be looked at now, or is an abstract tracer inside `jit` or `vmap`."""
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, Tracer)
 
 
 def require_finite(argument: str, value: Any, remedy: str = "") -> None:

@@ -29,7 +29,8 @@ class Cost(eqx.Module):
 
             @property
             def shape(self):
-                return self.target.shape
+                n_out, n_in = self.target.shape
+        return n_out, n_in
 
             def __call__(self, matrix):
                 return jnp.sum(optax.huber_loss(matrix, self.target) * self.observed) / self.observed.sum()
@@ -139,7 +140,8 @@ class MatrixCompletion(Cost):
     @property
     def shape(self) -> tuple[int, int]:
         """Shape (n_out, n_in) of the matrix."""
-        return self.target.shape
+        n_out, n_in = self.target.shape
+        return n_out, n_in
 
     @property
     def has_test(self) -> bool:
@@ -308,7 +310,5 @@ def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Bool[Array, "n_out n_
     return mask
 
 
-def _masked_mean(
-    mask: Bool[Array, "n_out n_in"], values: Float[Array, "n_out n_in"]
-) -> Float[Array, ""]:
+def _masked_mean(mask: Bool[Array, "n_out n_in"], values: Float[Array, "n_out n_in"]) -> Float[Array, ""]:
     return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.sum(mask)

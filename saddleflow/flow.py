@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from saddleflow import geometry, observables as obs, stepping
+from saddleflow import geometry, stepping
+from saddleflow import observables as obs
 from saddleflow.checks import is_concrete, require, require_finite, require_integer, require_positive
 from saddleflow.costs import Cost
 from saddleflow.network import DeepLinearNetwork
@@ -117,9 +118,7 @@ def gradient_flow(
     )
 
 
-def integrate(
-    cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Method
-) -> FlowState:
+def integrate(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Method) -> FlowState:
     """The core of `gradient_flow` as a pure function of arrays, for `jax.jit` and `jax.vmap`.
 
     Args:
@@ -183,13 +182,11 @@ def prepare(
     if save_at is not None:
         save_at, t1 = _check_save_at(save_at, t1)
     solver = diffrax.Tsit5() if solver is None else solver
-    require(
-        isinstance(solver, diffrax.AbstractAdaptiveSolver),
-        "solver",
-        "be an adaptive diffrax solver, with an error estimate",
-        type(solver).__name__,
-        "Take diffrax.Tsit5() or wrap yours in diffrax.HalfSolver.",
-    )
+    if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
+        raise ValueError(
+            "`solver` must be an adaptive diffrax solver, with an error estimate, but got "
+            f"{type(solver).__name__}. Take diffrax.Tsit5() or wrap yours in diffrax.HalfSolver."
+        )
     require_integer("max_saves", max_saves, 4)
     require_integer("max_steps", max_steps, 1)
     if is_concrete(gradient_tolerance):
@@ -320,10 +317,10 @@ def _trajectory(cost, network, state, settings, method, reason, rank_tolerance, 
 
 def _evaluations(solver: diffrax.AbstractSolver, num_steps: int) -> int | None:
     """Vector fields evaluated by an explicit Runge-Kutta method; diffrax's implicit ones do not tell."""
-    if not isinstance(solver, diffrax.AbstractERK):
+    tableau = getattr(solver, "tableau", None)
+    if not isinstance(solver, diffrax.AbstractERK) or not isinstance(tableau, diffrax.ButcherTableau):
         return None
-    tableau = solver.tableau
-    return num_steps * (tableau.num_stages - tableau.fsal) + bool(tableau.fsal)
+    return num_steps * (tableau.num_stages - tableau.fsal) + int(tableau.fsal)
 
 
 def _drift(start: DeepLinearNetwork, end: DeepLinearNetwork) -> float:

@@ -4,6 +4,8 @@ Everything goes through the partial products `M_l = W_L ... W_{l+1}` (n_out rows
 `N_l = W_{l-1} ... W_1` (n_in columns): O(L w^2 n) work, and never a w x w by w x w product.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -51,15 +53,13 @@ def gradient(cost: Cost, network: DeepLinearNetwork) -> DeepLinearNetwork:
     return pull_back(left, right, cost.gradient(left[0] @ network.layers[0]))
 
 
-def gradient_flow_field(time: Float[Array, ""], network: DeepLinearNetwork, cost: Cost) -> DeepLinearNetwork:
+def gradient_flow_field(time: Any, network: DeepLinearNetwork, cost: Cost) -> DeepLinearNetwork:
     """The vector field `-grad C(A(theta))` in the form `diffrax.ODETerm` wants; the cost rides as `args`."""
     del time  # autonomous
     return jax.tree.map(jnp.negative, gradient(cost, network))
 
 
-def hessian_vector_product(
-    cost: Cost, network: DeepLinearNetwork, direction: DeepLinearNetwork
-) -> DeepLinearNetwork:
+def hessian_vector_product(cost: Cost, network: DeepLinearNetwork, direction: DeepLinearNetwork) -> DeepLinearNetwork:
     """Hessian of the loss `C(A(theta))` at the network, applied to a direction: the sweeps' tangents."""
     return jax.jvp(lambda theta: gradient(cost, theta), (network,), (direction,))[1]
 

@@ -1,5 +1,6 @@
 """Deep linear networks: a pytree of layers, its products, and how to start one."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -41,13 +42,11 @@ class DeepLinearNetwork(eqx.Module):
 
     def __init__(self, layers: Iterable[Any]):
         layers = tuple(layers)
-        require(
-            len(layers) >= 2, "layers", "hold at least two matrices (depth >= 2)", f"{len(layers)} layers"
-        )
+        require(len(layers) >= 2, "layers", "hold at least two matrices (depth >= 2)", f"{len(layers)} layers")
         for index, layer in enumerate(layers, start=1):
             require_float64(f"layers[{index - 1}]", layer)
             require(layer.ndim == 2, f"layers[{index - 1}]", "be a matrix", f"shape {layer.shape}")
-        for index, (first, second) in enumerate(zip(layers, layers[1:], strict=False), start=1):
+        for index, (first, second) in enumerate(itertools.pairwise(layers), start=1):
             require(
                 second.shape[1] == first.shape[0],
                 f"layers[{index}]",
@@ -183,7 +182,7 @@ def balanced(matrix: Float[Array, "n_out n_in"], *, depth: int, width: Width) ->
     require_float64("matrix", matrix)
     require(matrix.ndim == 2, "matrix", "be a matrix", f"shape {matrix.shape}")
     require_finite("matrix", matrix)
-    sizes = layer_sizes(depth, width, matrix.shape)
+    sizes = layer_sizes(depth, width, (matrix.shape[0], matrix.shape[1]))
     u, s, vh = jnp.linalg.svd(matrix, full_matrices=False)
     kept = min(len(s), *sizes[1:-1])
     if is_concrete(s):

@@ -4,6 +4,7 @@ Functions of a spectrum take singular values in descending order with any leadin
 network are evaluated inside the compiled loop, at every saved time; `register` adds one of your own.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -74,12 +75,7 @@ def alignment(cost: Cost, network: DeepLinearNetwork) -> Float[Array, " depth_mi
     """|cosine| between the top left singular vector of W_l and the top right one of W_{l+1}."""
     del cost
     factors = [jnp.linalg.svd(layer, full_matrices=False) for layer in network.layers]
-    return jnp.stack(
-        [
-            jnp.abs(below[0][:, 0] @ above[2][0])
-            for below, above in zip(factors, factors[1:], strict=False)
-        ]
-    )
+    return jnp.stack([jnp.abs(below[0][:, 0] @ above[2][0]) for below, above in itertools.pairwise(factors)])
 
 
 @register
@@ -116,6 +112,4 @@ def effective_rank(singular_values: Float[np.ndarray, "*time n"]) -> Float[np.nd
 
 def _over_largest(singular_values: Float[np.ndarray, "*time n"]) -> Float[np.ndarray, "*time n"]:
     largest = singular_values[..., :1]
-    return np.divide(
-        singular_values, largest, out=np.zeros_like(singular_values), where=largest > 0
-    )
+    return np.divide(singular_values, largest, out=np.zeros_like(singular_values), where=largest > 0)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
+from cycler import cycler
+from matplotlib.figure import Figure
 
 from saddleflow.files import written_whole
 
@@ -16,7 +17,7 @@ CYCLE = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY)
 MUTED = "#808080"
 
 _STYLE: dict[Any, Any] = {
-    "axes.prop_cycle": mpl.cycler(color=CYCLE),
+    "axes.prop_cycle": cycler(color=CYCLE),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 9,
@@ -41,7 +42,7 @@ def style() -> Iterator[None]:
         yield
 
 
-def save_figure(figure: plt.Figure, stem: Path, force: bool = False) -> list[Path]:
+def save_figure(figure: Figure, stem: Path, force: bool = False) -> list[Path]:
     """Write the figure as `stem`.png and `stem`.pdf, each whole or not at all; returns the two paths."""
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
     for path in paths:

@@ -11,9 +11,7 @@ from saddleflow.costs import MatrixCompletion
 GAPS = {"", "nan", "na", "n/a", "null", "none", "?"}
 
 
-def read_matrix(
-    path: str | Path, *, held_out: float = 0.1, seed: int = 0, header: bool = False
-) -> MatrixCompletion:
+def read_matrix(path: str | Path, *, held_out: float = 0.1, seed: int = 0, header: bool = False) -> MatrixCompletion:
     """Read a matrix with gaps and set a share of its known entries aside as the test set.
 
     Args:
@@ -37,9 +35,7 @@ def read_matrix(
     if not path.exists():
         raise FileNotFoundError(f"`path`: there is no file {str(path)!r}.")
     matrix = _read_csv(path, header) if path.suffix == ".csv" else readers[path.suffix](path)
-    require(
-        matrix.ndim == 2 and matrix.size > 0, "path", "hold a matrix with rows", f"shape {matrix.shape}"
-    )
+    require(matrix.ndim == 2 and matrix.size > 0, "path", "hold a matrix with rows", f"shape {matrix.shape}")
     known = np.argwhere(~np.isnan(matrix))
     require(bool(np.isfinite(matrix[~np.isnan(matrix)]).all()), "path", "hold finite values", "an infinity")
     require(0 <= held_out < 1, "held_out", "be a share in [0, 1)", held_out)
@@ -70,9 +66,7 @@ def _read_csv(path: Path, header: bool = False) -> np.ndarray:
             f"{len(row)} cells in row {number}",
             "Write gaps as empty cells between commas.",
         )
-    return np.array(
-        [[_cell(text, i, j) for j, text in enumerate(row, 1)] for i, row in enumerate(rows, 1)]
-    )
+    return np.array([[_cell(text, i, j) for j, text in enumerate(row, 1)] for i, row in enumerate(rows, 1)])
 
 
 def _cell(text: str, row: int, column: int) -> float:

@@ -81,9 +81,7 @@ def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Me
     """The state before the first step; stops at once where the field is not finite or the cost is minimal."""
     solver, controller = _numerics(method, settings)
     zero, one = jnp.zeros(()), jnp.ones(())
-    step_size, controller_state = controller.init(
-        _TERM, zero, one, network, None, cost, solver.func, solver.error_order(_TERM)
-    )
+    step_size, controller_state = controller.init(_TERM, zero, one, network, None, cost, solver.func, _order(solver))
     finite = jnp.isfinite(geometry.norm(geometry.gradient(cost, network)))
     reason = jnp.where(finite, RUNNING, NON_FINITE)
     reason = jnp.where(finite & _converged(cost, network, settings), CONVERGED, reason)
@@ -99,7 +97,7 @@ def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Me
     return FlowState(
         network=network,
         time=zero,
-        step_size=step_size,
+        step_size=jnp.asarray(step_size),
         solver_state=_arrays(solver.init(_TERM, zero, step_size, network, cost)),
         controller_state=_arrays(controller_state),
         num_accepted=jnp.zeros((), int),
@@ -112,9 +110,7 @@ def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Me
     )
 
 
-def advance(
-    state: FlowState, cost: Cost, settings: Settings, method: Method, num_steps: Int[Array, ""]
-) -> FlowState:
+def advance(state: FlowState, cost: Cost, settings: Settings, method: Method, num_steps: Int[Array, ""]) -> FlowState:
     """Take at most `num_steps` more steps, accepted or not; fewer where the run ends or the rows are full.
 
     Full rows are thinned by half at the next call, so what is kept does not depend on how a run was cut into
@@ -165,7 +161,7 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     # the controller would forgive a NaN candidate under a finite error
     error = jax.tree.map(lambda e: jnp.where(finite, e, jnp.inf), error)
     keep, begin, end, _, controller_state, _ = controller.adapt_step_size(
-        zero, h, state.network, candidate, cost, error, solver.error_order(_TERM), state.controller_state
+        zero, h, state.network, candidate, cost, error, _order(solver), state.controller_state
     )
 
     def kept(new, old):
@@ -200,7 +196,7 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     return FlowState(
         network=network,
         time=time,
-        step_size=end - begin,
+        step_size=jnp.asarray(end - begin),
         solver_state=_arrays(jax.tree.map(kept, solver_state, state.solver_state)),
         controller_state=_arrays(controller_state),
         num_accepted=accepted,
@@ -252,16 +248,12 @@ def _converged(cost: Cost, network: DeepLinearNetwork, settings: Settings) -> Bo
 
 def _numerics(method: Method, settings: Settings):
     """Solver and controller with the run's tolerances in place."""
-    controller = diffrax.PIDController(
-        rtol=settings.rtol, atol=settings.atol, pcoeff=0.4, icoeff=0.3
-    )
+    controller = diffrax.PIDController(rtol=settings.rtol, atol=settings.atol, pcoeff=0.4, icoeff=0.3)
     solver = method.solver
     if isinstance(solver, diffrax.AbstractImplicitSolver):
         # As diffeqsolve does: a root finder without tolerances of its own takes the controller's.
         names = [
-            name
-            for name in ("rtol", "atol", "norm")
-            if getattr(solver.root_finder, name) is _use_stepsize_tolerance
+            name for name in ("rtol", "atol", "norm") if getattr(solver.root_finder, name) is _use_stepsize_tolerance
         ]
         solver = eqx.tree_at(
             lambda s: [getattr(s.root_finder, name) for name in names],
@@ -269,6 +261,10 @@ def _numerics(method: Method, settings: Settings):
             [getattr(controller, name) for name in names],
         )
     return solver, controller
+
+
+def _order(solver: diffrax.AbstractAdaptiveSolver) -> Any:
+    return solver.error_order(_TERM)
 
 
 def _arrays(tree: PyTree) -> PyTree:

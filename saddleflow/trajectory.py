@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
+from matplotlib.figure import Figure
 
 from saddleflow import observables as obs
 from saddleflow import plotting
@@ -76,7 +77,7 @@ class Trajectory:
     @property
     def rank(self) -> Int[np.ndarray, " time"]:
         """Numerical rank of A: singular values above `rank_tolerance`, shape (time,)."""
-        return obs.rank(self.singular_values, self.rank_tolerance)
+        return obs.rank(self.singular_values, self.rank_tolerance or 0.0)
 
     @property
     def nuclear_norm(self) -> Float[np.ndarray, " time"]:
@@ -111,7 +112,7 @@ class Trajectory:
         body = "\n".join(f"  {name:<9} : {text}" for name, text in zip(names, lines, strict=True))
         return f"Trajectory\n{body}"
 
-    def plot(self, *, log_time: bool = False) -> plt.Figure:
+    def plot(self, *, log_time: bool = False) -> Figure:
         """Train and test cost above, singular values of A below, against time; saddles marked by their rank.
 
         Args:

@@ -1,0 +1,151 @@
+"""The command line: `saddleflow flow`, `saddleflow figure`. Thin: it parses, calls the library and prints."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import typer
+
+from saddleflow import __version__, plotting
+from saddleflow.checks import require
+from saddleflow.costs import MatrixCompletion
+from saddleflow.figures import f1_plateaus
+from saddleflow.files import check_writable, written_whole
+from saddleflow.flow import gradient_flow
+from saddleflow.network import gaussian
+from saddleflow.reading import read_matrix
+from saddleflow.trajectory import Trajectory
+
+app = typer.Typer(
+    help="Gradient flow of deep linear networks, solved exactly as a stiff ODE.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
+Rtol = Annotated[float, typer.Option(help="Relative tolerance of a step.")]
+
+
+class FigureNumber(StrEnum):
+    """Figures that can be drawn."""
+
+    one = "1"
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def flow(
+    data: Annotated[Path | None, typer.Option(help="A matrix with gaps to fill: .csv, .npy or .parquet.")] = None,
+    header: Annotated[bool, typer.Option("--header", help="The csv's first row holds names.")] = False,
+    held_out: Annotated[float, typer.Option(help="Share of the known entries kept for the test cost.")] = 0.1,
+    shape: Annotated[str, typer.Option(help="Rows x columns of a random task.")] = "10x10",
+    rank: Annotated[int, typer.Option(help="Rank of a random task's target.")] = 3,
+    observed: Annotated[float, typer.Option(help="Observed share of a random task.")] = 0.8,
+    depth: Annotated[int, typer.Option(help="Number of layers L.")] = 3,
+    width: Annotated[int, typer.Option(help="Hidden width w.")] = 100,
+    gamma: Annotated[float, typer.Option(help="The start's variance is w^-gamma.")] = 1.5,
+    alpha: Annotated[float, typer.Option(help="Scales the start: alpha * theta_0.")] = 1.0,
+    t1: Annotated[float | None, typer.Option(help="End of the flow; default: a certified minimum.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Wall-clock budget in seconds.")] = None,
+    seed: Annotated[int, typer.Option(help="Draws task, held-out entries and start.")] = 0,
+    rtol: Rtol = 1e-4,
+    out: Annotated[Path, typer.Option(help="Trajectory as NetCDF; pictures lie beside it.")] = Path("flow.nc"),
+    force: Force = False,
+) -> None:
+    """Run one gradient flow, on a random matrix completion task or on your own matrix.
+
+    With `--data` the gaps of the matrix are filled: the completed matrix lies beside the trajectory.
+
+    Examples:
+    * `saddleflow flow --depth 4 --gamma 2 --out run.nc`
+
+    * `saddleflow flow --data ratings.csv --held-out 0.2 --max-seconds 60`
+    """
+    check_writable(out, force)
+    completed = out.with_name(f"{out.stem}_completed.csv")
+    pictures = [out.with_suffix(kind) for kind in (".png", ".pdf")]
+    for path in [*pictures, *([completed] if data else [])]:
+        check_writable(path, force)
+    key_task, key_start = jax.random.split(jax.random.key(seed))
+    if data is None:
+        cost = MatrixCompletion.random(key_task, shape=_parse_shape(shape), rank=rank, observed=observed)
+    else:
+        cost = read_matrix(data, held_out=held_out, seed=seed, header=header)
+    start = alpha * gaussian(key_start, depth=depth, width=width, shape=cost.shape, gamma=gamma)
+    trajectory = gradient_flow(cost, start, rtol=rtol, t1=t1, max_seconds=max_seconds)
+    trajectory.save(out, force=force)
+    figure = trajectory.plot()
+    written = [out, *plotting.save_figure(figure, out.with_suffix(""), force)]
+    plt.close(figure)
+    if data is not None:
+        known = np.asarray(cost.observed | cost.held_out)
+        filled = np.where(known, np.asarray(cost.target), trajectory.end_to_end[-1])
+        with written_whole(completed, force) as temporary:
+            np.savetxt(temporary, filled, delimiter=",", fmt="%.17g")
+        written.append(completed)
+    _report(trajectory, written)
+
+
+@app.command()
+def figure(
+    number: Annotated[FigureNumber, typer.Argument(help="Number of the figure in arXiv 2106.15933.")],
+    seed: Annotated[int, typer.Option(help="Draws task and start.")] = 3,
+    width: Annotated[int, typer.Option(help="Hidden width w.")] = 100,
+    gamma: Annotated[float, typer.Option(help="The start's variance is w^-gamma.")] = 2.0,
+    rtol: Rtol = 1e-4,
+    out: Annotated[Path, typer.Option(help="Folder for picture and data.")] = Path("figures"),
+    force: Force = False,
+) -> None:
+    """Compute and draw a figure of the paper, and judge the statements of its caption.
+
+    Writes PNG, PDF and the data as NetCDF.
+
+    Examples:
+    * `saddleflow figure 1`
+
+    * `saddleflow figure 1 --seed 2 --out my_figures`
+    """
+    del number  # there is one so far
+    targets = [out / f"figure1.{kind}" for kind in ("png", "pdf", "nc")]
+    if out.exists():
+        for path in targets:
+            check_writable(path, force)
+    trajectory = f1_plateaus.figure1(seed=seed, width=width, gamma=gamma, rtol=rtol)
+    _report(trajectory, f1_plateaus.write(trajectory, out, force))
+    for line in f1_plateaus.verdicts(trajectory):
+        typer.echo(line)
+
+
+def _parse_shape(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    fits = len(parts) == 2 and all(part.strip().isdigit() for part in parts)
+    require(fits, "shape", "read like 10x10, rows x columns", text)
+    return int(parts[0]), int(parts[1])
+
+
+def _report(trajectory: Trajectory, written: list[Path]) -> None:
+    typer.echo(repr(trajectory))
+    typer.echo(f"written: {', '.join(map(str, written))}")
+
+
+def main() -> None:
+    """Entry point: one clear line and a non-zero exit on bad input, nothing half-written on Ctrl-C."""
+    mpl.use("agg")
+    try:
+        app(standalone_mode=True)
+    except (ValueError, OSError, ImportError) as error:
+        typer.secho(f"saddleflow: {error}", err=True, fg="red")
+        sys.exit(2)

@@ -1,0 +1,37 @@
+"""Closed forms and asymptotics of the gradient flow of deep linear networks.
+
+NumPy float64 arrays in, NumPy float64 arrays out. Nothing here imports the rest of saddleflow, so a test that
+compares a solver of saddleflow with a function of this package compares two independent things.
+
+Time is that of the flow dtheta/dt = -grad L(theta), L(theta) = C(W_L ... W_1); each docstring states the cost
+C. Each also states its standing: *recalled* (from memory, of a source that could not be read, with a
+confidence), *derived* (by us), *checked* (numerically, against something independent).
+"""
+
+from saddleflow.theory.balanced import balanced_flow, balanced_vector_field
+from saddleflow.theory.escape import (
+    blow_up_time,
+    escape_direction,
+    escape_norm,
+    escape_speed,
+    waiting_time_ratio,
+)
+from saddleflow.theory.modes import deep_mode, infinite_depth_mode_time, mode_time, two_layer_mode
+from saddleflow.theory.riccati import RiccatiSolution, lambda_balanced_layers, riccati_flow
+
+__all__ = [
+    "RiccatiSolution",
+    "balanced_flow",
+    "balanced_vector_field",
+    "blow_up_time",
+    "deep_mode",
+    "escape_direction",
+    "escape_norm",
+    "escape_speed",
+    "infinite_depth_mode_time",
+    "lambda_balanced_layers",
+    "mode_time",
+    "riccati_flow",
+    "two_layer_mode",
+    "waiting_time_ratio",
+]
