@@ -30,7 +30,7 @@ def register(observable: Observable) -> Observable:
     return observable
 
 
-def resolve(observables: Mapping[str, Observable] | Sequence[str] | None) -> dict[str, Observable]:
+def resolve(observables: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Observable]:
     """Named observables as functions: a mapping stays, a sequence of names is looked up.
 
     Raises:

@@ -35,6 +35,7 @@ RUNNING, CONVERGED, T1, MAX_STEPS, UNDERFLOW, NON_FINITE, STOP, MAX_SECONDS = ra
 
 # This many rejections in a row shrink h by at least 1e-20: nothing but underflow or NaN does that.
 MAX_CONSECUTIVE_REJECTIONS = 60
+EPSILON = 2.0**-52
 
 Row = dict[str, Any]
 
@@ -71,6 +72,7 @@ class FlowState(eqx.Module):
     num_accepted: Int[Array, ""]
     num_rejected: Int[Array, ""]
     consecutive_rejections: Int[Array, ""]
+    met_non_finite: Bool[Array, ""]  # at the last rejection
     reason: Int[Array, ""]
     rows: Row
     num_rows: Int[Array, ""]
@@ -81,10 +83,15 @@ def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Me
     """The state before the first step; stops at once where the field is not finite or the cost is minimal."""
     solver, controller = _numerics(method, settings)
     zero, one = jnp.zeros(()), jnp.ones(())
-    step_size, controller_state = controller.init(_TERM, zero, one, network, None, cost, solver.func, _order(solver))
-    finite = jnp.isfinite(geometry.norm(geometry.gradient(cost, network)))
+    gradient = geometry.norm(geometry.gradient(cost, network))
+    # A first step that moves the network by a hundredth. (diffrax's own guess falls back on an absolute 1e-6
+    # where things move slowly, which a run in other units would notice.)
+    step_size = jnp.where(gradient > 0, 0.01 * geometry.norm(network) / gradient, one)
+    _, controller_state = controller.init(_TERM, zero, one, network, step_size, cost, solver.func, _order(solver))
+    matrix = network.end_to_end()
+    finite = jnp.isfinite(gradient) & jnp.isfinite(cost(matrix))
     reason = jnp.where(finite, RUNNING, NON_FINITE)
-    reason = jnp.where(finite & _converged(cost, network, settings), CONVERGED, reason)
+    reason = jnp.where(finite & _converged(cost, matrix, settings), CONVERGED, reason)
     first = observe(cost, network, zero, method)
     capacity = method.capacity if settings.save_at is None else settings.save_at.shape[0]
     rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), first)
@@ -103,6 +110,7 @@ def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Me
         num_accepted=jnp.zeros((), int),
         num_rejected=jnp.zeros((), int),
         consecutive_rejections=jnp.zeros((), int),
+        met_non_finite=jnp.zeros((), bool),
         reason=reason,
         rows=rows,
         num_rows=num_rows,
@@ -157,7 +165,8 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     candidate, error, dense_info, solver_state, _ = solver.step(
         _TERM, zero, h, state.network, cost, state.solver_state, False
     )
-    finite = _all_finite(candidate) & _all_finite(error)
+    matrix = candidate.end_to_end()
+    finite = _all_finite(candidate) & _all_finite(error) & jnp.isfinite(cost(matrix))
     # the controller would forgive a NaN candidate under a finite error
     error = jax.tree.map(lambda e: jnp.where(finite, e, jnp.inf), error)
     keep, begin, end, _, controller_state, _ = controller.adapt_step_size(
@@ -186,13 +195,16 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
         rows, num_rows = _save_between(state, time, keep, interpolation, cost, settings, method)
 
     out_of_steps = accepted + state.num_rejected + (1 - keep) >= settings.max_steps
-    stuck = rejections > MAX_CONSECUTIVE_REJECTIONS
+    # Creeping towards a wall, rejected steps alternate with accepted ones too short to move anything.
+    moved = geometry.norm(jax.tree.map(jnp.subtract, network, state.network)) > EPSILON * geometry.norm(network)
+    stuck = (rejections > MAX_CONSECUTIVE_REJECTIONS) | (keep & ~moved & (state.consecutive_rejections > 0))
+    met_non_finite = jnp.where(keep, state.met_non_finite, ~finite)
     reason = jnp.where(out_of_steps, MAX_STEPS, RUNNING)
-    reason = jnp.where(stuck, jnp.where(finite, UNDERFLOW, NON_FINITE), reason)
+    reason = jnp.where(stuck, jnp.where(met_non_finite, NON_FINITE, UNDERFLOW), reason)
     reason = jnp.where(keep & lands, T1, reason)
     if method.stop is not None:
         reason = jnp.where(keep & method.stop(time, network), STOP, reason)
-    reason = jnp.where(keep & _converged(cost, network, settings), CONVERGED, reason)
+    reason = jnp.where(keep & _converged(cost, matrix, settings), CONVERGED, reason)
     return FlowState(
         network=network,
         time=time,
@@ -202,6 +214,7 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
         num_accepted=accepted,
         num_rejected=state.num_rejected + (1 - keep),
         consecutive_rejections=rejections,
+        met_non_finite=met_non_finite,
         reason=reason,
         rows=rows,
         num_rows=num_rows,
@@ -241,9 +254,9 @@ def _write(rows: Row, index: Int[Array, ""], row: Row) -> Row:
     return jax.tree.map(lambda buffer, x: buffer.at[index].set(x, mode="drop"), rows, row)
 
 
-def _converged(cost: Cost, network: DeepLinearNetwork, settings: Settings) -> Bool[Array, ""]:
+def _converged(cost: Cost, matrix: Float[Array, "n_out n_in"], settings: Settings) -> Bool[Array, ""]:
     # For a convex C a vanishing gradient in A is a certificate; one in theta is only a saddle, perhaps.
-    return jnp.linalg.norm(cost.gradient(network.end_to_end())) <= settings.gradient_tolerance
+    return jnp.linalg.norm(cost.gradient(matrix)) <= settings.gradient_tolerance
 
 
 def _numerics(method: Method, settings: Settings):

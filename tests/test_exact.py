@@ -1,0 +1,102 @@
+"""The flow against exact solutions (saddleflow.theory), at three tolerances, for every solver used."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import saddleflow as sf
+from saddleflow import theory
+
+RTOLS = (1e-4, 1e-6, 1e-8)
+SOLVERS = {"Tsit5": diffrax.Tsit5(), "Dopri8": diffrax.Dopri8()}
+solvers = pytest.mark.parametrize("solver", list(SOLVERS.values()), ids=list(SOLVERS))
+
+STRENGTHS = np.array([1.0, 0.6])
+LEFT = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 2)))[0]
+RIGHT = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 2)))[0]
+# cost |A - S|^2, twice the 1/2 |A - S|^2 of the closed forms: the flow's time runs twice as fast
+COST = sf.MeanSquaredError.teacher(jnp.asarray(LEFT @ np.diag(STRENGTHS) @ RIGHT.T))
+
+
+def modes(depth, initial, times, rtol, solver):
+    """Strengths of the two modes along the flow of a balanced, aligned network; shape (time, 2)."""
+    start = sf.balanced(jnp.asarray(initial * LEFT @ RIGHT.T), depth=depth, width=4)
+    trajectory = sf.gradient_flow(COST, start, rtol=rtol, save_at=times / 2, solver=solver)
+    return np.einsum("oi,toj,ji->ti", LEFT, trajectory.end_to_end, RIGHT)
+
+
+@solvers
+@pytest.mark.parametrize("initial", [1e-3, 1e-8])
+def test_two_layer_modes(solver, initial):
+    times = np.linspace(0, 30, 30)
+    exact = np.stack([theory.two_layer_mode(times, s, initial) for s in STRENGTHS], axis=1)
+    for rtol in RTOLS:
+        assert np.abs(modes(2, initial, times, rtol, solver) - exact).max() <= 10 * rtol
+
+
+@solvers
+@pytest.mark.parametrize(("depth", "initial"), [(3, 1e-3), (4, 1e-3), (4, 1e-6)])
+def test_deep_mode_times(solver, depth, initial):
+    """The time at which a mode has a given strength, relative: a deep escape's time is what tolerance buys."""
+    slowest = theory.mode_time(np.array([0.99 * STRENGTHS[1]]), STRENGTHS[1], initial, depth)[0]
+    times = np.linspace(0, slowest, 60)[1:]
+    for rtol in RTOLS:
+        reached = modes(depth, initial, times, rtol, solver)
+        for strength, values in zip(STRENGTHS, reached.T, strict=True):
+            under_way = (values > 2 * initial) & (values < 0.95 * strength)
+            assert under_way.sum() >= 3
+            exact = theory.mode_time(values[under_way], strength, initial, depth)
+            assert np.abs(times[under_way] / exact - 1).max() <= 10 * rtol
+
+
+@solvers
+@pytest.mark.parametrize("depth", [2, 3])
+def test_balanced_flow_of_the_matrix(solver, depth):
+    """Matrix completion, where modes do not decouple, against the end-to-end flow of Arora et al."""
+    cost = sf.MatrixCompletion.random(jax.random.key(0), shape=(3, 4), rank=2, observed=0.8)
+    initial = 0.1 * np.asarray(jax.random.normal(jax.random.key(1), (3, 4)))
+    times = np.linspace(0, 8, 20)
+    exact = theory.balanced_flow(lambda a: np.asarray(cost.gradient(jnp.asarray(a))), initial, depth, times)
+    start = sf.balanced(jnp.asarray(initial), depth=depth, width=3)
+    for rtol in RTOLS:
+        trajectory = sf.gradient_flow(cost, start, rtol=rtol, save_at=times, solver=solver)
+        assert np.abs(trajectory.end_to_end - exact).max() <= 10 * rtol * np.abs(exact).max()
+
+
+@solvers
+@pytest.mark.parametrize("imbalance", [0.0, 0.7, -0.4])
+def test_riccati_solution(solver, imbalance):
+    rng = np.random.default_rng(3)
+    width = 3 if imbalance else 5  # an imbalance needs full-rank layers on its side
+    first, second = theory.lambda_balanced_layers(rng, (3, 3), width, imbalance, 0.1)
+    target = rng.normal(size=(3, 3))
+    times = np.linspace(0, 8, 20)
+    exact = theory.riccati_flow(times, first, second, target).end_to_end
+    cost = sf.MeanSquaredError.teacher(jnp.asarray(target))
+    start = sf.DeepLinearNetwork([first, second])
+    for rtol in RTOLS:
+        trajectory = sf.gradient_flow(cost, start, rtol=rtol, save_at=times / 2, solver=solver)
+        assert np.abs(trajectory.end_to_end - exact).max() <= 10 * rtol * np.abs(target).max()
+
+
+@solvers
+def test_order_of_convergence(solver):
+    """Steps of a fixed length: the error falls with the solver's order."""
+    start = sf.balanced(jnp.asarray(0.2 * LEFT @ RIGHT.T), depth=3, width=3)
+    end = 2.0
+    exact = np.stack([theory.deep_mode(np.array([0.0, 2 * end]), s, 0.2, 3)[-1:] for s in STRENGTHS], axis=1)[0]
+    term = diffrax.ODETerm(sf.geometry.gradient_flow_field)
+
+    def error(num_steps):
+        solution = diffrax.diffeqsolve(
+            term, solver, 0.0, end, end / num_steps, start, COST, stepsize_controller=diffrax.ConstantStepSize()
+        )
+        network = jax.tree.map(lambda x: x[0], solution.ys)
+        reached = np.einsum("oi,oj,ji->i", LEFT, network.end_to_end(), RIGHT)
+        return np.abs(reached - exact).max()
+
+    coarse, fine = (6, 12) if solver.order(term) > 5 else (32, 64)
+    observed = np.log2(error(coarse) / error(fine))
+    assert observed > solver.order(term) - 0.3

@@ -1,0 +1,238 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_costs import HuberCompletion
+
+import saddleflow as sf
+from saddleflow import flow, stepping
+
+
+def test_converges_with_a_certificate(small_cost, small_network):
+    trajectory = sf.gradient_flow(small_cost, small_network, gradient_tolerance=1e-4)
+    assert trajectory.stop_reason == "converged"
+    at = (jnp.zeros((4, 4)), small_network.end_to_end())
+    scale = max(float(jnp.linalg.norm(small_cost.gradient(matrix))) for matrix in at)
+    assert float(jnp.linalg.norm(small_cost.gradient(trajectory.network.end_to_end()))) <= 1e-4 * scale
+    assert trajectory.train_cost[-1] < 1e-7 * trajectory.train_cost[0]
+
+
+@pytest.mark.parametrize("rtol", [1e-4, 1e-6, 1e-8])
+def test_invariants(small_cost, small_network, rtol):
+    """Balancedness is conserved, the cost never rises, and it falls at the rate |gradient|^2."""
+    trajectory = sf.gradient_flow(small_cost, small_network, rtol=rtol, t1=30.0)
+    assert trajectory.stats["balancedness_drift"] <= 10 * rtol
+    assert np.diff(trajectory.train_cost).max() <= 10 * rtol * trajectory.train_cost[0]
+    times, squares = trajectory.time, trajectory.gradient_norm**2
+    dissipated = np.sum(np.diff(times) * (squares[1:] + squares[:-1]) / 2)
+    assert dissipated == pytest.approx(trajectory.train_cost[0] - trajectory.train_cost[-1], rel=0.05)
+
+
+def test_rotation_equivariance_and_inclusion_invariance(small_cost, small_network):
+    rtol, times = 1e-7, np.linspace(0, 20, 15)
+    rotations = [jax.random.orthogonal(jax.random.key(i), 6) for i in range(2)]
+    plain, rotated, included = (
+        sf.gradient_flow(small_cost, start, rtol=rtol, save_at=times)
+        for start in (small_network, sf.rotate(small_network, rotations), sf.include(small_network, 9))
+    )
+    scale = np.abs(plain.end_to_end).max()
+    np.testing.assert_allclose(rotated.end_to_end, plain.end_to_end, atol=100 * rtol * scale)
+    np.testing.assert_allclose(included.end_to_end, plain.end_to_end, atol=100 * rtol * scale)
+    back = sf.rotate(rotated.network, [o.T for o in rotations])
+    for a, b in zip(back.layers, plain.network.layers, strict=True):
+        np.testing.assert_allclose(a, b, atol=100 * rtol)
+    dead = included.network.layers[1][6:]
+    assert float(jnp.abs(dead).max()) == 0.0
+
+
+def test_tolerance_is_free_of_scale(small_network):
+    """alpha * theta_0 on a target in other units: the same run, rescaled, step for step."""
+    cost = sf.MatrixCompletion.random(jax.random.key(1), shape=(4, 4), rank=2)
+    unit = 2.0**12  # a power of two: rounding rescales too
+    small = sf.MatrixCompletion(cost.target / unit**3, cost.observed)
+    one = sf.gradient_flow(cost, small_network)
+    other = sf.gradient_flow(small, (1 / unit) * small_network)
+    assert one.stats["num_steps"] == other.stats["num_steps"]
+    np.testing.assert_allclose(other.end_to_end * unit**3, one.end_to_end, rtol=1e-6, atol=1e-9)
+    np.testing.assert_array_equal(one.rank, other.rank)
+
+
+def test_save_at_equals_the_run_to_that_time(small_cost, small_network):
+    times = np.array([0.0, 0.3, 7.0, 7.0, 19.0])
+    saved = sf.gradient_flow(small_cost, small_network, rtol=1e-7, save_at=times, t1=25.0, save_networks=True)
+    np.testing.assert_array_equal(saved.time, times)
+    assert saved.stop_reason == "t1"
+    np.testing.assert_allclose(saved.networks.end_to_end(), saved.end_to_end, rtol=1e-12, atol=1e-14)
+    short = sf.gradient_flow(small_cost, small_network, rtol=1e-7, t1=7.0)
+    assert short.time[-1] == 7.0
+    np.testing.assert_allclose(short.end_to_end[-1], saved.end_to_end[2], atol=1e-5)
+
+
+def test_own_steps_are_thinned_and_keep_both_ends(small_cost, small_network):
+    full = sf.gradient_flow(small_cost, small_network, t1=40.0)
+    thin = sf.gradient_flow(small_cost, small_network, t1=40.0, max_saves=8)
+    assert len(full.time) == full.stats["num_accepted_steps"] + 1
+    assert len(thin.time) <= 9
+    assert (thin.time[0], thin.time[-1]) == (0.0, 40.0)
+    assert np.isin(thin.time, full.time).all()
+    assert np.all(np.diff(thin.time) > 0)
+
+
+def test_observables_inside_the_loop(small_cost, small_network):
+    named = sf.gradient_flow(small_cost, small_network, t1=5.0, observables=["parameter_norm", "layer_norms"])
+    assert named.observables["layer_norms"].shape == (len(named.time), 3)
+    np.testing.assert_allclose(
+        named.observables["parameter_norm"] ** 2, np.sum(named.observables["layer_norms"] ** 2, axis=1)
+    )
+    own = sf.gradient_flow(
+        small_cost, small_network, t1=5.0, observables={"cost": lambda cost, network: cost(network.end_to_end())}
+    )
+    np.testing.assert_allclose(own.observables["cost"], own.train_cost, rtol=1e-12)
+
+
+def test_huber_completion_flows(small_cost, small_network):
+    cost = HuberCompletion(small_cost.target, small_cost.observed)
+    trajectory = sf.gradient_flow(cost, small_network, rtol=1e-5, gradient_tolerance=1e-3)
+    assert trajectory.stop_reason == "converged"
+    np.testing.assert_allclose(
+        trajectory.end_to_end[-1][small_cost.observed], small_cost.target[small_cost.observed], atol=0.02
+    )
+    assert trajectory.test_cost is not None
+
+
+def lanes(cost, count=3):
+    keys = jax.random.split(jax.random.key(7), count)
+    return [sf.gaussian(key, depth=3, width=6, shape=cost.shape, gamma=1.0) for key in keys]
+
+
+def test_vmap_over_seeds_equals_lone_runs(small_cost):
+    starts, rtol = lanes(small_cost), 1e-6
+    settings = [flow.prepare(small_cost, start, rtol=rtol) for start in starts]
+    method = settings[0][1]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *starts)
+    numbers = jax.tree.map(lambda *x: jnp.stack(x), *(s for s, _ in settings))
+    batch = jax.jit(jax.vmap(lambda n, s: flow.integrate(small_cost, n, s, method)))(stacked, numbers)
+    for lane, start in enumerate(starts):
+        alone = sf.gradient_flow(small_cost, start, rtol=rtol)
+        together = jax.tree.map(lambda x, lane=lane: np.asarray(x[lane]), batch.network)
+        assert stepping.REASONS[int(batch.reason[lane])] == alone.stop_reason == "converged"
+        matrix, expected = np.asarray(together.end_to_end()), alone.end_to_end[-1]
+        np.testing.assert_allclose(matrix, expected, atol=10 * rtol * np.abs(expected).max())
+        assert np.sum(np.linalg.svd(matrix, compute_uv=False) > alone.rank_tolerance) == alone.rank[-1]
+
+
+def test_one_compilation_a_shape(small_cost):
+    """Tolerances, ends, budgets and starts are traced: only a new shape compiles."""
+    starts = lanes(small_cost)
+    before = flow._advance._cached._cache_size()
+    for start, rtol, end in zip(starts, (1e-4, 1e-5, 1e-6), (3.0, 5.0, 7.0), strict=True):
+        sf.gradient_flow(small_cost, start, rtol=rtol, t1=end, max_steps=2000, max_saves=77)
+    assert flow._advance._cached._cache_size() - before == 1
+    wider = sf.gaussian(jax.random.key(0), depth=3, width=7, shape=(4, 4), gamma=1.0)
+    sf.gradient_flow(small_cost, wider, t1=1.0, max_saves=77)
+    assert flow._advance._cached._cache_size() - before == 2
+
+
+def test_named_ends(small_cost, small_network):
+    assert sf.gradient_flow(small_cost, small_network, t1=1.5).stop_reason == "t1"
+    short = sf.gradient_flow(small_cost, small_network, max_steps=7)
+    assert short.stop_reason == "max_steps"
+    assert short.stats["num_steps"] == 7
+    early = sf.gradient_flow(small_cost, small_network, stop=lambda time, network: time > 2)
+    assert early.stop_reason == "stop"
+    assert early.time[-1] > 2 >= early.time[-2]
+
+
+def test_wall_clock_budget(small_cost, small_network):
+    trajectory = sf.gradient_flow(small_cost, small_network, rtol=1e-9, gradient_tolerance=0.0, max_seconds=3.0)
+    assert trajectory.stop_reason == "max_seconds"
+    assert trajectory.train_cost[-1] < trajectory.train_cost[0]
+
+
+class Cliff(sf.Cost):
+    """A cost whose gradient stops being a number beyond |A| = 1, on the way to its minimum."""
+
+    @property
+    def shape(self):
+        return (1, 1)
+
+    def __call__(self, matrix):
+        return jnp.where(jnp.sum(matrix**2) < 1, jnp.sum((matrix - 3) ** 2), jnp.nan)
+
+    def test(self, matrix):
+        return self(matrix)
+
+
+def test_non_finite_is_named_and_the_past_is_kept():
+    start = sf.balanced(jnp.array([[0.1]]), depth=2, width=1)
+    trajectory = sf.gradient_flow(Cliff(), start)
+    assert trajectory.stop_reason == "non_finite"
+    assert np.isfinite(trajectory.end_to_end).all()
+    assert trajectory.end_to_end[-1, 0, 0] == pytest.approx(1.0, abs=1e-3)
+    hopeless = sf.gradient_flow(Cliff(), sf.balanced(jnp.array([[2.0]]), depth=2, width=1))
+    assert hopeless.stop_reason == "non_finite"
+    assert hopeless.stats["num_steps"] == 0
+
+
+def test_a_saddle_is_not_convergence(small_cost):
+    start = 1e-4 * sf.gaussian(jax.random.key(0), depth=3, width=6, shape=(4, 4), variance=1.0)
+    trajectory = sf.gradient_flow(small_cost, start, max_steps=50)
+    assert trajectory.stop_reason == "max_steps"
+
+
+def test_gradient_descent_approaches_the_flow(small_cost, small_network):
+    """optax.sgd with learning rate eta is Euler's method: its distance to the flow falls like eta."""
+    end = 4.0
+    exact = sf.gradient_flow(small_cost, small_network, rtol=1e-9, t1=end).end_to_end[-1]
+
+    def descend(num_steps):
+        descent = optax.sgd(end / num_steps)
+
+        def step(carry, _):
+            theta, state = carry
+            updates, state = descent.update(sf.gradient(small_cost, theta), state)
+            return (optax.apply_updates(theta, updates), state), None
+
+        (theta, _), _ = jax.lax.scan(step, (small_network, descent.init(small_network)), length=num_steps)
+        return np.linalg.norm(theta.end_to_end() - exact)
+
+    assert descend(400) / descend(800) == pytest.approx(2.0, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rtol": 0.0}, r"`rtol` must lie in \[1e-13, 1\), but got 0.0"),
+        ({"rtol": -1e-3}, "`rtol` must lie"),
+        ({"rtol": 1e-14}, "`rtol` must lie"),
+        ({"rtol": float("nan")}, "`rtol` must lie"),
+        ({"t1": 0.0}, "`t1` must be finite and positive, but got 0.0"),
+        ({"t1": -1.0}, "`t1` must be finite and positive"),
+        ({"t1": float("inf")}, "`t1` must be finite and positive"),
+        ({"save_at": [2.0, 1.0]}, "`save_at` must be sorted"),
+        ({"save_at": [-1.0, 1.0]}, "`save_at` must not be negative"),
+        ({"save_at": [1.0, 3.0], "t1": 2.0}, "`save_at` must end by t1 = 2.0"),
+        ({"save_at": []}, "`save_at` must be a list of times"),
+        ({"save_at": [0.0]}, "`save_at` must reach beyond t = 0"),
+        ({"save_at": [1.0, float("nan")]}, "`save_at` must be finite"),
+        ({"observables": ["rnak"]}, r"`observables` must name one of \['alignment', .*'rnak'"),
+        ({"observables": {"a": 3}}, "`observables` must map 'a' to a function"),
+        ({"max_steps": 0}, "`max_steps` must be an integer >= 1"),
+        ({"max_saves": 1}, "`max_saves` must be an integer >= 4"),
+        ({"max_seconds": 0.0}, "`max_seconds` must be finite and positive"),
+        ({"gradient_tolerance": -1.0}, "`gradient_tolerance` must be finite and not negative"),
+        ({"rank_tolerance": 0.0}, "`rank_tolerance` must be finite and positive"),
+    ],
+)
+def test_bad_input(small_cost, small_network, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sf.gradient_flow(small_cost, small_network, **arguments)
+
+
+def test_bad_shapes_and_starts(small_cost, small_network):
+    with pytest.raises(ValueError, match="`network` must have the end-to-end shape of the cost"):
+        sf.gradient_flow(small_cost, sf.gaussian(jax.random.key(0), depth=2, width=3, shape=(4, 5), gamma=1.0))
+    broken = sf.DeepLinearNetwork([small_network.layers[0].at[0, 0].set(jnp.nan), *small_network.layers[1:]])
+    with pytest.raises(ValueError, match=r"`network.layers\[0\]` must be finite"):
+        sf.gradient_flow(small_cost, broken)
