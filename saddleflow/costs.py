@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from saddleflow.checks import (
@@ -15,6 +16,9 @@ from saddleflow.checks import (
     require_float64,
     require_integer,
 )
+
+
+Matrix = Float[Array | np.ndarray, "n_out n_in"]
 
 
 class Cost(eqx.Module):
@@ -48,11 +52,11 @@ class Cost(eqx.Module):
         """Shape (n_out, n_in) of the matrices that the cost takes."""
 
     @abstractmethod
-    def __call__(self, matrix: Float[Array, "n_out n_in"]) -> Float[Array, ""]:
+    def __call__(self, matrix: Matrix) -> Float[Array, ""]:
         """The train cost C(A)."""
 
     @abstractmethod
-    def test(self, matrix: Float[Array, "n_out n_in"]) -> Float[Array, ""]:
+    def test(self, matrix: Matrix) -> Float[Array, ""]:
         """The test cost; raises ValueError where the cost has no test set."""
 
     @property
@@ -60,7 +64,7 @@ class Cost(eqx.Module):
         """Whether there is a test set."""
         return True
 
-    def gradient(self, matrix: Float[Array, "n_out n_in"]) -> Float[Array, "n_out n_in"]:
+    def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
         """The gradient of C at A, same shape as A."""
         return jax.grad(self.__call__)(matrix)
 
@@ -148,11 +152,11 @@ class MatrixCompletion(Cost):
         """Whether any entry is held out."""
         return self._has_test
 
-    def __call__(self, matrix: Float[Array, "n_out n_in"]) -> Float[Array, ""]:
+    def __call__(self, matrix: Matrix) -> Float[Array, ""]:
         """The train cost: mean squared error over the observed entries."""
         return _masked_mean(self.observed, (matrix - self.target) ** 2)
 
-    def test(self, matrix: Float[Array, "n_out n_in"]) -> Float[Array, ""]:
+    def test(self, matrix: Matrix) -> Float[Array, ""]:
         """The test cost: mean squared error over the held-out entries."""
         require(
             self.has_test,
@@ -163,7 +167,7 @@ class MatrixCompletion(Cost):
         )
         return _masked_mean(self.held_out, (matrix - self.target) ** 2)
 
-    def gradient(self, matrix: Float[Array, "n_out n_in"]) -> Float[Array, "n_out n_in"]:
+    def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
         """`(2/N) (A - A*)` on the observed entries, zero elsewhere."""
         return 2 * jnp.where(self.observed, matrix - self.target, 0.0) / jnp.sum(self.observed)
 
@@ -257,17 +261,17 @@ class MeanSquaredError(Cost):
         """Whether a test set was given."""
         return self.test_set is not None
 
-    def __call__(self, matrix: Float[Array, "n_out n_in"]) -> Float[Array, ""]:
+    def __call__(self, matrix: Matrix) -> Float[Array, ""]:
         """The train cost, per sample and summed over outputs."""
         return self.train_set.mean_squared_error(matrix)
 
-    def test(self, matrix: Float[Array, "n_out n_in"]) -> Float[Array, ""]:
+    def test(self, matrix: Matrix) -> Float[Array, ""]:
         """The same mean over the test set."""
         if self.test_set is None:
             raise ValueError("`cost` has no test set. Pass `test_inputs` and `test_outputs`.")
         return self.test_set.mean_squared_error(matrix)
 
-    def gradient(self, matrix: Float[Array, "n_out n_in"]) -> Float[Array, "n_out n_in"]:
+    def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
         """`(2/N) (A X - Y) X^T`."""
         samples = self.train_set
         return 2 * (matrix @ samples.root - samples.aim) @ samples.root.T
@@ -299,7 +303,7 @@ class _Samples(eqx.Module):
         self.aim = scaled @ q
         self.floor = jnp.sum((scaled - self.aim @ q.T) ** 2)
 
-    def mean_squared_error(self, matrix: Float[Array, "n_out n_in"]) -> Float[Array, ""]:
+    def mean_squared_error(self, matrix: Matrix) -> Float[Array, ""]:
         return jnp.sum((matrix @ self.root - self.aim) ** 2) + self.floor
 
 
@@ -310,5 +314,5 @@ def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Bool[Array, "n_out n_
     return mask
 
 
-def _masked_mean(mask: Bool[Array, "n_out n_in"], values: Float[Array, "n_out n_in"]) -> Float[Array, ""]:
+def _masked_mean(mask: Bool[Array, "n_out n_in"], values: Matrix) -> Float[Array, ""]:
     return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.sum(mask)

@@ -167,8 +167,9 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     )
     matrix = candidate.end_to_end()
     finite = _all_finite(candidate) & _all_finite(error) & jnp.isfinite(cost(matrix))
-    # the controller would forgive a NaN candidate under a finite error
+    # The controller would forgive a NaN candidate under a finite error, and turn an infinite one into a NaN step.
     error = jax.tree.map(lambda e: jnp.where(finite, e, jnp.inf), error)
+    candidate = jax.tree.map(lambda new, old: jnp.where(finite, new, old), candidate, state.network)
     keep, begin, end, _, controller_state, _ = controller.adapt_step_size(
         zero, h, state.network, candidate, cost, error, _order(solver), state.controller_state
     )

@@ -175,6 +175,14 @@ def test_non_finite_is_named_and_the_past_is_kept():
     assert hopeless.stats["num_steps"] == 0
 
 
+def test_a_first_step_far_too_long_is_only_rejected():
+    """Next to a saddle the field is tiny and the first guess of a step enormous: it overflows and is refused."""
+    cost = sf.MeanSquaredError.teacher(np.diag([2.0, 1.0]))
+    start = sf.include(sf.balanced(jnp.diag(jnp.array([2.0, 1e-12])), depth=4, width=2), 3)
+    trajectory = sf.gradient_flow(cost, start, t1=1.0)
+    assert trajectory.stop_reason == "t1"
+
+
 def test_a_saddle_is_not_convergence(small_cost):
     start = 1e-4 * sf.gaussian(jax.random.key(0), depth=3, width=6, shape=(4, 4), variance=1.0)
     trajectory = sf.gradient_flow(small_cost, start, max_steps=50)

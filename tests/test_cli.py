@@ -1,0 +1,83 @@
+import csv
+
+import numpy as np
+import pytest
+
+import saddleflow as sf
+from saddleflow import cli
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", ["saddleflow", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    captured = capsys.readouterr()
+    return exit_info.value.code or 0, captured.out, captured.err
+
+
+def test_flow_on_a_random_task(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run.nc"
+    arguments = ["flow", "--shape", "3x4", "--rank", "1", "--width", "6", "--t1", "2", "--out", out]
+    code, text, _ = run(monkeypatch, capsys, *arguments)
+    assert code == 0
+    assert "MatrixCompletion 3x4" in text
+    assert {p.name for p in tmp_path.iterdir()} == {"run.nc", "run.png", "run.pdf"}
+    assert sf.load(out).stop_reason == "t1"
+    code, _, error = run(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert "--force" in error
+    assert run(monkeypatch, capsys, *arguments, "--force")[0] == 0
+
+
+def test_flow_fills_the_gaps_of_a_matrix(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    full = np.outer(rng.normal(size=8), rng.normal(size=7))
+    gaps = rng.random(full.shape) < 0.2
+    data = tmp_path / "ratings.csv"
+    with data.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["" if g else repr(float(x)) for x, g in zip(*row, strict=True)] for row in zip(full, gaps, strict=True)]
+        )
+    out = tmp_path / "run.nc"
+    code, text, _ = run(
+        monkeypatch, capsys, "flow", "--data", data, "--gamma", 2.5, "--width", 30, "--held-out", 0.05, "--out", out
+    )
+    assert code == 0
+    assert "run_completed.csv" in text
+    filled = np.loadtxt(tmp_path / "run_completed.csv", delimiter=",")
+    np.testing.assert_array_equal(filled[~gaps], full[~gaps])
+    np.testing.assert_allclose(filled[gaps], full[gaps], atol=0.05 * np.abs(full).max())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["flow", "--depth", "1"], "`depth` must be an integer >= 2, but got 1"),
+        (["flow", "--shape", "ten"], "`shape` must read like 10x10"),
+        (["flow", "--rtol", "0"], "`rtol` must lie"),
+        (["flow", "--alpha", "0"], "`alpha` must be finite and nonzero"),
+        (["flow", "--data", "none.csv"], "there is no file 'none.csv'"),
+        (["flow", "--out", "nowhere/run.nc"], "lie in an existing folder"),
+        (["figure", "1", "--rtol", "2"], "`rtol` must lie"),
+        (["figure", "7"], "7"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = run(monkeypatch, capsys, *arguments)
+    assert code != 0
+    assert message in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_has_examples(monkeypatch, capsys):
+    for command in ("flow", "figure"):
+        code, text, _ = run(monkeypatch, capsys, command, "--help")
+        assert code == 0
+        assert f"saddleflow {command}" in text
+        assert "Examples" in text
+
+
+def test_version(monkeypatch, capsys):
+    assert run(monkeypatch, capsys, "--version")[1].strip() == sf.__version__

@@ -1,0 +1,106 @@
+import json
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import xarray as xr
+
+import saddleflow as sf
+
+
+@pytest.fixture(scope="module")
+def trajectory() -> sf.Trajectory:
+    cost = sf.MatrixCompletion.random(jax.random.key(1), shape=(3, 4), rank=2, observed=0.75)
+    start = sf.gaussian(jax.random.key(2), depth=3, width=20, shape=(3, 4), gamma=2.5)
+    return sf.gradient_flow(
+        cost, start, rtol=1e-4, gradient_tolerance=1e-3, observables=["layer_norms"], save_networks=True, max_saves=64
+    )
+
+
+def test_curves_are_functions_of_the_matrix(trajectory):
+    np.testing.assert_allclose(
+        trajectory.singular_values, np.linalg.svd(trajectory.end_to_end, compute_uv=False), rtol=1e-12
+    )
+    np.testing.assert_allclose(trajectory.nuclear_norm, trajectory.singular_values.sum(axis=1))
+    assert trajectory.rank[0] == 0
+    assert trajectory.rank[-1] == 2
+    np.testing.assert_allclose(trajectory.network.end_to_end(), trajectory.end_to_end[-1], rtol=1e-10)
+
+
+def test_saving_and_loading_keeps_everything(trajectory, tmp_path):
+    path = trajectory.save(tmp_path / "run.nc")
+    again = sf.load(path)
+    for name in ("time", "end_to_end", "train_cost", "test_cost", "gradient_norm", "singular_values", "rank"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(trajectory, name))
+    for ours, theirs in ((again.network, trajectory.network), (again.networks, trajectory.networks)):
+        for a, b in zip(ours.layers, theirs.layers, strict=True):
+            np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(again.observables["layer_norms"], trajectory.observables["layer_norms"])
+    assert again.stop_reason == trajectory.stop_reason
+    assert again.stats == trajectory.stats
+    assert again.configuration == trajectory.configuration
+    assert repr(again) == repr(trajectory)
+
+
+def test_dataset_has_names_units_and_provenance(trajectory):
+    data = trajectory.to_xarray()
+    assert data["end_to_end"].dims == ("time", "n_out", "n_in")
+    assert data["layer_2"].dims == ("hidden_2", "hidden_1")
+    assert all("units" in data[name].attrs for name in data.variables)
+    assert json.loads(data.attrs["configuration"])["rtol"] == pytest.approx(1e-4)
+    assert {"jax", "diffrax", "saddleflow", "python"} <= set(json.loads(data.attrs["versions"]))
+
+
+def test_saving_refuses_to_overwrite(trajectory, tmp_path):
+    path = tmp_path / "run.nc"
+    path.write_text("precious")
+    with pytest.raises(ValueError, match=r"`path` must not exist yet.*--force"):
+        trajectory.save(path)
+    assert path.read_text() == "precious"
+    trajectory.save(path, force=True)
+    assert sf.load(path).stop_reason == trajectory.stop_reason
+
+
+def test_interrupt_leaves_no_file(trajectory, tmp_path, monkeypatch):
+    def interrupted(self, path, **_):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trajectory.save(tmp_path / "run.nc")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_loading_something_else(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        sf.load(tmp_path / "none.nc")
+    xr.Dataset({"a": ("x", [1.0])}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
+    with pytest.raises(ValueError, match="hold a saddleflow trajectory"):
+        sf.load(tmp_path / "other.nc")
+
+
+def test_card_says_what_happened(trajectory):
+    card = repr(trajectory)
+    for words in ("MatrixCompletion 3x4, depth 3, width 20", "converged at t", "accepted", "rank 0 at cost", "test"):
+        assert words in card
+
+
+def test_plot_draws_what_was_computed(trajectory):
+    figure = trajectory.plot(log_time=True)
+    top, bottom = figure.axes
+    np.testing.assert_array_equal(top.lines[0].get_ydata(), trajectory.train_cost)
+    np.testing.assert_array_equal(top.lines[1].get_ydata(), trajectory.test_cost)
+    assert len(bottom.lines) == trajectory.singular_values.shape[1] + 1
+    assert bottom.get_xscale() == "log"
+    plt.close(figure)
+
+
+def test_without_test_set():
+    cost = sf.MeanSquaredError.teacher(np.eye(2))
+    start = sf.gaussian(jax.random.key(2), depth=2, width=3, shape=(2, 2), gamma=1.0)
+    trajectory = sf.gradient_flow(cost, start, rtol=1e-4, t1=1.0)
+    assert trajectory.test_cost is None
+    assert "test" not in repr(trajectory)
+    assert "test_cost" not in trajectory.to_xarray()
