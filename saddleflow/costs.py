@@ -17,7 +17,6 @@ from saddleflow.checks import (
     require_integer,
 )
 
-
 Matrix = Float[Array | np.ndarray, "n_out n_in"]
 
 
