@@ -6,7 +6,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from saddleflow.checks import (
@@ -16,8 +15,10 @@ from saddleflow.checks import (
     require_float64,
     require_integer,
 )
+from saddleflow.curvature import ColumnCurvature, Curvature, DenseCurvature, EntryCurvature, Matrix
 
-Matrix = Float[Array | np.ndarray, "n_out n_in"]
+# A Gram matrix of more residuals than this costs more to factorise, at every step, than it saves.
+MAX_RESIDUALS = 600
 
 
 class Cost(eqx.Module):
@@ -67,6 +68,15 @@ class Cost(eqx.Module):
         """The gradient of C at A, same shape as A."""
         return jax.grad(self.__call__)(matrix)
 
+    def curvature(self, matrix: Matrix) -> Curvature | None:
+        """A root of the Hessian of C at A, with which the stiff solver preconditions; None: too many residuals.
+
+        Here from the dense Hessian, by automatic differentiation; override where it has structure.
+        """
+        if self.shape[0] * self.shape[1] > MAX_RESIDUALS:
+            return None
+        return DenseCurvature.of(jax.hessian(self.__call__)(matrix))
+
 
 class MatrixCompletion(Cost):
     """Mean squared error over the observed entries: `C(A) = (1/N) sum_observed (A - A*)^2`.
@@ -85,6 +95,7 @@ class MatrixCompletion(Cost):
     target: Float[Array, "n_out n_in"]
     observed: Bool[Array, "n_out n_in"]
     held_out: Bool[Array, "n_out n_in"]
+    num_observed: int = eqx.field(static=True)
     _has_test: bool = eqx.field(static=True)
 
     def __init__(self, target: Any, observed: Any, held_out: Any = None):
@@ -95,9 +106,11 @@ class MatrixCompletion(Cost):
         self.target = jnp.where(observed | held_out, jnp.asarray(target), 0.0)
         self.observed = observed
         self.held_out = held_out
-        self._has_test = True
-        if is_concrete(observed) and is_concrete(held_out):  # not so under a vmap over tasks
-            require(bool(observed.any()), "observed", "mark at least one entry", "no True at all")
+        # under a vmap over tasks the masks cannot be looked at: what depends on them is bounded instead
+        self.num_observed, self._has_test = observed.size, True
+        if is_concrete(observed) and is_concrete(held_out):
+            self.num_observed = int(observed.sum())
+            require(self.num_observed > 0, "observed", "mark at least one entry", "no True at all")
             shared = int((observed & held_out).sum())
             require(shared == 0, "held_out", "share no entry with observed", f"{shared} shared entries")
             self._has_test = bool(held_out.any())
@@ -153,7 +166,7 @@ class MatrixCompletion(Cost):
 
     def __call__(self, matrix: Matrix) -> Float[Array, ""]:
         """The train cost: mean squared error over the observed entries."""
-        return _masked_mean(self.observed, (matrix - self.target) ** 2)
+        return _masked_mean(self.observed, (jnp.asarray(matrix) - self.target) ** 2)
 
     def test(self, matrix: Matrix) -> Float[Array, ""]:
         """The test cost: mean squared error over the held-out entries."""
@@ -164,11 +177,21 @@ class MatrixCompletion(Cost):
             "a matrix without held-out entries",
             "Observe fewer entries, or pass `held_out`.",
         )
-        return _masked_mean(self.held_out, (matrix - self.target) ** 2)
+        return _masked_mean(self.held_out, (jnp.asarray(matrix) - self.target) ** 2)
 
     def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
         """`(2/N) (A - A*)` on the observed entries, zero elsewhere."""
         return 2 * jnp.where(self.observed, matrix - self.target, 0.0) / jnp.sum(self.observed)
+
+    def curvature(self, matrix: Matrix) -> Curvature | None:
+        """`C''[V] = (2/N) V` on the observed entries."""
+        if self.num_observed > MAX_RESIDUALS:
+            return None
+        count = jnp.sum(self.observed)
+        rows, columns = jnp.nonzero(self.observed, size=self.num_observed, fill_value=0)
+        # entries that only fill up to the bound (traced masks) are given no weight
+        weight = jnp.where(jnp.arange(self.num_observed) < count, 2.0 / count, 0.0)
+        return EntryCurvature(rows, columns, weight, self.shape)
 
 
 class MeanSquaredError(Cost):
@@ -275,6 +298,13 @@ class MeanSquaredError(Cost):
         samples = self.train_set
         return 2 * (matrix @ samples.root - samples.aim) @ samples.root.T
 
+    def curvature(self, matrix: Matrix) -> Curvature | None:
+        """`C''[V] = (2/N) V X X^T`."""
+        inputs = self.train_set.root
+        if self.shape[0] * inputs.shape[1] > MAX_RESIDUALS:
+            return None
+        return ColumnCurvature(jnp.sqrt(2.0) * inputs, self.shape)
+
 
 class _Samples(eqx.Module):
     """Samples condensed to `(1/N)|A X - Y|^2 = |A root - aim|^2 + floor`, by X^T = Q R."""
@@ -313,5 +343,5 @@ def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Bool[Array, "n_out n_
     return mask
 
 
-def _masked_mean(mask: Bool[Array, "n_out n_in"], values: Matrix) -> Float[Array, ""]:
+def _masked_mean(mask: Bool[Array, "n_out n_in"], values: Float[Array, "n_out n_in"]) -> Float[Array, ""]:
     return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.sum(mask)

@@ -291,7 +291,7 @@ def _trajectory(cost, network, state, settings, method, reason, rank_tolerance, 
         gradient_norm=rows["gradient_norm"],
         observables=rows["observables"],
         network=state.network,
-        networks=rows.get("network"),
+        networks=jax.tree.map(jnp.asarray, rows.get("network")),
         stop_reason=reason,
         stats={
             "num_steps": num_accepted + num_rejected,

@@ -7,7 +7,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from saddleflow.checks import (
@@ -83,7 +82,7 @@ class DeepLinearNetwork(eqx.Module):
         """Number of parameters P of one network (batch axes not counted)."""
         return sum(layer.shape[-1] * layer.shape[-2] for layer in self.layers)
 
-    def end_to_end(self) -> Float[Array | np.ndarray, "*batch n_out n_in"]:
+    def end_to_end(self) -> Float[Array, "*batch n_out n_in"]:
         """The end-to-end matrix `W_L ... W_1`, multiplied from its thinner side: O(L w^2 min(n_in, n_out))."""
         n_out, n_in = self.shape
         layers = self.layers if n_in <= n_out else self.layers[::-1]

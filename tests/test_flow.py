@@ -115,9 +115,9 @@ def test_vmap_over_seeds_equals_lone_runs(small_cost):
     batch = jax.jit(jax.vmap(lambda n, s: flow.integrate(small_cost, n, s, method)))(stacked, numbers)
     for lane, start in enumerate(starts):
         alone = sf.gradient_flow(small_cost, start, rtol=rtol)
-        together = jax.tree.map(lambda x, lane=lane: np.asarray(x[lane]), batch.network)
+        together = jax.tree.map(lambda x, lane=lane: x[lane], batch.network)
         assert stepping.REASONS[int(batch.reason[lane])] == alone.stop_reason == "converged"
-        matrix, expected = np.asarray(together.end_to_end()), alone.end_to_end[-1]
+        matrix, expected = together.end_to_end(), alone.end_to_end[-1]
         np.testing.assert_allclose(matrix, expected, atol=10 * rtol * np.abs(expected).max())
         assert np.sum(np.linalg.svd(matrix, compute_uv=False) > alone.rank_tolerance) == alone.rank[-1]
 

@@ -1,0 +1,107 @@
+"""The Hessian of a cost as a square, `C''[V] = R^T R V`: what a solver needs to invert the stiff part of a flow.
+
+A root R maps a matrix (n_out, n_in) to m numbers, one a residual of the cost. With the Jacobian D of the
+end-to-end matrix, `R D D^T R^T` is the Gram matrix of the residuals' gradients: the neural tangent kernel of
+the residuals, an m x m matrix with a closed form in the Gram matrices of the partial products.
+"""
+
+import abc
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+Matrix = Float[Array | np.ndarray, "n_out n_in"]
+Grams = tuple[Float[Array, "_ _"], ...]
+
+
+class Curvature(eqx.Module):
+    """A root of a cost's Hessian at one matrix."""
+
+    @abc.abstractmethod
+    def root(self, matrix: Matrix) -> Float[Array, " m"]:
+        """`R V`."""
+
+    @abc.abstractmethod
+    def adjoint(self, values: Float[Array, " m"]) -> Float[Array, "n_out n_in"]:
+        """`R^T u`."""
+
+    @abc.abstractmethod
+    def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
+        """`R K R^T` for the operator `K(V) = sum_l P_l V Q_l` given by symmetric (P_l), (Q_l)."""
+
+
+class EntryCurvature(Curvature):
+    """Residuals are single entries: `C''[V] = weight * V` there, zero elsewhere."""
+
+    rows: Int[Array, " m"]
+    columns: Int[Array, " m"]
+    weight: Float[Array, " m"]
+    shape: tuple[int, int] = eqx.field(static=True)
+
+    def root(self, matrix: Matrix) -> Float[Array, " m"]:
+        """The weighted entries."""
+        return jnp.sqrt(self.weight) * matrix[self.rows, self.columns]
+
+    def adjoint(self, values: Float[Array, " m"]) -> Float[Array, "n_out n_in"]:
+        """Values put into their entries."""
+        return jnp.zeros(self.shape).at[self.rows, self.columns].add(jnp.sqrt(self.weight) * values)
+
+    def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
+        """Entrywise products of the sampled Gram matrices."""
+        sampled = (
+            p[self.rows[:, None], self.rows] * q[self.columns[:, None], self.columns]
+            for p, q in zip(left, right, strict=True)
+        )
+        root = jnp.sqrt(self.weight)
+        return root[:, None] * root * sum(sampled, start=jnp.zeros((len(self.rows),) * 2))
+
+
+class ColumnCurvature(Curvature):
+    """Residuals are the entries of `A X`, X of shape (n_in, k): `C''[V] = V X X^T`."""
+
+    inputs: Float[Array, "n_in k"]
+    shape: tuple[int, int] = eqx.field(static=True)
+
+    def root(self, matrix: Matrix) -> Float[Array, " m"]:
+        """The entries of `V X`, row by row."""
+        return (jnp.asarray(matrix) @ self.inputs).ravel()
+
+    def adjoint(self, values: Float[Array, " m"]) -> Float[Array, "n_out n_in"]:
+        """`u X^T` with the values as a matrix (n_out, k)."""
+        return values.reshape(self.shape[0], -1) @ self.inputs.T
+
+    def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
+        """Kronecker products of the Gram matrices."""
+        size = self.shape[0] * self.inputs.shape[1]
+        parts = (jnp.kron(p, self.inputs.T @ q @ self.inputs) for p, q in zip(left, right, strict=True))
+        return sum(parts, start=jnp.zeros((size, size)))
+
+
+class DenseCurvature(Curvature):
+    """A Hessian without known structure, as a matrix root of shape (n_out n_in, n_out n_in)."""
+
+    matrix_root: Float[Array, "m m"]
+    shape: tuple[int, int] = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, hessian: Float[Array, "n_out n_in n_out n_in"]) -> "DenseCurvature":
+        """Root of a dense Hessian by its spectrum; negative eigenvalues (rounding, for a convex C) count as zero."""
+        n_out, n_in = hessian.shape[:2]
+        values, vectors = jnp.linalg.eigh(hessian.reshape(n_out * n_in, -1))
+        return cls(jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T, (n_out, n_in))
+
+    def root(self, matrix: Matrix) -> Float[Array, " m"]:
+        """`R vec(V)`."""
+        return self.matrix_root @ jnp.asarray(matrix).ravel()
+
+    def adjoint(self, values: Float[Array, " m"]) -> Float[Array, "n_out n_in"]:
+        """`R^T u` as a matrix."""
+        return (self.matrix_root.T @ values).reshape(self.shape)
+
+    def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
+        """`R K R^T` with K as a sum of Kronecker products."""
+        size = self.shape[0] * self.shape[1]
+        kernel = sum((jnp.kron(p, q) for p, q in zip(left, right, strict=True)), start=jnp.zeros((size, size)))
+        return self.matrix_root @ kernel @ self.matrix_root.T

@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_costs import costs
+
+import saddleflow as sf
+
+NETWORK = sf.gaussian(jax.random.key(1), depth=3, width=5, shape=(4, 3), variance=0.5)
+MATRIX = NETWORK.end_to_end()
+
+
+@pytest.mark.parametrize("name", ["completion", "mse", "teacher", "huber"])
+def test_root_squares_to_the_hessian(name):
+    cost = costs()[name]
+    curvature = cost.curvature(MATRIX)
+    direction = jax.random.normal(jax.random.key(2), cost.shape)
+    expected = jax.jvp(cost.gradient, (MATRIX,), (direction,))[1]
+    np.testing.assert_allclose(curvature.adjoint(curvature.root(direction)), expected, atol=1e-12)
+    values = curvature.root(direction)
+    assert float(values @ curvature.root(MATRIX)) == pytest.approx(
+        float(jnp.sum(curvature.adjoint(values) * MATRIX)), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", ["completion", "mse", "teacher", "huber"])
+def test_gram_is_the_kernel_of_the_residuals(name):
+    curvature = costs()[name].curvature(MATRIX)
+    left, right = sf.geometry.partial_products(NETWORK)
+    gram = curvature.gram(tuple(m @ m.T for m in left), tuple(n.T @ n for n in right))
+    apply = lambda u: curvature.root(sf.neural_tangent_kernel(NETWORK, curvature.adjoint(u)))  # noqa: E731
+    np.testing.assert_allclose(gram, jax.vmap(apply)(jnp.eye(len(gram))).T, atol=1e-12)
+
+
+def test_traced_masks_bound_the_residuals():
+    def gram_trace(key):
+        task = sf.MatrixCompletion.random(key, shape=(4, 3), rank=1, observed=0.5)
+        curvature = task.curvature(MATRIX)
+        return curvature.adjoint(curvature.root(MATRIX)), jax.jvp(task.gradient, (MATRIX,), (MATRIX,))[1]
+
+    ours, expected = jax.vmap(gram_trace)(jax.random.split(jax.random.key(0), 3))
+    np.testing.assert_allclose(ours, expected, atol=1e-13)
+
+
+def test_too_many_residuals_have_no_root():
+    big = sf.MatrixCompletion.random(jax.random.key(0), shape=(40, 40), rank=2)
+    assert big.curvature(big.target) is None
