@@ -296,7 +296,7 @@ class MeanSquaredError(Cost):
     def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
         """`(2/N) (A X - Y) X^T`."""
         samples = self.train_set
-        return 2 * (matrix @ samples.root - samples.aim) @ samples.root.T
+        return 2 * (jnp.asarray(matrix) @ samples.root - samples.aim) @ samples.root.T
 
     def curvature(self, matrix: Matrix) -> Curvature | None:
         """`C''[V] = (2/N) V X X^T`."""
