@@ -19,7 +19,9 @@ from saddleflow import geometry, stepping
 from saddleflow import observables as obs
 from saddleflow.checks import is_concrete, require, require_finite, require_integer, require_positive
 from saddleflow.costs import Cost
+from saddleflow.jacobian import flow_jacobian
 from saddleflow.network import DeepLinearNetwork
+from saddleflow.solvers import Rosenbrock, Work
 from saddleflow.stepping import REASONS, FlowState, Method, Settings
 from saddleflow.symmetry import balancedness
 from saddleflow.trajectory import Trajectory
@@ -30,7 +32,7 @@ START_SHARE = 0.2
 
 # Local errors add up over a run of some hundred steps, so that each gets this share of the tolerance: the
 # results, not the steps, are what `rtol` promises (tests/test_exact.py: within 10 x rtol of exact solutions).
-STEP_SHARE = 0.1
+STEP_SHARE = 1.0
 
 # A burst is timed to last about this long, so that meters move and wall-clock budgets are kept.
 BURST_SECONDS = 0.2
@@ -70,7 +72,7 @@ def gradient_flow(
         t1: end of the run, in time of the flow; None runs until something else ends it.
         save_at: sorted times to save at (dense output); None saves the solver's own steps, thinned to at
             most `max_saves` rows, start and end always among them.
-        solver: any adaptive diffrax solver.
+        solver: any adaptive diffrax solver; default: the stiff `saddleflow.solvers.Rosenbrock`, matrix-free.
         observables: a mapping from names to functions (cost, network) -> array, or names of registered ones
             (`saddleflow.observables.REGISTRY`), evaluated inside the loop at every saved time.
         stop: a function (time, network) -> boolean that ends the run after an accepted step ("stop").
@@ -185,7 +187,7 @@ def prepare(
         require_positive("t1", t1)
     if save_at is not None:
         save_at, t1 = _check_save_at(save_at, t1)
-    solver = diffrax.Tsit5() if solver is None else solver
+    solver = Rosenbrock(local_model=flow_jacobian) if solver is None else solver
     if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         raise ValueError(
             "`solver` must be an adaptive diffrax solver, with an error estimate, but got "
@@ -297,7 +299,7 @@ def _trajectory(cost, network, state, settings, method, reason, rank_tolerance, 
             "num_steps": num_accepted + num_rejected,
             "num_accepted_steps": num_accepted,
             "num_rejected_steps": num_rejected,
-            "num_vector_field_evaluations": _evaluations(method.solver, num_accepted + num_rejected),
+            **_work(method.solver, state.solver_state, num_accepted + num_rejected),
             "balancedness_drift": _drift(network, state.network),
             "seconds": seconds,
         },
@@ -319,12 +321,22 @@ def _trajectory(cost, network, state, settings, method, reason, rank_tolerance, 
     )
 
 
-def _evaluations(solver: diffrax.AbstractSolver, num_steps: int) -> int | None:
-    """Vector fields evaluated by an explicit Runge-Kutta method; diffrax's implicit ones do not tell."""
+def _work(solver: diffrax.AbstractSolver, solver_state: Any, num_steps: int) -> dict[str, Any]:
+    """Evaluations of a run, rejected steps included; None where diffrax's (implicit) solvers do not tell."""
+    if isinstance(solver_state, Work):
+        steps = max(int(solver_state.steps), 1)
+        return {
+            "num_vector_field_evaluations": int(solver_state.vector_fields),
+            "num_hessian_vector_products": int(solver_state.products),
+            "num_preconditioner_applications": int(solver_state.preconditions),
+            "mean_krylov_dimension": int(solver_state.products) / steps,
+            "max_krylov_dimension": int(solver_state.largest_basis),
+        }
     tableau = getattr(solver, "tableau", None)
     if not isinstance(solver, diffrax.AbstractERK) or not isinstance(tableau, diffrax.ButcherTableau):
-        return None
-    return num_steps * (tableau.num_stages - tableau.fsal) + int(tableau.fsal)
+        return {"num_vector_field_evaluations": None, "num_hessian_vector_products": None}
+    evaluations = num_steps * (tableau.num_stages - tableau.fsal) + int(tableau.fsal)
+    return {"num_vector_field_evaluations": evaluations, "num_hessian_vector_products": 0}
 
 
 def _drift(start: DeepLinearNetwork, end: DeepLinearNetwork) -> float:

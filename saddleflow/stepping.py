@@ -19,6 +19,7 @@ from saddleflow import geometry
 from saddleflow.costs import Cost
 from saddleflow.network import DeepLinearNetwork
 from saddleflow.observables import Observable
+from saddleflow.solvers import PredictiveController, Rosenbrock
 
 # Reasons, by their code. "running" never leaves this package.
 REASONS = (
@@ -177,6 +178,9 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     def kept(new, old):
         return jnp.where(keep, new, old)
 
+    dropped = state.solver_state
+    if isinstance(solver, Rosenbrock):
+        dropped = solver.rejected_state(dropped, solver_state)
     network = jax.tree.map(kept, candidate, state.network)
     time = kept(jnp.where(lands, settings.t1, state.time + h), state.time)
     accepted = state.num_accepted + keep
@@ -210,7 +214,7 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
         network=network,
         time=time,
         step_size=jnp.asarray(end - begin),
-        solver_state=_arrays(jax.tree.map(kept, solver_state, state.solver_state)),
+        solver_state=_arrays(jax.tree.map(kept, solver_state, dropped)),
         controller_state=_arrays(controller_state),
         num_accepted=accepted,
         num_rejected=state.num_rejected + (1 - keep),
@@ -262,8 +266,14 @@ def _converged(cost: Cost, matrix: Float[Array, "n_out n_in"], settings: Setting
 
 def _numerics(method: Method, settings: Settings):
     """Solver and controller with the run's tolerances in place."""
-    controller = diffrax.PIDController(rtol=settings.rtol, atol=settings.atol, pcoeff=0.4, icoeff=0.3)
     solver = method.solver
+    if isinstance(solver, Rosenbrock):
+        solver = eqx.tree_at(
+            lambda s: (s.rtol, s.atol), solver, (settings.rtol, settings.atol), is_leaf=lambda x: x is None
+        )
+        return solver, PredictiveController(rtol=settings.rtol, atol=settings.atol)
+    # an explicit method's step is often held by stability: the proportional part damps the rejections
+    controller = diffrax.PIDController(rtol=settings.rtol, atol=settings.atol, pcoeff=0.4, icoeff=0.3)
     if isinstance(solver, diffrax.AbstractImplicitSolver):
         # As diffeqsolve does: a root finder without tolerances of its own takes the controller's.
         names = [

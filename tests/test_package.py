@@ -22,6 +22,7 @@ ORDER = [
     "symmetry",
     "geometry",
     "solvers",
+    "jacobian",
     "theory",
     "observables",
     "saddles",

@@ -1,0 +1,23 @@
+"""Solvers of our own for stiff gradient flows, as diffrax solvers; nothing here knows what a network is."""
+
+from saddleflow.solvers.controller import PredictiveController
+from saddleflow.solvers.krylov import ConjugateBasis, conjugate_solve
+from saddleflow.solvers.local_model import LocalModel, Plain, PlainModel, asymmetry
+from saddleflow.solvers.rosenbrock import Rosenbrock, Work
+from saddleflow.solvers.tableaus import RODAS4, RODAS4P, RODAS5P, Tableau
+
+__all__ = [
+    "RODAS4",
+    "RODAS4P",
+    "RODAS5P",
+    "ConjugateBasis",
+    "LocalModel",
+    "Plain",
+    "PlainModel",
+    "PredictiveController",
+    "Rosenbrock",
+    "Tableau",
+    "Work",
+    "asymmetry",
+    "conjugate_solve",
+]

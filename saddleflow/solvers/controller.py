@@ -1,0 +1,83 @@
+"""A predictive step-size controller (Gustafsson), for diffrax or for `stepping`.
+
+diffrax's `PIDController` never shrinks a step after an accepted one, so a solution that speeds up (an escape
+from a saddle, where the right step shrinks geometrically towards the escape time) costs a rejection for
+every accepted step. This one extrapolates the trend of error and step size, and shrinks without a rejection.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from diffrax import RESULTS, AbstractAdaptiveStepSizeController, PIDController
+from jax import lax
+from jaxtyping import Array, Bool, Float, PyTree
+from optimistix import rms_norm
+
+from saddleflow.checks import require
+
+
+class PredictiveState(eqx.Module):
+    """Size and scaled error of the last accepted step (zero size: none yet), and whether the last try failed."""
+
+    size: Float[Array, ""]
+    error: Float[Array, ""]
+    failed: Bool[Array, ""]
+
+
+class PredictiveController(AbstractAdaptiveStepSizeController):
+    """Keep the scaled error below one, choosing `h` from the last two accepted steps.
+
+    With `k` the order of the error estimate, the elementary choice is `h (1/e)^(1/k)`; the predictive one
+    multiplies it by `(h/h_prev) (e_prev/e)^(1/k)`. The smaller is taken (Hairer and Wanner II, section IV.8).
+    """
+
+    rtol: Any
+    atol: Any
+    norm: Callable[[PyTree], Any] = rms_norm
+    safety: float = 0.9
+    factormin: float = 0.2
+    factormax: float = 8.0
+
+    def __check_init__(self):
+        for name, low, high in (("safety", 0, 1), ("factormin", 0, 1), ("factormax", 1, 1e6)):
+            value = getattr(self, name)
+            require(low < value < high, name, f"lie between {low} and {high}", value)
+
+    def wrap(self, direction):
+        return self
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        first, _ = PIDController(rtol=self.rtol, atol=self.atol, norm=self.norm).init(
+            terms, t0, t1, y0, dt0, args, func, error_order
+        )
+        dtype = jnp.result_type(*jtu.tree_leaves(y0))
+        return first, PredictiveState(jnp.zeros((), dtype), jnp.ones((), dtype), jnp.asarray(False))
+
+    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
+        del args
+        state, h = controller_state, t1 - t0
+
+        def scaled(a, b, error):
+            b = jnp.where(jnp.all(jnp.isfinite(b)), b, a)
+            return error / (self.atol + self.rtol * jnp.maximum(jnp.abs(a), jnp.abs(b)))
+
+        error = lax.stop_gradient(self.norm(jtu.tree_map(scaled, y0, y1_candidate, y_error)))
+        error = jnp.where(jnp.isnan(error), jnp.inf, error)
+        keep = error < 1
+        positive = jnp.maximum(error, 1e-10)
+        elementary = self.safety * positive ** (-1 / error_order)
+        trend = jnp.where(state.size > 0, h / jnp.where(state.size > 0, state.size, 1.0), 1.0)
+        predictive = elementary * trend * (state.error / positive) ** (1 / error_order)
+        known = keep & (state.size > 0)
+        factor = jnp.where(known, jnp.minimum(elementary, predictive), elementary)
+        factor = jnp.clip(factor, self.factormin, jnp.where(state.failed | ~keep, 1.0, self.factormax))
+        new = PredictiveState(
+            jnp.where(keep, h, state.size),
+            jnp.where(keep, jnp.maximum(error, 1e-2), state.error),
+            ~keep,
+        )
+        next_t0 = jnp.where(keep, t1, t0)
+        return keep, next_t0, next_t0 + factor * h, jnp.asarray(False), new, RESULTS.successful

@@ -1,0 +1,238 @@
+"""Rosenbrock methods for gradient flows: linearly implicit, L-stable, matrix-free.
+
+Every stage is one linear solve with the same matrix `I - gamma h J`; no Newton iteration, no root
+finder, no dense Jacobian. `J` must be symmetric (tested at the start).
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from diffrax import RESULTS, AbstractAdaptiveSolver, AbstractLocalInterpolation, ODETerm
+from jaxtyping import Array, Float, Int, PyTree
+
+from saddleflow.checks import is_concrete, require, require_integer, require_positive
+from saddleflow.solvers.krylov import ConjugateBasis, conjugate_solve
+from saddleflow.solvers.local_model import MAX_ASYMMETRY, LocalModel, Plain, asymmetry
+from saddleflow.solvers.tableaus import RODAS4, Tableau
+
+State = PyTree[Float[Array, "..."]]
+
+
+def _combine(coefficients: tuple[float, ...], vectors: list, start: State | None = None) -> State:
+    """`start + sum_j coefficients_j vectors_j` over pytrees; zero coefficients cost nothing."""
+    used = [(c, v) for c, v in zip(coefficients, vectors, strict=False) if c != 0]
+    total = jtu.tree_map(lambda x: used[0][0] * x, used[0][1]) if start is None else start
+    for c, vector in used[1:] if start is None else used:
+        total = _add_multiple(total, c, vector)
+    return total
+
+
+def _add_multiple(total: State, factor: Any, vector: State) -> State:
+    return jtu.tree_map(lambda a, x: a + factor * x, total, vector)
+
+
+class Work(eqx.Module):
+    """What a solve has cost: the solver's state, for it carries nothing else from step to step.
+
+    diffrax drops the state of a rejected step, so there it counts accepted steps only; `saddleflow.stepping`
+    keeps it (`Rosenbrock.rejected_state`). A time derivative, where the vector field has one, is not counted.
+    """
+
+    vector_fields: Int[Array, ""]
+    products: Int[Array, ""]
+    preconditions: Int[Array, ""]
+    steps: Int[Array, ""]
+    largest_basis: Int[Array, ""]
+
+    def add(self, vector_fields: int, products: Int[Array, ""], preconditions: Int[Array, ""]) -> "Work":
+        """One more step; its Krylov basis has as many directions as products were taken."""
+        return Work(
+            self.vector_fields + vector_fields,
+            self.products + products,
+            self.preconditions + preconditions,
+            self.steps + 1,
+            jnp.maximum(self.largest_basis, products),
+        )
+
+
+class RosenbrockInterpolation(AbstractLocalInterpolation):
+    """The continuous extension of a Rodas method on one step."""
+
+    t0: Any
+    t1: Any
+    y0: State
+    y1: State
+    k: tuple[State, ...]
+
+    def evaluate(self, t0: Any, t1: Any | None = None, left: bool = True) -> State:
+        if t1 is not None:
+            return jtu.tree_map(lambda b, a: b - a, self.evaluate(t1), self.evaluate(t0))
+        width = self.t1 - self.t0
+        theta = jnp.where(width == 0, 0.0, (t0 - self.t0) / jnp.where(width == 0, 1, width))
+
+        def leaf(y0, y1, *k):
+            bump = jnp.zeros_like(y0)
+            for coefficient in reversed(k):
+                bump = bump * theta + coefficient
+            return (1 - theta) * y0 + theta * (y1 + (1 - theta) * bump)
+
+        return jtu.tree_map(leaf, self.y0, self.y1, *self.k)
+
+
+class Rosenbrock(AbstractAdaptiveSolver):
+    """A Rodas method as a diffrax solver, for any vector field with a symmetric Jacobian.
+
+    A step whose matrix is found indefinite, or whose solves fail, returns an infinite error: a rejection. Works
+    under `jax.vmap`, with events and dense output, and in forward mode (`diffrax.ForwardMode`); for reverse mode
+    set `scan_kind` to "bounded", and keep `max_products` and the number of steps small.
+
+    Args:
+        rtol: the step controller's relative tolerance, a scalar (a traced one too). Stages are solved in its
+            error norm, root mean square of entries over `atol + rtol |y|`. Left out, `gradient_flow` fills it in.
+        atol: the step controller's absolute tolerance, likewise.
+        local_model: `(terms, t, y, args) -> LocalModel`, where a problem offers structure (see `LocalModel`) or,
+            through `Plain`, a preconditioner.
+        linear_tolerance: the error a stage's solve may leave, as a fraction of the step's tolerance.
+        max_krylov_dim: bounds memory, `2 max_krylov_dim` vectors of coordinates; older ones are overwritten.
+        max_products: Jacobian products one stage may take before the step is given up.
+        scan_kind: kind of the inner loop: "lax", or "bounded" or "checkpointed" for reverse mode.
+        check_symmetry: test the Jacobian at the start with two random vectors (two products), and refuse one that
+            is not symmetric.
+        tableau: `RODAS4` (default), `RODAS4P` (little order reduction) or `RODAS5P`.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    rtol: Any = None
+    atol: Any = None
+    local_model: Callable[[ODETerm, Any, State, PyTree], LocalModel] = Plain()
+    linear_tolerance: float = 2e-2
+    max_krylov_dim: int = eqx.field(static=True, default=32)
+    max_products: int = eqx.field(static=True, default=200)
+    scan_kind: Literal["lax", "checkpointed", "bounded"] = eqx.field(static=True, default="lax")
+    check_symmetry: bool = eqx.field(static=True, default=True)
+    tableau: Tableau = eqx.field(static=True, default=RODAS4)
+
+    term_structure: ClassVar = ODETerm
+    interpolation_cls: ClassVar = RosenbrockInterpolation
+
+    def __check_init__(self):
+        for name in ("rtol", "atol"):
+            if getattr(self, name) is not None:
+                require_positive(name, getattr(self, name), "Pass the step controller's, such as 1e-6.")
+        if is_concrete(self.linear_tolerance):
+            require(
+                0 < self.linear_tolerance < 1,
+                "linear_tolerance",
+                "lie between 0 and 1",
+                self.linear_tolerance,
+                "It is a fraction of the step's tolerance.",
+            )
+        require_integer("max_krylov_dim", self.max_krylov_dim, 1)
+        require_integer("max_products", self.max_products, 1)
+        kinds = ("lax", "checkpointed", "bounded")
+        require(self.scan_kind in kinds, "scan_kind", f"be one of {kinds}", self.scan_kind)
+
+    def order(self, terms):
+        return self.tableau.order
+
+    def error_order(self, terms):
+        return self.tableau.order  # of the local error of the embedded method, one order lower
+
+    def init(self, terms, t0, t1, y0, args) -> Work:
+        zero = jnp.zeros((), int)
+        if self.check_symmetry:
+            zero = eqx.error_if(
+                zero,
+                asymmetry(terms, t0, y0, args) > MAX_ASYMMETRY,
+                "A Rosenbrock solver needs a symmetric Jacobian, as gradient flows have; this vector field has none "
+                "(two-vector test). Take another solver, such as diffrax.Kvaerno5() or diffrax.Tsit5().",
+            )
+        return Work(zero, zero, zero, zero, zero)
+
+    def func(self, terms, t0, y0, args):
+        return terms.vf(t0, y0, args)
+
+    def rejected_state(self, old: Work, new: Work) -> Work:
+        """The state to go on with after a rejected step: counters keep what the attempt cost."""
+        del old
+        return new
+
+    def _tolerances(self):
+        if self.rtol is None or self.atol is None:
+            raise ValueError(
+                "`rtol` and `atol` must be given to a Rosenbrock solver run by diffrax itself, but got "
+                f"rtol={self.rtol}, atol={self.atol}. Pass the step controller's."
+            )
+        return self.rtol, self.atol
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        del made_jump  # nothing is carried over but counters
+        tab = self.tableau
+        h = jnp.asarray(t1 - t0)
+        shift = tab.gamma * h
+        model = self.local_model(terms, t0, y0, args)
+        precondition = model.preconditioner(shift)
+
+        def matrix(z):
+            return z - shift * model.product(z)
+
+        size = sum(x.size for x in jtu.tree_leaves(y0))
+        rtol, atol = self._tolerances()
+        weights = model.weights(jtu.tree_map(lambda y: 1 / (atol + rtol * jnp.abs(y)) ** 2 / size, y0))
+
+        def norm(z):
+            return jnp.sqrt(jnp.sum(weights * z * z))
+
+        t0 = jnp.asarray(t0, h.dtype)
+        _, time_derivative = jax.jvp(lambda t: terms.vf(t, y0, args), (t0,), (jnp.ones_like(t0),))
+
+        basis, products, preconditions, converged = None, 0, 0, jnp.asarray(True)
+        stages: list[State] = []
+        coordinates: list = []
+        for i in range(tab.stages):
+            argument = _combine(tab.a[i], stages, y0)
+            slope = terms.vf(t0 + tab.c[i] * h, argument, args)
+            if tab.d[i] != 0:
+                slope = _add_multiple(slope, tab.d[i] * h, time_derivative)
+            rhs = shift * model.restrict(slope)
+            if i > 0:
+                rhs = _combine(tuple(tab.gamma * x for x in tab.coupling[i]), coordinates, rhs)
+            if basis is None:
+                basis = ConjugateBasis.empty(self.max_krylov_dim, rhs)
+            z, basis, report = conjugate_solve(
+                basis,
+                matrix,
+                precondition,
+                rhs,
+                norm,
+                self.linear_tolerance,
+                self.max_products,
+                converged,
+                self.scan_kind,
+            )
+            if model.complete:
+                stage = model.extend(z)
+            else:
+                stage = jtu.tree_map(lambda f, e: shift * f + e, slope, model.extend(z - rhs))
+                if i > 0:
+                    stage = _combine(tuple(tab.gamma * x for x in tab.coupling[i]), stages, stage)
+            stages.append(stage)
+            coordinates.append(z)
+            products = products + report.products
+            preconditions = preconditions + report.preconditions
+            converged = converged & report.converged
+
+        y1 = jtu.tree_map(lambda a, b: a + b, argument, stages[-1])
+        sound = converged
+        for leaf in jtu.tree_leaves(y1):
+            sound = sound & jnp.all(jnp.isfinite(leaf))
+        y_error = jtu.tree_map(lambda e: jnp.where(sound, e, jnp.inf), stages[-1])
+        k = tuple(_combine(row, stages) for row in tab.dense)
+        work = solver_state.add(tab.stages, products, preconditions if precondition is not None else 0 * products)
+        return y1, y_error, {"y0": y0, "y1": y1, "k": k}, work, RESULTS.successful
