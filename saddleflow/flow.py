@@ -216,9 +216,24 @@ def prepare(
         observables=obs.resolve(observables),
         stop=stop,
         save_networks=save_networks,
+        graded=isinstance(solver, Rosenbrock) and _is_tiny(cost, network),
         capacity=max_saves,
     )
     return settings, method
+
+
+def _is_tiny(cost: Cost, network: DeepLinearNetwork) -> bool:
+    """Whether rounding would decide escapes in plain coordinates: layers near eps^(1/(L-1)) of learned ones.
+
+    A learned layer is of the size |A|^(1/L), with |A| where the steepest line from zero has its minimum.
+    """
+    largest = jnp.max(jnp.stack([jnp.linalg.norm(layer, 2) for layer in network.layers]))
+    gradient = cost.gradient(jnp.zeros(cost.shape))
+    curvature = jnp.sum(gradient * jax.jvp(cost.gradient, (jnp.zeros(cost.shape),), (gradient,))[1])
+    if not all(map(is_concrete, (largest, curvature))):
+        return False
+    learned = float(jnp.linalg.norm(gradient) ** 3 / curvature) ** (1 / network.depth) if curvature > 0 else math.inf
+    return float(largest) < 100 * stepping.EPSILON ** (1 / (network.depth - 1)) * learned
 
 
 def _check_save_at(save_at: Any, t1: float | None) -> tuple[Array, float]:
@@ -277,7 +292,7 @@ def _trajectory(cost, network, state, settings, method, reason, rank_tolerance, 
     rows = jax.tree.map(lambda x: np.asarray(x)[: int(state.num_rows)], state.rows)
     if settings.save_at is None and int(state.num_accepted) % int(state.stride) != 0:
         # the last step fell between two rows
-        last = stepping.observe(cost, state.network, state.time, method)
+        last = stepping.observe(cost, stepping.plain_network(state), state.time, method)
         rows = jax.tree.map(lambda x, y: np.concatenate([x, np.asarray(y)[None]]), rows, last)
     matrices = jnp.asarray(rows["end_to_end"])
     num_accepted, num_rejected = int(state.num_accepted), int(state.num_rejected)
@@ -288,7 +303,7 @@ def _trajectory(cost, network, state, settings, method, reason, rank_tolerance, 
         test_cost=np.asarray(jax.vmap(cost.test)(matrices)) if cost.has_test else None,
         gradient_norm=rows["gradient_norm"],
         observables=rows["observables"],
-        network=state.network,
+        network=stepping.plain_network(state),
         networks=jax.tree.map(jnp.asarray, rows.get("network")),
         stop_reason=reason,
         stats={
@@ -296,7 +311,7 @@ def _trajectory(cost, network, state, settings, method, reason, rank_tolerance, 
             "num_accepted_steps": num_accepted,
             "num_rejected_steps": num_rejected,
             **_work(method.solver, state.solver_state, num_accepted + num_rejected),
-            "balancedness_drift": _drift(network, state.network),
+            "balancedness_drift": _drift(network, stepping.plain_network(state)),
             "seconds": seconds,
         },
         configuration={

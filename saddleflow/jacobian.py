@@ -24,7 +24,7 @@ from saddleflow.solvers import LocalModel, Plain
 Vector = Float[Array, " coordinates"]
 
 
-def flow_jacobian(terms: diffrax.ODETerm, time: Any, network: DeepLinearNetwork, cost: Cost) -> LocalModel:
+def flow_jacobian(terms: diffrax.AbstractTerm, time: Any, network: DeepLinearNetwork, cost: Cost) -> LocalModel:
     """The local model of the gradient flow of a cost, for `saddleflow.solvers.Rosenbrock(local_model=...)`.
 
     Compressed coordinates where the hidden spaces are wider than they need to be for that to save work, the
@@ -63,11 +63,15 @@ def _gram(curvature: Curvature, left, right) -> Float[Array, "m m"]:
 
 
 def _shifted_inverse(gram: Float[Array, "m m"], shift: Float[Array, ""]) -> Float[Array, "m m"]:
-    """`(1/shift + K)^-1`, explicit since it is small; zero, which switches it off, where it cannot be had."""
-    identity = jnp.eye(len(gram))
-    factor = jnp.linalg.cholesky(gram + identity / shift)
-    inverse = jax.scipy.linalg.cho_solve((factor, True), identity)
-    return jnp.where(jnp.all(jnp.isfinite(inverse)), inverse, 0.0)
+    """`(1/shift + K)^-1` by the spectrum of K, on the directions of K that rounding has left.
+
+    A plain inverse loses the stiff directions to rounding once shift times the largest eigenvalue nears 1/eps.
+    """
+    finite = jnp.all(jnp.isfinite(gram))
+    values, vectors = jnp.linalg.eigh(jnp.where(finite, gram, 0.0))
+    resolved = values > len(gram) * jnp.finfo(float).eps * values[-1]
+    scale = jnp.where(resolved, 1 / (1 / shift + jnp.where(resolved, values, 1.0)), 0.0)
+    return (vectors * scale) @ vectors.T
 
 
 class CompressedJacobian(LocalModel):

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from saddleflow import geometry
 from saddleflow.costs import Cost
+from saddleflow.graded import Frame, FramedCost, grade
 from saddleflow.network import DeepLinearNetwork
 from saddleflow.observables import Observable
 from saddleflow.solvers import PredictiveController, Rosenbrock
@@ -43,6 +44,9 @@ EPSILON = 2.0**-52
 # local errors add up unmitigated (explicit methods), a step gets this share of the tolerance.
 STEP_SHARE = 0.1
 
+# In graded coordinates the spaces are turned anew after this many steps, accepted or not.
+REGRADE = 50
+
 Row = dict[str, Any]
 
 
@@ -53,6 +57,7 @@ class Method(eqx.Module):
     observables: dict[str, Observable] = eqx.field(static=True)
     stop: Callable[[Array, DeepLinearNetwork], Bool[Array, ""]] | None = eqx.field(static=True)
     save_networks: bool = eqx.field(static=True)
+    graded: bool = eqx.field(static=True)  # turn into graded coordinates every REGRADE steps
     capacity: int = eqx.field(static=True)  # rows held at most, where the solver's own steps are saved
 
 
@@ -70,7 +75,8 @@ class Settings(eqx.Module):
 class FlowState(eqx.Module):
     """One trajectory on its way: what a later burst needs to go on, and the rows recorded so far."""
 
-    network: DeepLinearNetwork
+    network: DeepLinearNetwork  # in the frame
+    frame: Frame | None  # None: the coordinates of the start
     time: Float[Array, ""]
     step_size: Float[Array, ""]
     solver_state: PyTree
@@ -109,6 +115,7 @@ def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Me
         num_rows = jnp.where(due, 1, 0)
     return FlowState(
         network=network,
+        frame=Frame.of(network) if method.graded else None,
         time=zero,
         step_size=jnp.asarray(step_size),
         solver_state=_arrays(solver.init(_TERM, zero, step_size, network, cost)),
@@ -145,16 +152,46 @@ def advance(state: FlowState, cost: Cost, settings: Settings, method: Method, nu
         after = _step(eqx.combine(dynamic, static), cost, settings, method)
         return taken + 1, eqx.filter(after, eqx.is_array)
 
-    _, dynamic = jax.lax.while_loop(running, step, (jnp.zeros((), int), dynamic))
+    def due(carry):
+        _, dynamic = carry
+        return (dynamic.num_accepted + dynamic.num_rejected) % REGRADE == 0
+
+    def round_of_steps(carry):
+        # One step at least, then up to the next regrading: counted in the lane's own steps, so that neither
+        # bursts nor neighbours matter; and outside the inner loop, where a vmap cannot turn it into every step's.
+        taken, dynamic = carry
+        graded = jax.lax.cond(due(carry), _regrade, lambda s: s, eqx.combine(dynamic, static))
+        carry = step((taken, eqx.filter(graded, eqx.is_array)))
+        return jax.lax.while_loop(lambda c: running(c) & ~due(c), step, carry)
+
+    body = round_of_steps if method.graded else step
+    _, dynamic = jax.lax.while_loop(running, body, (jnp.zeros((), int), dynamic))
     return eqx.combine(dynamic, static)
 
 
+def _regrade(state: FlowState) -> FlowState:
+    assert state.frame is not None
+    return eqx.tree_at(lambda s: (s.network, s.frame), state, grade(state.network, state.frame))
+
+
+def plain_network(state: FlowState) -> DeepLinearNetwork:
+    """The network in the coordinates of the start."""
+    return state.network if state.frame is None else state.frame.undo(state.network)
+
+
 def observe(cost: Cost, network: DeepLinearNetwork, time: Float[Array, ""], method: Method) -> Row:
-    """What one saved time records: the end-to-end matrix, the gradient norm, the observables asked for."""
+    """What one saved time records: the end-to-end matrix, the gradient norm, the observables asked for.
+
+    All of it in the coordinates of the start, whatever frame the cost and the network are in.
+    """
+    matrix = network.end_to_end()
+    gradient_norm = geometry.norm(geometry.gradient(cost, network))
+    if isinstance(cost, FramedCost):
+        cost, network, matrix = cost.cost, cost.frame.undo(network), cost.frame.undo_matrix(matrix)
     row = {
         "time": time,
-        "end_to_end": network.end_to_end(),
-        "gradient_norm": geometry.norm(geometry.gradient(cost, network)),
+        "end_to_end": matrix,
+        "gradient_norm": gradient_norm,
         "observables": {
             name: jnp.asarray(observable(cost, network)) for name, observable in method.observables.items()
         },
@@ -163,6 +200,8 @@ def observe(cost: Cost, network: DeepLinearNetwork, time: Float[Array, ""], meth
 
 
 def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> FlowState:
+    if state.frame is not None:
+        cost = FramedCost(cost, state.frame)
     solver, controller = _numerics(method, settings)
     zero = jnp.zeros(())
     remaining = settings.t1 - state.time
@@ -172,9 +211,9 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
         _TERM, zero, h, state.network, cost, state.solver_state, False
     )
     matrix = candidate.end_to_end()
-    finite = _all_finite(candidate) & _all_finite(error) & jnp.isfinite(cost(matrix))
+    finite = _all_finite(candidate) & jnp.isfinite(cost(matrix))
     # The controller would forgive a NaN candidate under a finite error, and turn an infinite one into a NaN step.
-    error = jax.tree.map(lambda e: jnp.where(finite, e, jnp.inf), error)
+    error = jax.tree.map(lambda e: jnp.where(finite & ~jnp.isnan(e), e, jnp.inf), error)
     candidate = jax.tree.map(lambda new, old: jnp.where(finite, new, old), candidate, state.network)
     keep, begin, end, _, controller_state, _ = controller.adapt_step_size(
         zero, h, state.network, candidate, cost, error, _order(solver), state.controller_state
@@ -206,17 +245,20 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
 
     out_of_steps = accepted + state.num_rejected + (1 - keep) >= settings.max_steps
     # Creeping towards a wall, rejected steps alternate with accepted ones too short to move anything.
-    moved = geometry.norm(jax.tree.map(jnp.subtract, network, state.network)) > EPSILON * geometry.norm(network)
+    moved = _largest_change(network, state.network, settings) > EPSILON
     stuck = (rejections > MAX_CONSECUTIVE_REJECTIONS) | (keep & ~moved & (state.consecutive_rejections > 0))
     met_non_finite = jnp.where(keep, state.met_non_finite, ~finite)
     reason = jnp.where(out_of_steps, MAX_STEPS, RUNNING)
     reason = jnp.where(stuck, jnp.where(met_non_finite, NON_FINITE, UNDERFLOW), reason)
     reason = jnp.where(keep & lands, T1, reason)
     if method.stop is not None:
-        reason = jnp.where(keep & method.stop(time, network), STOP, reason)
+        reason = jnp.where(
+            keep & method.stop(time, network if state.frame is None else state.frame.undo(network)), STOP, reason
+        )
     reason = jnp.where(keep & _converged(cost, matrix, settings), CONVERGED, reason)
     return FlowState(
         network=network,
+        frame=state.frame,
         time=time,
         step_size=jnp.asarray(end - begin),
         solver_state=_arrays(jax.tree.map(kept, solver_state, dropped)),
@@ -296,6 +338,13 @@ def _numerics(method: Method, settings: Settings):
 
 def _order(solver: diffrax.AbstractAdaptiveSolver) -> Any:
     return solver.error_order(_TERM)
+
+
+def _largest_change(new: DeepLinearNetwork, old: DeepLinearNetwork, settings: Settings) -> Float[Array, ""]:
+    """Largest change of an entry, relative to the entry or the start's share of it, as the error weights have it."""
+    floor = settings.atol / settings.rtol
+    changes = [jnp.max(jnp.abs(a - b) / (jnp.abs(b) + floor)) for a, b in zip(new.layers, old.layers, strict=True)]
+    return jnp.max(jnp.stack(changes))
 
 
 def _arrays(tree: PyTree) -> PyTree:

@@ -21,6 +21,7 @@ ORDER = [
     "network",
     "symmetry",
     "geometry",
+    "graded",
     "solvers",
     "jacobian",
     "theory",

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 from optimistix import rms_norm
 
-from saddleflow.checks import require
+from saddleflow.checks import require, require_positive
 
 
 class PredictiveState(eqx.Module):
@@ -42,6 +42,8 @@ class PredictiveController(AbstractAdaptiveStepSizeController):
     factormax: float = 8.0
 
     def __check_init__(self):
+        for name in ("rtol", "atol"):
+            require_positive(name, getattr(self, name))
         for name, low, high in (("safety", 0, 1), ("factormin", 0, 1), ("factormax", 1, 1e6)):
             value = getattr(self, name)
             require(low < value < high, name, f"lie between {low} and {high}", value)

@@ -28,8 +28,10 @@ _BLOCK = 4  # rows of the basis handled at a time: a few, so that unused rows co
 class ConjugateBasis(eqx.Module):
     """Directions `p` with `p^T A p = 1`, pairwise A-conjugate, and their images `A p`.
 
-    A circular buffer: once `capacity` directions are stored the oldest are overwritten, which costs
-    extra products and never correctness (each stage measures its own residual).
+    Once `capacity` directions are stored, the first half stays and the latest circulate through the second, which a
+    later solve starts afresh: deflated conjugate gradients, whose short recurrence needs no more. (Were the oldest
+    overwritten, the recurrence would break and the solve stall.) That costs extra products and never correctness:
+    each stage measures its own residual.
     """
 
     directions: Float[Array, "capacity d"]
@@ -85,8 +87,13 @@ def _over_blocks(count, capacity: int, body, init, kind: str):
 
 
 def _rows(buffer, block):
-    """One block of a basis; zero rows are directions not yet there."""
+    """One block of a basis."""
     return jax.lax.dynamic_slice_in_dim(buffer[:], block * _BLOCK, _BLOCK)
+
+
+def _along(rows, vector, block, count):
+    """Products of a vector with one block of rows; zero for rows not there (yet, or any more)."""
+    return jnp.where(block * _BLOCK + jnp.arange(_BLOCK) < count, rows @ vector, 0.0)
 
 
 def conjugate_solve(
@@ -111,13 +118,15 @@ def conjugate_solve(
     nothing is divided by it.
     """
     capacity = basis.directions.shape[0]
+    kept = capacity // 2
     apply = (lambda r: r) if precondition is None else precondition
     rounding = 8 * jnp.finfo(rhs.dtype).eps  # asking for less would fill the basis with noise
 
     def project(block, carry):
         solution, residual = carry
-        along = _rows(basis.directions, block) @ rhs
-        return solution + along @ _rows(basis.directions, block), residual - along @ _rows(basis.images, block)
+        rows = _rows(basis.directions, block)
+        along = _along(rows, rhs, block, basis.count)
+        return solution + along @ rows, residual - along @ _rows(basis.images, block)
 
     solution, residual = _over_blocks(basis.count, capacity, project, (jnp.zeros_like(rhs), rhs), kind)
 
@@ -140,7 +149,8 @@ def conjugate_solve(
         def conjugate(block, carry):
             p, known, energy, solution, residual = carry
             rows, images = _rows(c.directions, block), _rows(c.images, block)
-            along, left = images @ z, rows @ residual  # left: what rounding put back into the span
+            along = _along(images, z, block, c.count)
+            left = _along(rows, residual, block, c.count)  # what rounding put back into the span
             return (
                 p - along @ rows,
                 known + along @ images,
@@ -165,7 +175,7 @@ def conjugate_solve(
         # All but nothing left after conjugation: noise, good for a line search but not for the basis.
         independent: Any = definite & (curvature > _INDEPENDENT * energy)
         size = norm(residual)
-        slot = c.count % capacity
+        slot = jnp.where(c.count < capacity, c.count, kept + (c.count - kept) % (capacity - kept))
         return _Iteration(
             directions=eqxi.buffer_at_set(c.directions, slot, p, pred=independent),
             images=eqxi.buffer_at_set(c.images, slot, ap, pred=independent),
@@ -185,7 +195,7 @@ def conjugate_solve(
     start = _Iteration(
         directions=basis.directions,
         images=basis.images,
-        count=basis.count,
+        count=jnp.where(basis.count > capacity, kept, basis.count),
         solution=solution,
         residual=residual,
         size=norm(residual),
@@ -197,9 +207,9 @@ def conjugate_solve(
         definite=jnp.asarray(active),
         products=jnp.zeros((), jnp.int32),
     )
-    end = eqxi.while_loop(
-        unfinished, iterate, start, max_steps=max_products, buffers=lambda c: (c.directions, c.images), kind=kind
-    )
+    # Reverse mode demands of a buffer that nothing is overwritten, or read early: there the basis is ordinary carry.
+    buffers = (lambda c: (c.directions, c.images)) if kind == "lax" else None
+    end = eqxi.while_loop(unfinished, iterate, start, max_steps=max_products, buffers=buffers, kind=kind)
     converged = end.definite & ((polished(end) <= goal(end)) | exhausted(end))
     report = SolveReport(converged, end.products, end.products + 1)
     basis = ConjugateBasis(end.directions, end.images, end.count, end.contraction, end.gain)

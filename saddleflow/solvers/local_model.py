@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from diffrax import ODETerm
+from diffrax import AbstractTerm
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
@@ -87,7 +87,7 @@ class Plain(eqx.Module):
 
     preconditioner: Callable[[Any, Any, Any], Callable[[Any], Callable[[Any], Any]] | None] | None = None
 
-    def __call__(self, terms: ODETerm, t: Float[Array, ""], y: State, args: PyTree) -> PlainModel:
+    def __call__(self, terms: AbstractTerm, t: Float[Array, ""], y: State, args: PyTree) -> PlainModel:
         _, linear = jax.linearize(lambda q: terms.vf(t, q, args), y)
         _, unravel = ravel_pytree(y)
         prepare = None if self.preconditioner is None else self.preconditioner(t, y, args)
@@ -98,7 +98,7 @@ class Plain(eqx.Module):
 MAX_ASYMMETRY = 1e-8
 
 
-def asymmetry(terms: ODETerm, t: Any, y: State, args: PyTree, key: Array | None = None) -> Float[Array, ""]:
+def asymmetry(terms: AbstractTerm, t: Any, y: State, args: PyTree, key: Array | None = None) -> Float[Array, ""]:
     """Relative asymmetry `|u.Jv - v.Ju| / (|u||Jv| + |v||Ju|)` of the Jacobian for two random vectors.
 
     Rounding size (1e-12 or less) for a gradient system; of order `1/sqrt(dim)` when `J` has a rotating

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from diffrax import RESULTS, AbstractAdaptiveSolver, AbstractLocalInterpolation, ODETerm
+from diffrax import RESULTS, AbstractAdaptiveSolver, AbstractLocalInterpolation, AbstractTerm, ODETerm
 from jaxtyping import Array, Float, Int, PyTree
 
 from saddleflow.checks import is_concrete, require, require_integer, require_positive
@@ -110,7 +110,7 @@ class Rosenbrock(AbstractAdaptiveSolver):
 
     rtol: Any = None
     atol: Any = None
-    local_model: Callable[[ODETerm, Any, State, PyTree], LocalModel] = Plain()
+    local_model: Callable[[AbstractTerm, Any, State, PyTree], LocalModel] = Plain()
     linear_tolerance: float = 2e-2
     max_krylov_dim: int = eqx.field(static=True, default=32)
     max_products: int = eqx.field(static=True, default=200)
@@ -175,6 +175,7 @@ class Rosenbrock(AbstractAdaptiveSolver):
         del made_jump  # nothing is carried over but counters
         tab = self.tableau
         h = jnp.asarray(t1 - t0)
+        t0 = jnp.asarray(t0, h.dtype)
         shift = tab.gamma * h
         model = self.local_model(terms, t0, y0, args)
         precondition = model.preconditioner(shift)
@@ -189,7 +190,6 @@ class Rosenbrock(AbstractAdaptiveSolver):
         def norm(z):
             return jnp.sqrt(jnp.sum(weights * z * z))
 
-        t0 = jnp.asarray(t0, h.dtype)
         _, time_derivative = jax.jvp(lambda t: terms.vf(t, y0, args), (t0,), (jnp.ones_like(t0),))
 
         basis, products, preconditions, converged = None, 0, 0, jnp.asarray(True)

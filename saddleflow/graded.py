@@ -1,0 +1,111 @@
+"""Graded coordinates: all spaces rotated so that learned and unlearned directions do not share entries.
+
+In plain coordinates a small component of a layer is a cancellation among entries of order one, known to rounding; a
+long step of the flow amplifies that rounding until it decides the next escape. The flow is equivariant under
+rotations of the hidden spaces, so they can be turned, now and then, into the left singular bases of the layers:
+small components are then stored as small numbers and products never mix them with large ones. The input and the
+output space are turned into the singular bases of A, the cost with them: the gradient's learned components, zero
+up to rounding on a plateau, are then computed once for all layers. Computed layer by layer their rounding would
+break the conservation of balancedness, and push the learned part along its symmetries, by the length of a step.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from saddleflow.costs import Cost
+from saddleflow.curvature import Curvature, Grams, Matrix
+from saddleflow.network import DeepLinearNetwork
+
+
+class Frame(eqx.Module):
+    """Rotations of all spaces, input first: a network in the frame has layers `O_l W_l O_{l-1}^T`."""
+
+    rotations: tuple[Float[Array, "_ _"], ...]
+
+    @classmethod
+    def of(cls, network: DeepLinearNetwork) -> "Frame":
+        """The frame of a network as it stands: no rotation."""
+        sizes = (network.shape[1], *network.hidden_widths, network.shape[0])
+        return cls(tuple(jnp.eye(size) for size in sizes))
+
+    def undo(self, network: DeepLinearNetwork) -> DeepLinearNetwork:
+        """A network in the frame, back in the coordinates of the start."""
+        ends = zip(self.rotations, network.layers, self.rotations[1:], strict=False)
+        return DeepLinearNetwork(above.T @ layer @ below for below, layer, above in ends)
+
+    def undo_matrix(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
+        """An end-to-end matrix in the frame, back in the coordinates of the start."""
+        return self.rotations[-1].T @ matrix @ self.rotations[0]
+
+
+def grade(network: DeepLinearNetwork, frame: Frame) -> tuple[DeepLinearNetwork, Frame]:
+    """Turn hidden space l into the left singular basis of W_l, the outer spaces into those of A.
+
+    Returns:
+        The network in the new frame, and that frame.
+    """
+    left, _, right = jnp.linalg.svd(network.end_to_end(), full_matrices=True)
+    layers = list(network.layers)
+    layers[0] = layers[0] @ right.T
+    layers[-1] = left.T @ layers[-1]
+    turns = [right]
+    for index in range(len(layers) - 1):
+        u, s, vh = jnp.linalg.svd(layers[index], full_matrices=True)
+        # the product U^T W by its small numbers, not as a cancellation of large ones
+        layers[index] = jnp.zeros(layers[index].shape).at[: len(s)].set(s[:, None] * vh[: len(s)])
+        layers[index + 1] = layers[index + 1] @ u
+        turns.append(u.T)
+    turns.append(left.T)
+    rotations = tuple(turn @ before for turn, before in zip(turns, frame.rotations, strict=True))
+    return DeepLinearNetwork(layers), Frame(rotations)
+
+
+class FramedCost(Cost):
+    """A cost as a network in a frame sees it: `C(O_L^T A O_0)`."""
+
+    cost: Cost
+    frame: Frame
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the matrices, the cost's own."""
+        return self.cost.shape
+
+    def __call__(self, matrix: Matrix) -> Float[Array, ""]:
+        """The train cost."""
+        return self.cost(self.frame.undo_matrix(matrix))
+
+    def test(self, matrix: Matrix) -> Float[Array, ""]:
+        """The test cost."""
+        return self.cost.test(self.frame.undo_matrix(matrix))
+
+    def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
+        """The gradient, in the frame."""
+        plain = self.cost.gradient(self.frame.undo_matrix(matrix))
+        return self.frame.rotations[-1] @ plain @ self.frame.rotations[0].T
+
+    def curvature(self, matrix: Matrix) -> Curvature | None:
+        """The cost's curvature, in the frame."""
+        plain = self.cost.curvature(self.frame.undo_matrix(matrix))
+        return None if plain is None else FramedCurvature(plain, self.frame)
+
+
+class FramedCurvature(Curvature):
+    """A root of the Hessian as seen in a frame."""
+
+    curvature: Curvature
+    frame: Frame
+
+    def root(self, matrix: Matrix) -> Float[Array, " m"]:
+        """`R V` of the matrix turned back."""
+        return self.curvature.root(self.frame.undo_matrix(matrix))
+
+    def adjoint(self, values: Float[Array, " m"]) -> Float[Array, "n_out n_in"]:
+        """`R^T u`, turned into the frame."""
+        return self.frame.rotations[-1] @ self.curvature.adjoint(values) @ self.frame.rotations[0].T
+
+    def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
+        """The Gram matrix, the same in every frame."""
+        out, into = self.frame.rotations[-1], self.frame.rotations[0]
+        return self.curvature.gram(tuple(out.T @ p @ out for p in left), tuple(into.T @ q @ into for q in right))

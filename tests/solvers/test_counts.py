@@ -1,0 +1,79 @@
+"""What a run costs, in counted steps and evaluations: bounds on counts, never on seconds."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import saddleflow as sf
+
+RNG = np.random.default_rng(0)
+
+
+def orthonormal(rows: int, columns: int) -> np.ndarray:
+    return np.linalg.qr(RNG.standard_normal((rows, columns)))[0]
+
+
+def completion() -> sf.MatrixCompletion:
+    """10 x 10 of rank 3, singular values 1, .6 and .3, 70 of 100 entries observed."""
+    target = orthonormal(10, 3) * np.array([1.0, 0.6, 0.3]) @ orthonormal(10, 3).T
+    return sf.MatrixCompletion(target, RNG.permutation(100).reshape(10, 10) < 70)
+
+
+COST = completion()
+
+
+def start(depth: int, width: int) -> sf.DeepLinearNetwork:
+    """`theta_0` with entries of variance 1/width."""
+    sizes = (10, *(width,) * (depth - 1), 10)
+    shapes = zip(sizes[1:], sizes[:-1], strict=True)
+    return sf.DeepLinearNetwork(jnp.asarray(RNG.standard_normal(s) / np.sqrt(width)) for s in shapes)
+
+
+def below(half_square: float) -> Callable:
+    """Stop where half the sum of squared residuals is this small (the library's cost is their mean)."""
+    bound = 2 * half_square / COST.num_observed
+    return lambda time, network: COST(network.end_to_end()) <= bound
+
+
+def flow(network: sf.DeepLinearNetwork, stop: Callable) -> dict[str, int]:
+    trajectory = sf.gradient_flow(
+        COST, network, rtol=1e-4, stop=stop, gradient_tolerance=0.0, max_steps=5000, progress=False
+    )
+    assert trajectory.stop_reason == "stop"
+    stats = trajectory.stats
+    # the work is that of all attempts, rejected ones too: six stages each, an application a product and a stage
+    steps, products = stats["num_steps"], stats["num_hessian_vector_products"]
+    assert steps == stats["num_accepted_steps"] + stats["num_rejected_steps"] > stats["num_accepted_steps"]
+    assert stats["num_vector_field_evaluations"] == 6 * steps
+    assert stats["num_preconditioner_applications"] == products + 6 * steps
+    assert stats["mean_krylov_dimension"] == pytest.approx(products / steps)
+    assert stats["mean_krylov_dimension"] <= stats["max_krylov_dimension"] <= products
+    return stats
+
+
+def test_a_deep_wide_network_to_the_end():
+    """Depth 4, width 100, small start: vector fields and Hessian products, where Tsit5 takes 15000 steps."""
+    stats = flow(0.1 * start(4, 100), below(1e-10))
+    assert stats["num_vector_field_evaluations"] + stats["num_hessian_vector_products"] <= 2500
+    assert stats["num_rejected_steps"] <= 0.15 * stats["num_steps"]
+    assert stats["max_krylov_dimension"] <= 32  # of 22000 parameters: the basis is never overwritten
+
+
+@pytest.mark.parametrize(
+    ("depth", "decades", "first", "total"),
+    [(2, (1, 2, 3, 5, 7, 9, 11, 12), 50, 260), (3, (1, 2, 3, 4, 5), 85, 340)],
+)
+def test_steps_grow_like_the_logarithm_of_the_start(depth, decades, first, total):
+    """A decade in alpha lengthens the flow (by 10^(L-2) for L > 2) and adds a bounded number of steps."""
+    theta, stop = start(depth, 20), below(1e-8)
+    runs = [flow(10.0**-decade * theta, stop) for decade in decades]
+    steps = np.array([run["num_steps"] for run in runs])
+    per_decade = np.diff(steps) / np.diff(decades)
+    assert per_decade[0] <= first
+    assert per_decade.max() <= 1.2 * per_decade[0]
+    assert per_decade[-1] <= per_decade[0]
+    assert steps[-1] <= total
+    for run in runs:
+        assert run["num_rejected_steps"] <= 0.15 * run["num_steps"]
