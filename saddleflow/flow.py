@@ -76,7 +76,7 @@ def gradient_flow(
         max_saves: rows kept at most where the solver's own steps are saved; at least 4.
         max_steps: steps at most, accepted and rejected ones.
         max_seconds: wall-clock budget in seconds, compilation included, kept to within about one burst (.2 s).
-        gradient_tolerance: of the certificate; 0 never converges.
+        gradient_tolerance: of the certificate, 1e-13 <= gradient_tolerance < 1.
         rank_tolerance: absolute cut for the numerical rank; None: a hundredth of the run's largest
             singular value.
         progress: show a meter on terminals and in notebooks.
@@ -193,10 +193,11 @@ def prepare(
     require_integer("max_steps", max_steps, 1)
     if is_concrete(gradient_tolerance):
         require(
-            math.isfinite(gradient_tolerance) and gradient_tolerance >= 0,
+            1e-13 <= gradient_tolerance < 1,
             "gradient_tolerance",
-            "be finite and not negative",
+            "lie in [1e-13, 1)",
             gradient_tolerance,
+            "float64 resolves no less.",
         )
     rms = geometry.norm(network) / math.sqrt(network.num_parameters)
     scale = jnp.maximum(

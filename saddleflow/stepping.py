@@ -32,8 +32,9 @@ REASONS = (
     "non_finite",
     "stop",
     "max_seconds",
+    "stationary_saddle",
 )
-RUNNING, CONVERGED, T1, MAX_STEPS, UNDERFLOW, NON_FINITE, STOP, MAX_SECONDS = range(len(REASONS))
+RUNNING, CONVERGED, T1, MAX_STEPS, UNDERFLOW, NON_FINITE, STOP, MAX_SECONDS, STATIONARY = range(len(REASONS))
 
 # This many rejections in a row shrink h by at least 1e-20: nothing but underflow or NaN does that.
 MAX_CONSECUTIVE_REJECTIONS = 60
@@ -103,6 +104,7 @@ def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Me
     matrix = network.end_to_end()
     finite = jnp.isfinite(gradient) & jnp.isfinite(cost(matrix))
     reason = jnp.where(finite, RUNNING, NON_FINITE)
+    reason = jnp.where(finite & _stationary(cost, network), STATIONARY, reason)
     reason = jnp.where(finite & _converged(cost, matrix, settings), CONVERGED, reason)
     first = observe(cost, network, zero, method)
     capacity = method.capacity if settings.save_at is None else settings.save_at.shape[0]
@@ -309,6 +311,19 @@ def _write(rows: Row, index: Int[Array, ""], row: Row) -> Row:
 def _converged(cost: Cost, matrix: Float[Array, "n_out n_in"], settings: Settings) -> Bool[Array, ""]:
     # For a convex C a vanishing gradient in A is a certificate; one in theta is only a saddle, perhaps.
     return jnp.linalg.norm(cost.gradient(matrix)) <= settings.gradient_tolerance
+
+
+def _stationary(cost: Cost, network: DeepLinearNetwork) -> Bool[Array, ""]:
+    """Whether the gradient in every layer is zero, or a cancellation that rounding alone keeps from it."""
+    left, right = geometry.partial_products(network)
+    matrix_gradient = cost.gradient(left[0] @ network.layers[0])
+    gradients = geometry.pull_back(left, right, matrix_gradient).layers
+    rounding = 64 * EPSILON * jnp.linalg.norm(matrix_gradient)
+    below = [
+        jnp.linalg.norm(g) <= rounding * jnp.linalg.norm(m) * jnp.linalg.norm(n)
+        for g, m, n in zip(gradients, left, right, strict=True)
+    ]
+    return jnp.all(jnp.stack(below))
 
 
 def _numerics(method: Method, settings: Settings):

@@ -41,9 +41,12 @@ class Trajectory:
         network: the final network.
         networks: the network at every saved time (layers with a leading time axis), if asked for, else None.
         stop_reason: "converged" (grad C(A) = 0 to tolerance: a certified minimum of the convex C), "t1",
-            "max_steps", "max_seconds", "step_size_underflow", "non_finite" or "stop".
-        stats: num_steps, num_accepted_steps, num_rejected_steps, num_vector_field_evaluations (None where
-            the solver does not tell), balancedness_drift (largest |D_l(end) - D_l(0)|_F over the largest
+            "max_steps", "max_seconds", "step_size_underflow", "non_finite", "stop" or "stationary_saddle" (the
+            start is a saddle: its gradient in theta is zero up to rounding, grad C(A) is not).
+        stats: num_steps, num_accepted_steps, num_rejected_steps; num_vector_field_evaluations and
+            num_hessian_vector_products, rejected steps included (None where the solver does not tell); for the
+            stiff solver num_preconditioner_applications, mean_krylov_dimension and max_krylov_dimension (products
+            a step); balancedness_drift (largest |D_l(end) - D_l(0)|_F over the largest
             |W_l|_F^2), seconds.
         configuration: what ran: cost, network, solver, tolerances. Plain numbers and strings.
         singular_values: of A, in descending order, shape (time, min(n_out, n_in)).
@@ -91,7 +94,8 @@ class Trajectory:
     def __repr__(self) -> str:
         """The result card."""
         run, stats = self.configuration, self.stats
-        evaluations = stats["num_vector_field_evaluations"]
+        counts = (("num_vector_field_evaluations", "vector fields"), ("num_hessian_vector_products", "products"))
+        work = "".join(f"{stats[key]} {name}, " for key, name in counts if stats.get(key))
         test = "" if self.test_cost is None else f", test {self.test_cost[-1]:.3e}"
         visits = ", ".join(f"rank {v.rank} at cost {v.cost:.4g}" for v in self.saddles())
         lines = [
@@ -100,9 +104,7 @@ class Trajectory:
             f"{run['solver']}, rtol {run['rtol']:.1e}",
             f"{self.stop_reason} at t = {self.time[-1]:.6g}",
             f"{stats['num_steps']} ({stats['num_accepted_steps']} accepted, "
-            f"{stats['num_rejected_steps']} rejected), "
-            + ("" if evaluations is None else f"{evaluations} vector fields, ")
-            + f"{stats['seconds']:.2f} s",
+            f"{stats['num_rejected_steps']} rejected), " + f"{work}{stats['seconds']:.2f} s",
             f"train {self.train_cost[-1]:.3e}{test}",
             f"{self.rank[-1]} (singular values above {self.rank_tolerance:.2g})",
             visits or "no plateau",
