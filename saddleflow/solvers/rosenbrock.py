@@ -22,17 +22,10 @@ from saddleflow.solvers.tableaus import RODAS4, Tableau
 State = PyTree[Float[Array, "..."]]
 
 
-def _combine(coefficients: tuple[float, ...], vectors: list, start: State | None = None) -> State:
-    """`start + sum_j coefficients_j vectors_j` over pytrees; zero coefficients cost nothing."""
-    used = [(c, v) for c, v in zip(coefficients, vectors, strict=False) if c != 0]
-    total = jtu.tree_map(lambda x: used[0][0] * x, used[0][1]) if start is None else start
-    for c, vector in used[1:] if start is None else used:
-        total = _add_multiple(total, c, vector)
-    return total
-
-
-def _add_multiple(total: State, factor: Any, vector: State) -> State:
-    return jtu.tree_map(lambda a, x: a + factor * x, total, vector)
+def _combine(coefficients: Float[Array, " stages"], stages: Any, start: Any = None) -> Any:
+    """`start + sum_j coefficients_j stages_j` over pytrees with a leading axis of stages."""
+    total = jtu.tree_map(lambda x: jnp.tensordot(coefficients, x, axes=1), stages)
+    return total if start is None else jtu.tree_map(jnp.add, start, total)
 
 
 class Work(eqx.Module):
@@ -192,19 +185,14 @@ class Rosenbrock(AbstractAdaptiveSolver):
 
         _, time_derivative = jax.jvp(lambda t: terms.vf(t, y0, args), (t0,), (jnp.ones_like(t0),))
 
-        basis, products, preconditions, converged = None, 0, 0, jnp.asarray(True)
-        stages: list[State] = []
-        coordinates: list = []
-        for i in range(tab.stages):
-            argument = _combine(tab.a[i], stages, y0)
-            slope = terms.vf(t0 + tab.c[i] * h, argument, args)
-            if tab.d[i] != 0:
-                slope = _add_multiple(slope, tab.d[i] * h, time_derivative)
-            rhs = shift * model.restrict(slope)
-            if i > 0:
-                rhs = _combine(tuple(tab.gamma * x for x in tab.coupling[i]), coordinates, rhs)
-            if basis is None:
-                basis = ConjugateBasis.empty(self.max_krylov_dim, rhs)
+        # One stage, scanned over the rows of the tableau: a sixth of the compilation of six of them in a row.
+        def stage(carry, row):
+            stages, coordinates, _, basis, products, preconditions, converged = carry
+            index, a, coupling, c, d = row
+            argument = _combine(a, stages, y0)
+            slope = terms.vf(t0 + c * h, argument, args)
+            slope = jtu.tree_map(lambda f, ft: f + (d * h) * ft, slope, time_derivative)
+            rhs = _combine(tab.gamma * coupling, coordinates, shift * model.restrict(slope))
             z, basis, report = conjugate_solve(
                 basis,
                 matrix,
@@ -217,22 +205,42 @@ class Rosenbrock(AbstractAdaptiveSolver):
                 self.scan_kind,
             )
             if model.complete:
-                stage = model.extend(z)
+                new = model.extend(z)
             else:
-                stage = jtu.tree_map(lambda f, e: shift * f + e, slope, model.extend(z - rhs))
-                if i > 0:
-                    stage = _combine(tuple(tab.gamma * x for x in tab.coupling[i]), stages, stage)
-            stages.append(stage)
-            coordinates.append(z)
-            products = products + report.products
-            preconditions = preconditions + report.preconditions
-            converged = converged & report.converged
+                new = jtu.tree_map(lambda f, e: shift * f + e, slope, model.extend(z - rhs))
+                new = _combine(tab.gamma * coupling, stages, new)
+            carry = (
+                jtu.tree_map(lambda buffer, x: buffer.at[index].set(x), stages, new),
+                coordinates.at[index].set(z),
+                argument,
+                basis,
+                products + report.products,
+                preconditions + report.preconditions,
+                converged & report.converged,
+            )
+            return carry, None
 
-        y1 = jtu.tree_map(lambda a, b: a + b, argument, stages[-1])
+        start = model.restrict(y0)
+        zero = jnp.zeros((), int)
+        carry = (
+            jtu.tree_map(lambda y: jnp.zeros((tab.stages, *y.shape), y.dtype), y0),
+            jnp.zeros((tab.stages, *start.shape), start.dtype),
+            y0,
+            ConjugateBasis.empty(self.max_krylov_dim, start),
+            zero,
+            zero,
+            jnp.asarray(True),
+        )
+        (stages, _, argument, _, products, preconditions, converged), _ = jax.lax.scan(
+            stage, carry, tab.rows(h.dtype)
+        )
+
+        last = jtu.tree_map(lambda u: u[-1], stages)
+        y1 = jtu.tree_map(lambda a, b: a + b, argument, last)
         sound = converged
         for leaf in jtu.tree_leaves(y1):
             sound = sound & jnp.all(jnp.isfinite(leaf))
-        y_error = jtu.tree_map(lambda e: jnp.where(sound, e, jnp.inf), stages[-1])
-        k = tuple(_combine(row, stages) for row in tab.dense)
+        y_error = jtu.tree_map(lambda e: jnp.where(sound, e, jnp.inf), last)
+        k = tuple(_combine(row, stages) for row in tab.dense_rows(h.dtype))
         work = solver_state.add(tab.stages, products, preconditions if precondition is not None else 0 * products)
         return y1, y_error, {"y0": y0, "y1": y1, "k": k}, work, RESULTS.successful

@@ -16,7 +16,10 @@ Equations package, BIT 63, 27 (2023). The digits agree with those in OrdinaryDif
 order conditions and convergence tests.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
 
 Row = tuple[float, ...]
 
@@ -37,6 +40,24 @@ class Tableau(NamedTuple):
     def stages(self) -> int:
         """Number of stages: vector fields and linear solves a step."""
         return len(self.c)
+
+    def rows(self, dtype: Any) -> tuple[Array, ...]:
+        """The stages as arrays to scan over: index, row of `a`, row of `coupling`, `c`, `d`."""
+        return (
+            jnp.arange(self.stages),
+            _padded(self.a, self.stages, dtype),
+            _padded(self.coupling, self.stages, dtype),
+            jnp.asarray(self.c, dtype),
+            jnp.asarray(self.d, dtype),
+        )
+
+    def dense_rows(self, dtype: Any) -> Array:
+        """The rows of the continuous extension, each over all stages."""
+        return _padded(self.dense, self.stages, dtype)
+
+
+def _padded(rows: tuple[Row, ...], length: int, dtype: Any) -> Array:
+    return jnp.asarray([row + (0.0,) * (length - len(row)) for row in rows], dtype)
 
 
 RODAS4 = Tableau(
