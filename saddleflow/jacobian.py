@@ -63,15 +63,24 @@ def _gram(curvature: Curvature, left, right) -> Float[Array, "m m"]:
 
 
 def _shifted_inverse(gram: Float[Array, "m m"], shift: Float[Array, ""]) -> Float[Array, "m m"]:
-    """`(1/shift + K)^-1` by the spectrum of K, on the directions of K that rounding has left.
+    """`(1/shift + K)^-1`, explicit since it is small; zero, which switches it off, where it cannot be had."""
+    identity = jnp.eye(len(gram))
+    gram = jnp.where(jnp.all(jnp.isfinite(gram)), gram, 0.0)
 
-    A plain inverse loses the stiff directions to rounding once shift times the largest eigenvalue nears 1/eps.
-    """
-    finite = jnp.all(jnp.isfinite(gram))
-    values, vectors = jnp.linalg.eigh(jnp.where(finite, gram, 0.0))
-    resolved = values > len(gram) * jnp.finfo(float).eps * values[-1]
-    scale = jnp.where(resolved, 1 / (1 / shift + jnp.where(resolved, values, 1.0)), 0.0)
-    return (vectors * scale) @ vectors.T
+    def by_cholesky():
+        factor = jnp.linalg.cholesky(gram + identity / shift)
+        return jax.scipy.linalg.cho_solve((factor, True), identity)
+
+    def by_spectrum():
+        # on the directions of K that rounding has left
+        values, vectors = jnp.linalg.eigh(gram)
+        resolved = values > len(gram) * jnp.finfo(float).eps * values[-1]
+        scale = jnp.where(resolved, 1 / (1 / shift + jnp.where(resolved, values, 1.0)), 0.0)
+        return (vectors * scale) @ vectors.T
+
+    # A plain inverse loses its stiff directions to rounding as shift times the largest eigenvalue nears 1/eps.
+    inverse = jax.lax.cond(shift * jnp.trace(gram) < 1e8, by_cholesky, by_spectrum)
+    return jnp.where(jnp.all(jnp.isfinite(inverse)), inverse, 0.0)
 
 
 class CompressedJacobian(LocalModel):
