@@ -185,8 +185,11 @@ def balanced(matrix: Float[Array, "n_out n_in"], *, depth: int, width: Width) ->
     sizes = layer_sizes(depth, width, (matrix.shape[0], matrix.shape[1]))
     u, s, vh = jnp.linalg.svd(matrix, full_matrices=False)
     kept = min(len(s), *sizes[1:-1])
+    # the root would make 1e-4 of the 1e-16 that rounding leaves where a singular value is zero
+    nonzero = s > s[0] * max(matrix.shape) * jnp.finfo(float).eps
+    s = jnp.where(nonzero, s, 0.0)
     if is_concrete(s):
-        rank = int(jnp.sum(s > s[0] * max(matrix.shape) * jnp.finfo(float).eps))
+        rank = int(jnp.sum(nonzero))
         require(
             rank <= kept,
             "width",

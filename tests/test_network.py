@@ -67,6 +67,12 @@ def test_balanced_in_a_width_below_the_shape():
     np.testing.assert_allclose(sf.balanced(matrix, depth=3, width=1).end_to_end(), matrix, atol=1e-13)
 
 
+def test_balanced_of_a_deficient_matrix_has_its_rank():
+    network = sf.balanced(jnp.outer(jnp.arange(1.0, 5), jnp.arange(1.0, 4)), depth=4, width=3)
+    for layer in network.layers:
+        assert np.linalg.matrix_rank(layer, tol=1e-12) == 1
+
+
 OK = {"depth": 3, "width": 4, "shape": (2, 2), "gamma": 1.0}
 
 

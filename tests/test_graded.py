@@ -1,0 +1,84 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_costs import costs
+
+import saddleflow as sf
+from saddleflow.graded import Frame, FramedCost, grade
+
+NETWORK = sf.gaussian(jax.random.key(1), depth=4, width=(5, 7, 6), shape=(4, 3), variance=0.5)
+
+
+def test_grading_is_a_change_of_coordinates():
+    graded, frame = grade(*grade(NETWORK, Frame.of(NETWORK)))
+    for rotation in frame.rotations:
+        np.testing.assert_allclose(rotation @ rotation.T, np.eye(len(rotation)), atol=1e-13)
+    for back, layer in zip(frame.undo(graded).layers, NETWORK.layers, strict=True):
+        np.testing.assert_allclose(back, layer, atol=1e-13)
+    np.testing.assert_allclose(frame.undo_matrix(graded.end_to_end()), NETWORK.end_to_end(), atol=1e-13)
+
+
+def test_learned_and_unlearned_directions_do_not_share_entries():
+    learned = sf.rotate(
+        sf.balanced(jnp.outer(jnp.arange(1.0, 5), jnp.arange(1.0, 4)), depth=4, width=6),
+        [jax.random.orthogonal(jax.random.key(i), 6) for i in range(3)],
+    )
+    noise = sf.gaussian(jax.random.key(1), depth=4, width=6, shape=(4, 3), variance=1.0)
+    tiny = jax.tree.map(lambda a, b: a + 1e-9 * b, learned, noise)
+    graded, _ = grade(tiny, Frame.of(tiny))
+    for layer in graded.layers:
+        assert float(jnp.abs(layer[0, 0])) > 1
+        assert float(jnp.abs(layer[1:, 1:]).max()) < 1e-7
+
+
+@pytest.mark.parametrize("name", ["completion", "mse", "huber"])
+def test_a_framed_cost_is_the_cost(name):
+    cost = costs()[name]
+    graded, frame = grade(NETWORK, Frame.of(NETWORK))
+    framed = FramedCost(cost, frame)
+    matrix = graded.end_to_end()
+    assert float(framed(matrix)) == pytest.approx(float(cost(NETWORK.end_to_end())), rel=1e-12)
+    np.testing.assert_allclose(framed.gradient(matrix), jax.grad(framed.__call__)(matrix), atol=1e-12)
+    ours, theirs = sf.gradient(framed, graded), sf.gradient(cost, NETWORK)
+    for a, b in zip(frame.undo(ours).layers, theirs.layers, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+    left, right = sf.geometry.partial_products(graded)
+    curvature = framed.curvature(matrix)
+    gram = curvature.gram(tuple(m @ m.T for m in left), tuple(n.T @ n for n in right))
+    column = curvature.root(sf.neural_tangent_kernel(graded, curvature.adjoint(jnp.eye(len(gram))[1])))
+    np.testing.assert_allclose(gram[:, 1], column, atol=1e-12)
+
+
+def plateaus(depth, width, alpha, seed=0):
+    cost = sf.MatrixCompletion.random(jax.random.key(10 + seed))
+    start = alpha * sf.gaussian(
+        jax.random.key(1000 + seed), depth=depth, width=width, shape=(10, 10), variance=1 / width
+    )
+    trajectory = sf.gradient_flow(cost, start, rtol=1e-3, max_steps=1500)
+    assert trajectory.stop_reason == "converged"
+    assert trajectory.stats["num_rejected_steps"] <= 0.2 * trajectory.stats["num_steps"]
+    visits = trajectory.saddles()
+    assert [visit.rank for visit in visits] == [0, 1, 2]
+    return trajectory, [visit.cost for visit in visits]
+
+
+def test_a_tiny_start_visits_the_same_saddles():
+    """L = 3: plain coordinates lose the escapes below alpha ~ 1e-8; time dilates by 1/alpha."""
+    mild, costs_mild = plateaus(3, 12, 1e-4)
+    tiny, costs_tiny = plateaus(3, 12, 1e-10)
+    np.testing.assert_allclose(costs_tiny, costs_mild, rtol=1e-4)
+    assert tiny.time[-1] * 1e-10 == pytest.approx(mild.time[-1] * 1e-4, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("depth", "alphas"), [(2, (1e-8, 1e-15)), (3, (1e-3, 1e-12)), (4, (1e-3, 1e-7)), (5, (1e-3, 1e-4))]
+)
+@pytest.mark.parametrize("width", [20, 100])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_smallest_starts_of_each_depth(depth, width, alphas, seed):
+    runs = [plateaus(depth, width, alpha, seed) for alpha in alphas]
+    # two layers reach a plateau within a power of alpha that the ratios of singular values set: slowly
+    np.testing.assert_allclose(runs[1][1], runs[0][1], rtol=0.02 if depth == 2 else 1e-3)
+    assert runs[1][0].stats["num_steps"] <= 4 * runs[0][0].stats["num_steps"]
