@@ -95,10 +95,11 @@ def draw(trajectory: Trajectory) -> Figure:
             left.annotate(
                 name,
                 (visit.time, visit.cost),
-                xytext=(0, 4),
+                xytext=(2 if visit.rank == 0 else 0, -3),
                 textcoords="offset points",
                 color=plotting.MUTED,
-                ha="center",
+                ha="left" if visit.rank == 0 else "center",
+                va="top",
             )
         left.set(xlabel="time t of the flow", ylabel="cost", title="cost, with the saddles visited")
         right.plot(time, trajectory.singular_values, color=plotting.BLUE)
