@@ -21,7 +21,7 @@ from saddleflow.checks import is_concrete, require, require_finite, require_inte
 from saddleflow.costs import Cost
 from saddleflow.jacobian import flow_jacobian
 from saddleflow.network import DeepLinearNetwork
-from saddleflow.solvers import Rosenbrock, Work
+from saddleflow.solvers import MAX_ASYMMETRY, Rosenbrock, Work, asymmetry
 from saddleflow.stepping import REASONS, FlowState, Method, Settings
 from saddleflow.symmetry import balancedness
 from saddleflow.trajectory import Trajectory
@@ -183,11 +183,22 @@ def prepare(
         require_positive("t1", t1)
     if save_at is not None:
         save_at, t1 = _check_save_at(save_at, t1)
-    solver = Rosenbrock(local_model=flow_jacobian) if solver is None else solver
+    solver = Rosenbrock(local_model=flow_jacobian, check_symmetry=False) if solver is None else solver
     if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         raise ValueError(
             "`solver` must be an adaptive diffrax solver, with an error estimate, but got "
             f"{type(solver).__name__}. Take diffrax.Tsit5() or wrap yours in diffrax.HalfSolver."
+        )
+    if isinstance(solver, Rosenbrock) and is_concrete(network.layers[0]):
+        # On matrices, not on networks: a small start would hide it in a Jacobian of its own size.
+        term = diffrax.ODETerm(lambda time, matrix, cost: cost.gradient(matrix))
+        skew = asymmetry(term, 0.0, network.end_to_end(), cost)
+        require(
+            not is_concrete(skew) or not skew > MAX_ASYMMETRY,
+            "cost",
+            "have a `gradient` that is the gradient of some function",
+            f"one whose derivative is not symmetric (relative asymmetry {skew:.1e})",
+            "Leave `gradient` to automatic differentiation, or take another solver, such as diffrax.Tsit5().",
         )
     require_integer("max_saves", max_saves, 4)
     require_integer("max_steps", max_steps, 1)
@@ -228,7 +239,12 @@ def _is_tiny(cost: Cost, network: DeepLinearNetwork) -> bool:
 
     A learned layer is of the size |A|^(1/L), with |A| where the steepest line from zero has its minimum.
     """
-    largest = jnp.max(jnp.stack([jnp.linalg.norm(layer, 2) for layer in network.layers]))
+    # what a random layer's largest singular value is; a deficient one's is larger, and grading it does no harm
+    largest = jnp.max(
+        jnp.stack(
+            [jnp.sqrt(jnp.mean(layer**2)) * sum(math.sqrt(size) for size in layer.shape) for layer in network.layers]
+        )
+    )
     gradient = cost.gradient(jnp.zeros(cost.shape))
     curvature = jnp.sum(gradient * jax.jvp(cost.gradient, (jnp.zeros(cost.shape),), (gradient,))[1])
     if not all(map(is_concrete, (largest, curvature))):

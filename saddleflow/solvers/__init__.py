@@ -2,11 +2,12 @@
 
 from saddleflow.solvers.controller import PredictiveController
 from saddleflow.solvers.krylov import ConjugateBasis, conjugate_solve
-from saddleflow.solvers.local_model import LocalModel, Plain, PlainModel, asymmetry
+from saddleflow.solvers.local_model import MAX_ASYMMETRY, LocalModel, Plain, PlainModel, asymmetry
 from saddleflow.solvers.rosenbrock import Rosenbrock, Work
 from saddleflow.solvers.tableaus import RODAS4, RODAS4P, RODAS5P, Tableau
 
 __all__ = [
+    "MAX_ASYMMETRY",
     "RODAS4",
     "RODAS4P",
     "RODAS5P",

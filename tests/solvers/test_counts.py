@@ -28,7 +28,8 @@ def start(depth: int, width: int) -> sf.DeepLinearNetwork:
     """`theta_0` with entries of variance 1/width."""
     sizes = (10, *(width,) * (depth - 1), 10)
     shapes = zip(sizes[1:], sizes[:-1], strict=True)
-    return sf.DeepLinearNetwork(jnp.asarray(RNG.standard_normal(s) / np.sqrt(width)) for s in shapes)
+    draw = np.random.default_rng(depth).standard_normal
+    return sf.DeepLinearNetwork(jnp.asarray(draw(s) / np.sqrt(width)) for s in shapes)
 
 
 def below(half_square: float) -> Callable:
@@ -39,7 +40,7 @@ def below(half_square: float) -> Callable:
 
 def flow(network: sf.DeepLinearNetwork, stop: Callable) -> dict[str, int]:
     trajectory = sf.gradient_flow(
-        COST, network, rtol=1e-4, stop=stop, gradient_tolerance=0.0, max_steps=5000, progress=False
+        COST, network, rtol=1e-4, stop=stop, gradient_tolerance=1e-12, max_steps=5000, progress=False
     )
     assert trajectory.stop_reason == "stop"
     stats = trajectory.stats
@@ -63,7 +64,10 @@ def test_a_deep_wide_network_to_the_end():
 
 @pytest.mark.parametrize(
     ("depth", "decades", "first", "total"),
-    [(2, (1, 2, 3, 5, 7, 9, 11, 12), 50, 260), (3, (1, 2, 3, 4, 5), 85, 340)],
+    [
+        pytest.param(2, (1, 2, 3, 5, 7, 9, 11, 12), 50, 260, marks=pytest.mark.slow),
+        (3, (1, 2, 3, 4, 5), 85, 340),
+    ],
 )
 def test_steps_grow_like_the_logarithm_of_the_start(depth, decades, first, total):
     """A decade in alpha lengthens the flow (by 10^(L-2) for L > 2) and adds a bounded number of steps."""

@@ -130,10 +130,10 @@ def test_the_last_correction_saves_products_and_meets_the_tolerance(matrix, spec
 
 def test_a_preconditioner_that_does_not_contract_is_no_last_correction(matrix):
     """Ten times the identity is a poor inverse: applied to the residual it would make it larger."""
-    x, basis, report = preconditioned(empty(), matrix, 10 * np.eye(DIM), RHS[0])
+    x, basis, report = preconditioned(empty(), matrix, 10 * np.eye(DIM), RHS[0], 1e-2)
     assert bool(report.converged)
     assert float(basis.contraction) > 1
-    assert residual(matrix, x, RHS[0]) <= 2 * TOLERANCE
+    assert 1e-6 < residual(matrix, x, RHS[0]) <= 1e-2
 
 
 @pytest.mark.parametrize("negative", [-1e-3, -1.0, -1e6])

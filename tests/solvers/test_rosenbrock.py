@@ -4,7 +4,6 @@ import functools
 from typing import Any
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -139,20 +138,19 @@ slow = pytest.mark.slow
     + [pytest.param(tableau, 8, id=tableau.name, marks=slow) for tableau in (RODAS4P, RODAS5P)],
 )
 def test_order_on_a_network(tableau, width, reference):
-    start = sf.gaussian(jax.random.key(0), depth=3, width=width, shape=(3, 3), variance=0.5 / width)
+    start = sf.gaussian(jax.random.key(0), depth=3, width=width, shape=(3, 3), variance=1 / width)
     times = np.array([0.5, 2.1, 4.0])
     field = sf.geometry.gradient_flow_field
-    exact = reference(field, start, times, COST)
+    exact = np.asarray(jax.vmap(flat)(reference(field, start, times, COST)))
     run = fixed_steps(tableau, field, flow_jacobian, 4.0)
-    errors = [
-        max(
-            float(jnp.abs(a - b).max())
-            for a, b in zip(run(start, 4.0 / n, jnp.asarray(times), COST).layers, exact.layers, strict=True)
-        )
-        for n in (16, 32, 64)
-    ]
-    assert observed_orders(errors).min() > 3.0  # dense output included
-    assert errors[-1] < 1e-5
+    errors = []
+    for count in (16, 32, 64):
+        states = jax.vmap(flat)(run(start, 4.0 / count, jnp.asarray(times), COST))
+        errors.append(np.abs(np.asarray(states) - exact).max(axis=1))
+    ends, dense = ([f(error) for error in errors] for f in (lambda e: e[-1], np.max))
+    assert np.mean(observed_orders(ends)) > tableau.order - 0.8
+    assert observed_orders(dense).min() > 3
+    assert max(errors[-1]) < 1e-6
 
 
 # --- one problem, adaptively: dy/dt = -H y - c y^3 on a pytree of twelve numbers
@@ -546,5 +544,7 @@ class Rotated(sf.Cost):
 
 def test_a_cost_with_a_wrong_gradient_is_refused_at_the_start():
     start = sf.gaussian(jax.random.key(0), depth=2, width=3, shape=(2, 2), gamma=1.0)
-    with pytest.raises(eqx.EquinoxRuntimeError, match=r"needs a symmetric Jacobian.*Take another solver"):
-        sf.gradient_flow(Rotated(), start)
+    for alpha in (1.0, 1e-9):
+        with pytest.raises(ValueError, match=r"`cost` must have a `gradient` that is.*take another solver"):
+            sf.gradient_flow(Rotated(), alpha * start)
+    assert sf.gradient_flow(Rotated(), start, solver=diffrax.Tsit5(), t1=0.1).stop_reason == "t1"
