@@ -25,8 +25,8 @@ class LocalModel(eqx.Module):
 
     Coordinates `z = restrict(v)` are flat vectors of an orthonormal basis of a subspace that contains the
     range of `J` (or of all of the space: `complete`). Then `(I - s J)^-1 v` is
-    `v + extend((I - s J_z)^-1 z - z)`, and Krylov vectors live in the smaller space. A model may use more numbers than
-    the subspace has dimensions; then all it is ever given are coordinates that `restrict` or `product` returned.
+    `v + extend((I - s J_z)^-1 z - z)`, and Krylov vectors live in the smaller space. A model may use more numbers
+    than the subspace has dimensions; then all it is ever given are coordinates that `restrict` or `product` returned.
     """
 
     complete: eqx.AbstractClassVar[bool]  # restrict loses nothing: extend(restrict(v)) == v
