@@ -1,6 +1,7 @@
 """Work and precision: saddleflow's solver and its peers on the same flows, error against work and seconds.
 
 Run: pip install ".[bench]", then python benchmarks/work_precision.py [problem ...] [--quick]
+with OMP_NUM_THREADS=1 and OPENBLAS_NUM_THREADS=1 set: threads of small factorisations only get in each other's way.
 """
 
 import argparse
@@ -299,7 +300,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Measure, print, draw."""
-    given, console = arguments(), Console(width=150)
+    given, console = arguments(), Console(width=150, markup=False)
     peers = CONTENDERS if given.quick else (*CONTENDERS, *OTHERS)
     if not given.quick:
         try:
