@@ -55,7 +55,7 @@ def gradient_flow(
     """Solve `dtheta/dt = -grad C(A(theta))` from the network, to the end or to a named reason.
 
     The run ends "converged" only with a certificate: `|grad C(A)|_F` at most `gradient_tolerance` times its
-    value at A = 0 (or at the start, if larger), which for a convex C means a minimum. A saddle, where only
+    value at A = 0 (or at the start, where that is zero), which for a convex C means a minimum. A saddle, where only
     the gradient in theta vanishes, never ends a run that way. With `save_at` the run always goes on to the
     last of the times.
 
@@ -211,10 +211,9 @@ def prepare(
             "float64 resolves no less.",
         )
     rms = geometry.norm(network) / math.sqrt(network.num_parameters)
-    scale = jnp.maximum(
-        jnp.linalg.norm(cost.gradient(jnp.zeros(cost.shape))),
-        jnp.linalg.norm(cost.gradient(network.end_to_end())),
-    )
+    # Not the start's gradient: a huge start would then be certified far from any minimum.
+    at_zero = jnp.linalg.norm(cost.gradient(jnp.zeros(cost.shape)))
+    scale = jnp.where(at_zero > 0, at_zero, jnp.linalg.norm(cost.gradient(network.end_to_end())))
     settings = Settings(
         rtol=jnp.asarray(rtol, float),
         atol=jnp.asarray(rtol * START_SHARE * rms, float),
