@@ -48,6 +48,9 @@ STEP_SHARE = 0.1
 # In graded coordinates the spaces are turned anew after this many steps, accepted or not.
 REGRADE = 50
 
+# In graded coordinates no entry is asked to be quieter than this many roundings of its row's or column's largest.
+NOISE = 16
+
 Row = dict[str, Any]
 
 
@@ -94,7 +97,7 @@ class FlowState(eqx.Module):
 
 def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Method) -> FlowState:
     """The state before the first step; stops at once where the field is not finite or the cost is minimal."""
-    solver, controller = _numerics(method, settings)
+    solver, controller = _numerics(method, settings, network)
     zero, one = jnp.zeros(()), jnp.ones(())
     gradient = geometry.norm(geometry.gradient(cost, network))
     # A first step that moves the network by a hundredth. (diffrax's own guess falls back on an absolute 1e-6
@@ -204,7 +207,7 @@ def observe(cost: Cost, network: DeepLinearNetwork, time: Float[Array, ""], meth
 def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> FlowState:
     if state.frame is not None:
         cost = FramedCost(cost, state.frame)
-    solver, controller = _numerics(method, settings)
+    solver, controller = _numerics(method, settings, state.network)
     zero = jnp.zeros(())
     remaining = settings.t1 - state.time
     lands = state.step_size >= remaining
@@ -326,14 +329,13 @@ def _stationary(cost: Cost, network: DeepLinearNetwork) -> Bool[Array, ""]:
     return jnp.all(jnp.stack(below))
 
 
-def _numerics(method: Method, settings: Settings):
+def _numerics(method: Method, settings: Settings, network: DeepLinearNetwork):
     """Solver and controller with the run's tolerances in place."""
     solver = method.solver
     if isinstance(solver, Rosenbrock):
-        solver = eqx.tree_at(
-            lambda s: (s.rtol, s.atol), solver, (settings.rtol, settings.atol), is_leaf=lambda x: x is None
-        )
-        return solver, PredictiveController(rtol=settings.rtol, atol=settings.atol)
+        atol = jax.tree.map(lambda layer: settings.atol + _resolution(layer), network) if method.graded else settings.atol
+        solver = eqx.tree_at(lambda s: (s.rtol, s.atol), solver, (settings.rtol, atol), is_leaf=lambda x: x is None)
+        return solver, PredictiveController(rtol=settings.rtol, atol=atol)
     # an explicit method's step is often held by stability: the proportional part damps the rejections
     controller = diffrax.PIDController(
         rtol=STEP_SHARE * settings.rtol, atol=STEP_SHARE * settings.atol, pcoeff=0.4, icoeff=0.3
@@ -349,6 +351,16 @@ def _numerics(method: Method, settings: Settings):
             [getattr(controller, name) for name in names],
         )
     return solver, controller
+
+
+def _resolution(layer: Float[Array, "_ _"]) -> Float[Array, "_ _"]:
+    """What rounding leaves of an entry in graded coordinates: the rounding of the largest in its row or column.
+
+    A learned direction is held by forces that are known to rounding of the whole, so where it crosses an unlearned
+    one no entry can be asked to be quieter than that, however small it is.
+    """
+    size = jnp.abs(layer)
+    return NOISE * EPSILON * jnp.maximum(jnp.max(size, axis=1, keepdims=True), jnp.max(size, axis=0, keepdims=True))
 
 
 def _order(solver: diffrax.AbstractAdaptiveSolver) -> Any:

@@ -11,12 +11,27 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from diffrax import RESULTS, AbstractAdaptiveStepSizeController, PIDController
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 from optimistix import rms_norm
 
-from saddleflow.checks import require, require_positive
+from saddleflow.checks import is_concrete, require, require_positive
+
+
+def check_tolerance(name: str, value: Any, remedy: str = "") -> None:
+    """Refuse a tolerance with a number in it that is not finite and above zero (concrete ones only)."""
+    for leaf in jtu.tree_leaves(value):
+        smallest = leaf if np.ndim(leaf) == 0 or not is_concrete(leaf) else np.min(leaf)
+        require_positive(name, smallest, remedy)
+
+
+def tolerances_like(atol: Any, y: PyTree) -> PyTree:
+    """An absolute tolerance as a pytree like the state: itself, or the one number at every leaf."""
+    if jtu.tree_structure(atol) == jtu.tree_structure(y):
+        return atol
+    return jtu.tree_map(lambda _: atol, y)
 
 
 class PredictiveState(eqx.Module):
@@ -32,6 +47,7 @@ class PredictiveController(AbstractAdaptiveStepSizeController):
 
     With `k` the order of the error estimate, the elementary choice is `h (1/e)^(1/k)`; the predictive one
     multiplies it by `(h/h_prev) (e_prev/e)^(1/k)`. The smaller is taken (Hairer and Wanner II, section IV.8).
+    `atol` is one number, or a pytree like the state with a tolerance for every entry.
     """
 
     rtol: Any
@@ -43,7 +59,7 @@ class PredictiveController(AbstractAdaptiveStepSizeController):
 
     def __check_init__(self):
         for name in ("rtol", "atol"):
-            require_positive(name, getattr(self, name))
+            check_tolerance(name, getattr(self, name))
         for name, low, high in (("safety", 0, 1), ("factormin", 0, 1), ("factormax", 1, 1e6)):
             value = getattr(self, name)
             require(low < value < high, name, f"lie between {low} and {high}", value)
@@ -52,7 +68,8 @@ class PredictiveController(AbstractAdaptiveStepSizeController):
         return self
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
-        first, _ = PIDController(rtol=self.rtol, atol=self.atol, norm=self.norm).init(
+        atol = jtu.tree_reduce(jnp.minimum, jtu.tree_map(jnp.min, self.atol))
+        first, _ = PIDController(rtol=self.rtol, atol=atol, norm=self.norm).init(
             terms, t0, t1, y0, dt0, args, func, error_order
         )
         dtype = jnp.result_type(*jtu.tree_leaves(y0))
@@ -62,11 +79,12 @@ class PredictiveController(AbstractAdaptiveStepSizeController):
         del args
         state, h = controller_state, t1 - t0
 
-        def scaled(a, b, error):
+        def scaled(a, b, error, atol):
             b = jnp.where(jnp.all(jnp.isfinite(b)), b, a)
-            return error / (self.atol + self.rtol * jnp.maximum(jnp.abs(a), jnp.abs(b)))
+            return error / (atol + self.rtol * jnp.maximum(jnp.abs(a), jnp.abs(b)))
 
-        error = lax.stop_gradient(self.norm(jtu.tree_map(scaled, y0, y1_candidate, y_error)))
+        atol = tolerances_like(self.atol, y0)
+        error = lax.stop_gradient(self.norm(jtu.tree_map(scaled, y0, y1_candidate, y_error, atol)))
         error = jnp.where(jnp.isnan(error), jnp.inf, error)
         keep = error < 1
         positive = jnp.maximum(error, 1e-10)

@@ -14,7 +14,8 @@ import jax.tree_util as jtu
 from diffrax import RESULTS, AbstractAdaptiveSolver, AbstractLocalInterpolation, AbstractTerm, ODETerm
 from jaxtyping import Array, Float, Int, PyTree
 
-from saddleflow.checks import is_concrete, require, require_integer, require_positive
+from saddleflow.checks import is_concrete, require, require_integer
+from saddleflow.solvers.controller import check_tolerance, tolerances_like
 from saddleflow.solvers.krylov import ConjugateBasis, conjugate_solve
 from saddleflow.solvers.local_model import MAX_ASYMMETRY, LocalModel, Plain, asymmetry
 from saddleflow.solvers.tableaus import RODAS4, Tableau
@@ -86,7 +87,7 @@ class Rosenbrock(AbstractAdaptiveSolver):
     Args:
         rtol: the step controller's relative tolerance, a scalar (a traced one too). Stages are solved in its
             error norm, root mean square of entries over `atol + rtol |y|`. Left out, `gradient_flow` fills it in.
-        atol: the step controller's absolute tolerance, likewise.
+        atol: the step controller's absolute tolerance, likewise; or a pytree like the state, one for every entry.
         local_model: `(terms, t, y, args) -> LocalModel`, where a problem offers structure (see `LocalModel`) or,
             through `Plain`, a preconditioner.
         linear_tolerance: the error a stage's solve may leave, as a fraction of the step's tolerance.
@@ -117,7 +118,7 @@ class Rosenbrock(AbstractAdaptiveSolver):
     def __check_init__(self):
         for name in ("rtol", "atol"):
             if getattr(self, name) is not None:
-                require_positive(name, getattr(self, name), "Pass the step controller's, such as 1e-6.")
+                check_tolerance(name, getattr(self, name), "Pass the step controller's, such as 1e-6.")
         if is_concrete(self.linear_tolerance):
             require(
                 0 < self.linear_tolerance < 1,
@@ -178,7 +179,9 @@ class Rosenbrock(AbstractAdaptiveSolver):
 
         size = sum(x.size for x in jtu.tree_leaves(y0))
         rtol, atol = self._tolerances()
-        weights = model.weights(jtu.tree_map(lambda y: 1 / (atol + rtol * jnp.abs(y)) ** 2 / size, y0))
+        weights = model.weights(
+            jtu.tree_map(lambda y, a: 1 / (a + rtol * jnp.abs(y)) ** 2 / size, y0, tolerances_like(atol, y0))
+        )
 
         def norm(z):
             return jnp.sqrt(jnp.sum(weights * z * z))
