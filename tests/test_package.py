@@ -22,6 +22,7 @@ ORDER = [
     "symmetry",
     "geometry",
     "graded",
+    "stationary",
     "solvers",
     "jacobian",
     "theory",
