@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from saddleflow.costs import Cost
 from saddleflow.curvature import Curvature, Grams, Matrix
+from saddleflow.factor import svd
 from saddleflow.network import DeepLinearNetwork
 
 
@@ -45,13 +46,13 @@ def grade(network: DeepLinearNetwork, frame: Frame) -> tuple[DeepLinearNetwork, 
     Returns:
         The network in the new frame, and that frame.
     """
-    left, _, right = jnp.linalg.svd(network.end_to_end(), full_matrices=True)
+    left, _, right = svd(network.end_to_end())
     layers = list(network.layers)
     layers[0] = layers[0] @ right.T
     layers[-1] = left.T @ layers[-1]
     turns = [right]
     for index in range(len(layers) - 1):
-        u, s, vh = jnp.linalg.svd(layers[index], full_matrices=True)
+        u, s, vh = svd(layers[index])
         # the product U^T W by its small numbers, not as a cancellation of large ones
         layers[index] = jnp.zeros(layers[index].shape).at[: len(s)].set(s[:, None] * vh[: len(s)])
         layers[index + 1] = layers[index + 1] @ u

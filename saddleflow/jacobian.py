@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from saddleflow import geometry
 from saddleflow.costs import Cost
 from saddleflow.curvature import Curvature
+from saddleflow.factor import lane_by_lane, qr
 from saddleflow.network import DeepLinearNetwork
 from saddleflow.solvers import LocalModel, Plain
 
@@ -62,6 +63,7 @@ def _gram(curvature: Curvature, left, right) -> Float[Array, "m m"]:
     return curvature.gram(tuple(m @ m.T for m in left), tuple(n.T @ n for n in right))
 
 
+@lane_by_lane
 def _shifted_inverse(gram: Float[Array, "m m"], shift: Float[Array, ""]) -> Float[Array, "m m"]:
     """`(1/shift + K)^-1`, explicit since it is small; zero, which switches it off, where it cannot be had."""
     identity = jnp.eye(len(gram))
@@ -106,7 +108,7 @@ class CompressedJacobian(LocalModel):
         left, right = geometry.partial_products(network)
         matrix = left[0] @ network.layers[0]
         gradient, hessian = jax.linearize(cost.gradient, matrix)
-        frames = tuple((*jnp.linalg.qr(m.T), *jnp.linalg.qr(n)) for m, n in zip(left[1:-1], right[1:-1], strict=True))
+        frames = tuple((*qr(m.T), *qr(n)) for m, n in zip(left[1:-1], right[1:-1], strict=True))
         return cls(network, left, right, frames, gradient, hessian, cost.curvature(matrix))
 
     def _split(self, z: Vector):

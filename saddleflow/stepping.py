@@ -333,7 +333,11 @@ def _numerics(method: Method, settings: Settings, network: DeepLinearNetwork):
     """Solver and controller with the run's tolerances in place."""
     solver = method.solver
     if isinstance(solver, Rosenbrock):
-        atol = jax.tree.map(lambda layer: settings.atol + _resolution(layer), network) if method.graded else settings.atol
+        atol = (
+            jax.tree.map(lambda layer: settings.atol + _resolution(layer), network)
+            if method.graded
+            else settings.atol
+        )
         solver = eqx.tree_at(lambda s: (s.rtol, s.atol), solver, (settings.rtol, atol), is_leaf=lambda x: x is None)
         return solver, PredictiveController(rtol=settings.rtol, atol=atol)
     # an explicit method's step is often held by stability: the proportional part damps the rejections

@@ -15,6 +15,7 @@ ROOT = Path(saddleflow.__file__).parent
 ORDER = [
     "checks",
     "files",
+    "factor",
     "curvature",
     "costs",
     "reading",
