@@ -8,10 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from saddleflow.costs import Cost
 from saddleflow.network import DeepLinearNetwork
+
+# What rounding leaves of a sum that cancels, relative to the sum of its terms' sizes.
+ROUNDING = 16 * 2.0**-52
 
 
 def partial_products(
@@ -76,5 +79,21 @@ def neural_tangent_kernel(
 
 
 def norm(tree: DeepLinearNetwork) -> Float[Array, ""]:
-    """Euclidean norm of a network (or gradient) as one vector of parameters."""
-    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in tree.layers))
+    """Euclidean norm of a network (or gradient) as one vector of parameters; nothing underflows on the way."""
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in tree.layers]))
+    unit = jnp.where(largest > 0, largest, 1.0)
+    return unit * jnp.sqrt(sum(jnp.sum((leaf / unit) ** 2) for leaf in tree.layers))
+
+
+def rests(cost: Cost, network: DeepLinearNetwork) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+    """The norm of the gradient, and whether every entry of it is zero or a cancellation that rounding leaves.
+
+    Entry by entry, so that in graded coordinates a tiny force on an unlearned direction, computed from small
+    numbers alone, is not taken for the rounding of a learned one.
+    """
+    left, right = partial_products(network)
+    matrix_gradient = cost.gradient(left[0] @ network.layers[0])
+    forces = pull_back(left, right, matrix_gradient)
+    terms = pull_back(*(tuple(map(jnp.abs, side)) for side in (left, right)), jnp.abs(matrix_gradient))
+    quiet = [jnp.all(jnp.abs(f) <= ROUNDING * t) for f, t in zip(forces.layers, terms.layers, strict=True)]
+    return norm(forces), jnp.all(jnp.stack(quiet))

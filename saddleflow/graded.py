@@ -10,13 +10,17 @@ break the conservation of balancedness, and push the learned part along its symm
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from saddleflow import geometry
 from saddleflow.costs import Cost
 from saddleflow.curvature import Curvature, Grams, Matrix
 from saddleflow.factor import svd
 from saddleflow.network import DeepLinearNetwork
+
+Spectra = tuple[Float[Array, " _"], ...]
 
 
 class Frame(eqx.Module):
@@ -40,26 +44,50 @@ class Frame(eqx.Module):
         return self.rotations[-1].T @ matrix @ self.rotations[0]
 
 
-def grade(network: DeepLinearNetwork, frame: Frame) -> tuple[DeepLinearNetwork, Frame]:
+def grade(network: DeepLinearNetwork, frame: Frame) -> tuple[DeepLinearNetwork, Frame, Spectra]:
     """Turn hidden space l into the left singular basis of W_l, the outer spaces into those of A.
 
     Returns:
-        The network in the new frame, and that frame.
+        The network in the new frame, that frame, and the singular values of each layer on the way.
     """
     left, _, right = svd(network.end_to_end())
     layers = list(network.layers)
     layers[0] = layers[0] @ right.T
     layers[-1] = left.T @ layers[-1]
-    turns = [right]
+    turns, spectra = [right], []
     for index in range(len(layers) - 1):
         u, s, vh = svd(layers[index])
         # the product U^T W by its small numbers, not as a cancellation of large ones
         layers[index] = jnp.zeros(layers[index].shape).at[: len(s)].set(s[:, None] * vh[: len(s)])
         layers[index + 1] = layers[index + 1] @ u
         turns.append(u.T)
+        spectra.append(s)
     turns.append(left.T)
+    spectra.append(svd(layers[-1])[1])
     rotations = tuple(turn @ before for turn, before in zip(turns, frame.rotations, strict=True))
-    return DeepLinearNetwork(layers), Frame(rotations)
+    return DeepLinearNetwork(layers), Frame(rotations), tuple(spectra)
+
+
+def resolution(cost: Cost, network: DeepLinearNetwork, spectra: Spectra) -> Float[Array, ""]:
+    """How much of the slowest growth drowns in rounding: below one it decides the next escape, above it does not.
+
+    Unlearned directions of the size a (the geometric mean over the layers, below the widest gap of their spectra)
+    grow at the rate `s_1(grad C) a^(L-2)`; a step that follows it is `lambda / rate` times longer than the fastest
+    relaxation takes, lambda the largest eigenvalue of the learned part, and rounding `eps` is amplified by that.
+    Measured for L = 3 to 6, runs get through up to a ratio of 1.5 to 4, and beyond it never.
+    """
+    count = min(len(s) for s in spectra)
+    sizes = sum(jnp.log(jnp.maximum(s[:count], 1e-300)) for s in spectra) / network.depth
+    alive = sizes > jnp.log(1e-290)
+    gaps = jnp.where(alive[1:], sizes[:-1] - sizes[1:], -jnp.inf)
+    unlearned = jnp.exp(sizes[jnp.argmax(gaps) + 1]) if count > 1 else jnp.inf
+    left, right = geometry.partial_products(network)
+    matrix = left[0] @ network.layers[0]
+    gradient, curved = jax.jvp(cost.gradient, (matrix,), (matrix,))
+    stiffness = sum(jnp.sum(m**2) * jnp.sum(n**2) for m, n in zip(left, right, strict=True))
+    largest = stiffness * jnp.linalg.norm(curved) / jnp.linalg.norm(matrix)
+    rate = jnp.linalg.norm(gradient) * unlearned ** (network.depth - 2)
+    return jnp.where(jnp.any(gaps > 0), jnp.finfo(float).eps * largest / rate, 0.0)
 
 
 class FramedCost(Cost):

@@ -7,6 +7,7 @@ and go on at any step (wall-clock budgets, meters, lanes) and diffrax saves h no
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffrax
@@ -16,8 +17,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from saddleflow import geometry
+from saddleflow.clock import Clock
 from saddleflow.costs import Cost
-from saddleflow.graded import Frame, FramedCost, grade
+from saddleflow.dips import Dips
+from saddleflow.graded import Frame, FramedCost, grade, resolution
 from saddleflow.network import DeepLinearNetwork
 from saddleflow.observables import Observable
 from saddleflow.solvers import PredictiveController, Rosenbrock
@@ -33,8 +36,20 @@ REASONS = (
     "stop",
     "max_seconds",
     "stationary_saddle",
+    "below_resolution",
 )
-RUNNING, CONVERGED, T1, MAX_STEPS, UNDERFLOW, NON_FINITE, STOP, MAX_SECONDS, STATIONARY = range(len(REASONS))
+(
+    RUNNING,
+    CONVERGED,
+    T1,
+    MAX_STEPS,
+    UNDERFLOW,
+    NON_FINITE,
+    STOP,
+    MAX_SECONDS,
+    STATIONARY,
+    BELOW_RESOLUTION,
+) = range(len(REASONS))
 
 # This many rejections in a row shrink h by at least 1e-20: nothing but underflow or NaN does that.
 MAX_CONSECUTIVE_REJECTIONS = 60
@@ -63,6 +78,7 @@ class Method(eqx.Module):
     save_networks: bool = eqx.field(static=True)
     graded: bool = eqx.field(static=True)  # turn into graded coordinates every REGRADE steps
     capacity: int = eqx.field(static=True)  # rows held at most, where the solver's own steps are saved
+    num_dips: int = eqx.field(static=True)  # networks kept at most from where the gradient norm dips; 0: none
 
 
 class Settings(eqx.Module):
@@ -81,8 +97,9 @@ class FlowState(eqx.Module):
 
     network: DeepLinearNetwork  # in the frame
     frame: Frame | None  # None: the coordinates of the start
-    time: Float[Array, ""]
+    clock: Clock
     step_size: Float[Array, ""]
+    dips: Dips | None
     solver_state: PyTree
     controller_state: PyTree
     num_accepted: Int[Array, ""]
@@ -94,12 +111,17 @@ class FlowState(eqx.Module):
     num_rows: Int[Array, ""]
     stride: Int[Array, ""]  # every stride-th accepted step is a row
 
+    @property
+    def time(self) -> Float[Array, ""]:
+        """Physical time."""
+        return self.clock.time
+
 
 def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Method) -> FlowState:
     """The state before the first step; stops at once where the field is not finite or the cost is minimal."""
     solver, controller = _numerics(method, settings, network)
     zero, one = jnp.zeros(()), jnp.ones(())
-    gradient = geometry.norm(geometry.gradient(cost, network))
+    gradient, rests = geometry.rests(cost, network)
     # A first step that moves the network by a hundredth. (diffrax's own guess falls back on an absolute 1e-6
     # where things move slowly, which a run in other units would notice.)
     step_size = jnp.where(gradient > 0, 0.01 * geometry.norm(network) / gradient, one)
@@ -107,9 +129,10 @@ def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Me
     matrix = network.end_to_end()
     finite = jnp.isfinite(gradient) & jnp.isfinite(cost(matrix))
     reason = jnp.where(finite, RUNNING, NON_FINITE)
-    reason = jnp.where(finite & _stationary(cost, network), STATIONARY, reason)
+    reason = jnp.where(finite & rests, STATIONARY, reason)
     reason = jnp.where(finite & _converged(cost, matrix, settings), CONVERGED, reason)
-    first = observe(cost, network, zero, method)
+    clock, frame = Clock.start(), Frame.of(network) if method.graded else None
+    first = observe(cost, network, clock, method)
     capacity = method.capacity if settings.save_at is None else settings.save_at.shape[0]
     rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), first)
     if settings.save_at is None:
@@ -120,9 +143,10 @@ def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Me
         num_rows = jnp.where(due, 1, 0)
     return FlowState(
         network=network,
-        frame=Frame.of(network) if method.graded else None,
-        time=zero,
+        frame=frame,
+        clock=clock,
         step_size=jnp.asarray(step_size),
+        dips=Dips.start(network, frame, gradient, method.num_dips) if method.num_dips else None,
         solver_state=_arrays(solver.init(_TERM, zero, step_size, network, cost)),
         controller_state=_arrays(controller_state),
         num_accepted=jnp.zeros((), int),
@@ -165,8 +189,10 @@ def advance(state: FlowState, cost: Cost, settings: Settings, method: Method, nu
         # One step at least, then up to the next regrading: counted in the lane's own steps, so that neither
         # bursts nor neighbours matter; and outside the inner loop, where a vmap cannot turn it into every step's.
         taken, dynamic = carry
-        graded = jax.lax.cond(due(carry), _regrade, lambda s: s, eqx.combine(dynamic, static))
-        carry = step((taken, eqx.filter(graded, eqx.is_array)))
+        regrade = partial(_regrade, cost=cost)
+        graded = jax.lax.cond(due(carry), regrade, lambda s: s, eqx.combine(dynamic, static))
+        carry = (taken, eqx.filter(graded, eqx.is_array))
+        carry = jax.lax.cond(running(carry), step, lambda c: c, carry)
         return jax.lax.while_loop(lambda c: running(c) & ~due(c), step, carry)
 
     body = round_of_steps if method.graded else step
@@ -174,9 +200,12 @@ def advance(state: FlowState, cost: Cost, settings: Settings, method: Method, nu
     return eqx.combine(dynamic, static)
 
 
-def _regrade(state: FlowState) -> FlowState:
+def _regrade(state: FlowState, cost: Cost) -> FlowState:
     assert state.frame is not None
-    return eqx.tree_at(lambda s: (s.network, s.frame), state, grade(state.network, state.frame))
+    network, frame, spectra = grade(state.network, state.frame)
+    lost = resolution(cost, state.network, spectra) >= 1
+    reason = jnp.where(lost & (state.reason == RUNNING), BELOW_RESOLUTION, state.reason)
+    return eqx.tree_at(lambda s: (s.network, s.frame, s.reason), state, (network, frame, reason))
 
 
 def plain_network(state: FlowState) -> DeepLinearNetwork:
@@ -184,7 +213,7 @@ def plain_network(state: FlowState) -> DeepLinearNetwork:
     return state.network if state.frame is None else state.frame.undo(state.network)
 
 
-def observe(cost: Cost, network: DeepLinearNetwork, time: Float[Array, ""], method: Method) -> Row:
+def observe(cost: Cost, network: DeepLinearNetwork, clock: Clock, method: Method) -> Row:
     """What one saved time records: the end-to-end matrix, the gradient norm, the observables asked for.
 
     All of it in the coordinates of the start, whatever frame the cost and the network are in.
@@ -194,7 +223,9 @@ def observe(cost: Cost, network: DeepLinearNetwork, time: Float[Array, ""], meth
     if isinstance(cost, FramedCost):
         cost, network, matrix = cost.cost, cost.frame.undo(network), cost.frame.undo_matrix(matrix)
     row = {
-        "time": time,
+        "time": clock.time,
+        "segment": clock.segment,
+        "within": clock.within,
         "end_to_end": matrix,
         "gradient_norm": gradient_norm,
         "observables": {
@@ -231,7 +262,7 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     if isinstance(solver, Rosenbrock):
         dropped = solver.rejected_state(dropped, solver_state)
     network = jax.tree.map(kept, candidate, state.network)
-    time = kept(jnp.where(lands, settings.t1, state.time + h), state.time)
+    clock = jax.tree.map(kept, state.clock.tick(h, end - begin), state.clock)
     accepted = state.num_accepted + keep
     rejections = jnp.where(keep, 0, state.consecutive_rejections + 1)
 
@@ -239,14 +270,14 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
         due = keep & (accepted % state.stride == 0)
         row = jax.lax.cond(
             due,
-            lambda: observe(cost, network, time, method),
+            lambda: observe(cost, network, clock, method),
             lambda: jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), state.rows),
         )
         rows = _write(state.rows, jnp.where(due, state.num_rows, method.capacity), row)
         num_rows = state.num_rows + due
     else:
         interpolation = solver.interpolation_cls(t0=zero, t1=h, **dense_info)
-        rows, num_rows = _save_between(state, time, keep, interpolation, cost, settings, method)
+        rows, num_rows = _save_between(state, h, lands, keep, interpolation, cost, settings, method)
 
     out_of_steps = accepted + state.num_rejected + (1 - keep) >= settings.max_steps
     # Creeping towards a wall, rejected steps alternate with accepted ones too short to move anything.
@@ -258,14 +289,17 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     reason = jnp.where(keep & lands, T1, reason)
     if method.stop is not None:
         reason = jnp.where(
-            keep & method.stop(time, network if state.frame is None else state.frame.undo(network)), STOP, reason
+            keep & method.stop(clock.time, network if state.frame is None else state.frame.undo(network)), STOP, reason
         )
+    gradient, rests = geometry.rests(cost, network)
+    reason = jnp.where(keep & rests & (reason == RUNNING), STATIONARY, reason)
     reason = jnp.where(keep & _converged(cost, matrix, settings), CONVERGED, reason)
     return FlowState(
         network=network,
         frame=state.frame,
-        time=time,
+        clock=clock,
         step_size=jnp.asarray(end - begin),
+        dips=None if state.dips is None else state.dips.follow(network, state.frame, gradient, clock.time, keep),
         solver_state=_arrays(jax.tree.map(kept, solver_state, dropped)),
         controller_state=_arrays(controller_state),
         num_accepted=accepted,
@@ -279,19 +313,22 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     )
 
 
-def _save_between(state, time, keep, interpolation, cost, settings, method):
+def _save_between(state, h, lands, keep, interpolation, cost, settings, method):
     """Rows for all asked times within the step just taken, by the solver's dense output."""
-    save_at = settings.save_at
+    save_at, begin = settings.save_at, state.clock.time
     count = save_at.shape[0]
+    end = jnp.where(lands, settings.t1, begin + h)
 
     def due(carry):
         _, index = carry
-        return keep & (index < count) & (save_at[jnp.minimum(index, count - 1)] <= time)
+        return keep & (index < count) & (save_at[jnp.minimum(index, count - 1)] <= end)
 
     def save(carry):
         rows, index = carry
-        network = interpolation.evaluate(save_at[index] - state.time)
-        return _write(rows, index, observe(cost, network, save_at[index], method)), index + 1
+        after = save_at[index] - begin
+        clock = eqx.tree_at(lambda c: c.within, state.clock, state.clock.within + after)
+        row = observe(cost, interpolation.evaluate(after), clock, method) | {"time": save_at[index]}
+        return _write(rows, index, row), index + 1
 
     return jax.lax.while_loop(due, save, (state.rows, state.num_rows))
 
@@ -314,19 +351,6 @@ def _write(rows: Row, index: Int[Array, ""], row: Row) -> Row:
 def _converged(cost: Cost, matrix: Float[Array, "n_out n_in"], settings: Settings) -> Bool[Array, ""]:
     # For a convex C a vanishing gradient in A is a certificate; one in theta is only a saddle, perhaps.
     return jnp.linalg.norm(cost.gradient(matrix)) <= settings.gradient_tolerance
-
-
-def _stationary(cost: Cost, network: DeepLinearNetwork) -> Bool[Array, ""]:
-    """Whether the gradient in every layer is zero, or a cancellation that rounding alone keeps from it."""
-    left, right = geometry.partial_products(network)
-    matrix_gradient = cost.gradient(left[0] @ network.layers[0])
-    gradients = geometry.pull_back(left, right, matrix_gradient).layers
-    rounding = 64 * EPSILON * jnp.linalg.norm(matrix_gradient)
-    below = [
-        jnp.linalg.norm(g) <= rounding * jnp.linalg.norm(m) * jnp.linalg.norm(n)
-        for g, m, n in zip(gradients, left, right, strict=True)
-    ]
-    return jnp.all(jnp.stack(below))
 
 
 def _numerics(method: Method, settings: Settings, network: DeepLinearNetwork):
