@@ -32,7 +32,9 @@ class Dips(eqx.Module):
         """The start is the lowest point so far."""
         empty = jax.tree.map(lambda layer: jnp.zeros((capacity, *layer.shape)), network)
         zero = jnp.zeros(())
-        return cls(network, frame, gradient_norm, zero, jnp.zeros((), bool), empty, jnp.zeros(capacity), jnp.zeros((), int))
+        return cls(
+            network, frame, gradient_norm, zero, jnp.zeros((), bool), empty, jnp.zeros(capacity), jnp.zeros((), int)
+        )
 
     def follow(
         self,

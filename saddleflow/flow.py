@@ -18,6 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from saddleflow import geometry, stepping
 from saddleflow import observables as obs
 from saddleflow.checks import is_concrete, require, require_finite, require_integer, require_positive
+from saddleflow.clock import SegmentedTime
 from saddleflow.costs import Cost
 from saddleflow.jacobian import flow_jacobian
 from saddleflow.network import DeepLinearNetwork
@@ -32,6 +33,9 @@ START_SHARE = 0.2
 
 # A burst is timed to last about this long, so that meters move and wall-clock budgets are kept.
 BURST_SECONDS = 0.2
+
+# Networks kept near saddles hold this many numbers at most (but four networks always).
+MAX_DIP_NUMBERS = 10_000_000
 
 
 def gradient_flow(
@@ -101,6 +105,7 @@ def gradient_flow(
         max_saves=max_saves,
         max_steps=max_steps,
         gradient_tolerance=gradient_tolerance,
+        num_dips=max(4, min(2 * min(cost.shape) + 2, MAX_DIP_NUMBERS // network.num_parameters)),
     )
     if max_seconds is not None:
         require_positive("max_seconds", max_seconds)
@@ -160,8 +165,12 @@ def prepare(
     max_saves: int = 1000,
     max_steps: int = 1_000_000,
     gradient_tolerance: Any = 1e-4,
+    num_dips: int = 0,
 ) -> tuple[Settings, Method]:
-    """Check the arguments of `gradient_flow` (which documents them) and split them into numbers and method."""
+    """Check the arguments of `gradient_flow` (which documents them) and split them into numbers and method.
+
+    `num_dips` networks at most are kept from where the gradient norm dips, for `Trajectory.saddles`.
+    """
     require(
         tuple(network.shape) == tuple(cost.shape),
         "network",
@@ -229,6 +238,7 @@ def prepare(
         save_networks=save_networks,
         graded=isinstance(solver, Rosenbrock) and _is_tiny(cost, network),
         capacity=max_saves,
+        num_dips=num_dips,
     )
     return settings, method
 
@@ -308,12 +318,13 @@ def _trajectory(cost, network, state, settings, method, reason, rank_tolerance, 
     rows = jax.tree.map(lambda x: np.asarray(x)[: int(state.num_rows)], state.rows)
     if settings.save_at is None and int(state.num_accepted) % int(state.stride) != 0:
         # the last step fell between two rows
-        last = stepping.observe(cost, stepping.plain_network(state), state.time, method)
+        last = stepping.observe(cost, stepping.plain_network(state), state.clock, method)
         rows = jax.tree.map(lambda x, y: np.concatenate([x, np.asarray(y)[None]]), rows, last)
     matrices = jnp.asarray(rows["end_to_end"])
     num_accepted, num_rejected = int(state.num_accepted), int(state.num_rejected)
     return Trajectory(
         time=rows["time"],
+        clock=SegmentedTime(rows["segment"], rows["within"], np.asarray(state.clock.durations)),
         end_to_end=rows["end_to_end"],
         train_cost=np.asarray(jax.vmap(cost)(matrices)),
         test_cost=np.asarray(jax.vmap(cost.test)(matrices)) if cost.has_test else None,
@@ -345,7 +356,17 @@ def _trajectory(cost, network, state, settings, method, reason, rank_tolerance, 
             "start_norm": float(geometry.norm(network)),
         },
         rank_tolerance=rank_tolerance,
+        cost=cost,
+        dips=_dips(state),
     )
+
+
+def _dips(state: FlowState) -> tuple[np.ndarray, DeepLinearNetwork] | None:
+    """Times and networks of the dips of the gradient norm."""
+    if state.dips is None:
+        return None
+    count = min(int(state.dips.count), len(state.dips.times))
+    return np.asarray(state.dips.times[:count]), jax.tree.map(lambda layer: layer[:count], state.dips.networks)
 
 
 def _work(solver: diffrax.AbstractSolver, solver_state: Any, num_steps: int) -> dict[str, Any]:

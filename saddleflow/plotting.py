@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
 
+from saddleflow.checks import require
 from saddleflow.files import written_whole
 
 # Okabe and Ito's colours: told apart by colour-blind readers, legible on white and on black.
@@ -40,6 +43,39 @@ def style() -> Iterator[None]:
     """The package's matplotlib style, for the length of a block."""
     with mpl.rc_context(_STYLE):
         yield
+
+
+CLOCKS = ("t", "log t", "t / t_escape", "arc length")
+
+
+def draw_trajectory(trajectory: Any, clock: str = "t") -> Figure:
+    """The picture of `Trajectory.plot`."""
+    require(clock in CLOCKS, "clock", f"be one of {CLOCKS}", clock)
+    visits = trajectory.visits
+    if clock == "t / t_escape":
+        require(visits, "clock", "fit the run", clock, "It has no escape: take 't' or 'log t'.")
+    unit = visits[0].escape_time if clock == "t / t_escape" else 1.0
+    axis = trajectory.arc_length if clock == "arc length" else trajectory.time / unit
+    with style():
+        figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(4.2, 4.2))
+        top.semilogy(axis, trajectory.train_cost, color=BLUE, label="train")
+        if trajectory.test_cost is not None:
+            top.semilogy(axis, trajectory.test_cost, "--", color=ORANGE, label="test")
+        for visit in visits:
+            begin, here, end = np.interp([visit.enter, visit.time, visit.leave], trajectory.time, axis)
+            top.axvspan(begin, end, color=MUTED, alpha=0.15, lw=0)
+            top.plot(here, visit.cost, "o", ms=4, color=RED)
+            name = "origin" if visit.rank == 0 else f"rank {visit.rank}"
+            top.annotate(name, (here, visit.cost), xytext=(3, 4), textcoords="offset points", color=RED)
+        top.set_ylabel("cost")
+        top.legend()
+        bottom.plot(axis, trajectory.singular_values, color=BLUE)
+        bottom.axhline(trajectory.rank_tolerance, color=MUTED, lw=0.7, ls=":")
+        labels = ("time t of the flow", "time t of the flow", "t / first escape time", "path length of θ")
+        bottom.set(ylabel="singular values of A", xlabel=labels[CLOCKS.index(clock)])
+        if clock == "log t":
+            bottom.set_xscale("log")
+    return figure
 
 
 def save_figure(figure: Figure, stem: Path, force: bool = False) -> list[Path]:

@@ -8,16 +8,21 @@ well-posed least-squares problem.
 
 import itertools
 import math
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optimistix as optx
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
+from scipy.sparse.linalg import LinearOperator, eigsh
 
 from saddleflow import geometry
 from saddleflow.checks import require, require_integer, require_positive
 from saddleflow.costs import Cost
+from saddleflow.factor import svd
 from saddleflow.network import DeepLinearNetwork
 
 # Levenberg-Marquardt starts with a damping of this share of the (scaled) curvature, to the square.
@@ -25,6 +30,9 @@ INITIAL_DAMPING = 1e-5
 
 # Learned and unlearned directions of a layer differ by this factor at least, or there is no telling them apart.
 MIN_GAP = 3.0
+
+# A Hessian's eigenvalue below this share of the largest counts as zero; one smaller than this is made dense.
+ZERO, MIN_LANCZOS = 1e-8, 60
 
 
 class Truncation(eqx.Module):
@@ -83,8 +91,7 @@ def truncate(network: DeepLinearNetwork, rank: int) -> Truncation:
     bases = []
     for below, above in zip(network.layers, network.layers[1:], strict=False):
         # the singular vectors of the stacked layers: their squares would cost half of the digits
-        left, _, _ = jnp.linalg.svd(jnp.concatenate([below, above.T], axis=1), full_matrices=False)
-        bases.append(left[:, :rank])
+        bases.append(svd(jnp.concatenate([below, above.T], axis=1))[0][:, :rank])
     layers = list(network.layers)
     for index, basis in enumerate(bases):
         layers[index] = basis.T @ layers[index]
@@ -223,3 +230,67 @@ def _gradient_unit(cost: Cost, network: DeepLinearNetwork) -> Float[Array, ""]:
     at_zero = jnp.linalg.norm(cost.gradient(jnp.zeros(cost.shape)))
     here = jnp.linalg.norm(cost.gradient(network.end_to_end()))
     return jnp.where(at_zero > 0, at_zero, here) * jnp.max(jnp.stack(products))
+
+
+class HessianSpectrum(eqx.Module):
+    """What the Hessian of the loss looks like at a point.
+
+    Attributes:
+        index: number of negative eigenvalues.
+        least: the least eigenvalue.
+        largest: the largest eigenvalue.
+    """
+
+    index: int
+    least: float
+    largest: float
+
+
+def hessian_spectrum(cost: Cost, network: DeepLinearNetwork, rank: int) -> HessianSpectrum:
+    """The Hessian of the loss at a stationary point of `rank` learned directions, the others exactly zero.
+
+    It falls apart into the Hessian of the network of width `rank` and the unlearned directions. Those have, for
+    L = 2, the eigenvalues +- s_i(grad C(A)), once for each of the width - rank free neurons; for L > 2 none but zeros
+    (the saddle is not strict), since an unlearned neuron is then at least a third-order term. The learned part's ends
+    are found by Lanczos iteration on Hessian-vector products (ARPACK); only where it has negative eigenvalues, which
+    a saddle that a flow visits has not, it is made dense to count them. Eigenvalues within 1e-8 of the largest in size
+    count as zero.
+
+    Args:
+        cost: the cost C.
+        network: the stationary point, from `polish`.
+        rank: number of its learned directions.
+
+    Standing: derived; checked against dense Hessians in the tests.
+    """
+    least, largest, index = 0.0, 0.0, 0
+    if network.depth == 2:
+        strengths = np.linalg.svd(np.asarray(cost.gradient(network.end_to_end())), compute_uv=False)
+        free = network.hidden_widths[0] - rank
+        least, largest = (-strengths[0], strengths[0]) if free else (0.0, 0.0)
+        index = free * int(np.sum(strengths > ZERO * strengths[0]))
+    if rank > 0:
+        flat, unravel = ravel_pytree(truncate(network, rank).network)
+        product = jax.jit(
+            lambda v: ravel_pytree(geometry.hessian_vector_product(cost, unravel(flat), unravel(v.ravel())))[0]
+        )
+        ends = _ends(product, flat.size)
+        least, largest = min(least, ends[0]), max(largest, ends[1])
+        if ends[0] < -ZERO * largest:
+            values = np.linalg.eigvalsh(np.asarray(jax.lax.map(product, jnp.eye(flat.size))))
+            index += int(np.sum(values < -ZERO * largest))
+    return HessianSpectrum(index, float(least), float(largest))
+
+
+def _ends(product: Callable[[Array], Array], size: int) -> tuple[float, float]:
+    """Least and largest eigenvalue of a symmetric operator."""
+    if size < MIN_LANCZOS:
+        values = np.linalg.eigvalsh(np.asarray(jax.lax.map(product, jnp.eye(size))))
+        return float(values[0]), float(values[-1])
+    operator = LinearOperator((size, size), matvec=lambda v: np.asarray(product(v)), dtype=float)
+    start = np.random.default_rng(0).standard_normal(size)
+    least, largest = (
+        eigsh(operator, k=1, which=which, v0=start, tol=1e-8, ncv=40, return_eigenvectors=False)[0]
+        for which in ("SA", "LA")
+    )
+    return float(least), float(largest)

@@ -270,7 +270,7 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
         due = keep & (accepted % state.stride == 0)
         row = jax.lax.cond(
             due,
-            lambda: observe(cost, network, clock, method),
+            lambda: observe(cost, network, clock, method) | {"time": jnp.where(lands, settings.t1, clock.time)},
             lambda: jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), state.rows),
         )
         rows = _write(state.rows, jnp.where(due, state.num_rows, method.capacity), row)
@@ -289,7 +289,9 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     reason = jnp.where(keep & lands, T1, reason)
     if method.stop is not None:
         reason = jnp.where(
-            keep & method.stop(clock.time, network if state.frame is None else state.frame.undo(network)), STOP, reason
+            keep & method.stop(clock.time, network if state.frame is None else state.frame.undo(network)),
+            STOP,
+            reason,
         )
     gradient, rests = geometry.rests(cost, network)
     reason = jnp.where(keep & rests & (reason == RUNNING), STATIONARY, reason)

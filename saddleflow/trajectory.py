@@ -3,13 +3,13 @@
 import json
 import platform
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
@@ -18,9 +18,11 @@ from matplotlib.figure import Figure
 from saddleflow import observables as obs
 from saddleflow import plotting
 from saddleflow.checks import require
+from saddleflow.clock import SegmentedTime
+from saddleflow.costs import Cost
 from saddleflow.files import written_whole
 from saddleflow.network import DeepLinearNetwork
-from saddleflow.saddles import SaddleVisit, find_visits
+from saddleflow.saddles import SaddleVisit, find_visits, inspect, nearest
 
 # The numerical rank counts singular values above this share of the largest one seen in the run. The paper cuts
 # at 1e-1 where the targets' singular values are of order 10.
@@ -41,8 +43,9 @@ class Trajectory:
         network: the final network.
         networks: the network at every saved time (layers with a leading time axis), if asked for, else None.
         stop_reason: "converged" (grad C(A) = 0 to tolerance: a certified minimum of the convex C), "t1",
-            "max_steps", "max_seconds", "step_size_underflow", "non_finite", "stop" or "stationary_saddle" (the
-            start is a saddle: its gradient in theta is zero up to rounding, grad C(A) is not).
+            "max_steps", "max_seconds", "step_size_underflow", "non_finite", "stop", "stationary_saddle" (the flow
+            starts, or has come to rest, on a saddle: its gradient in theta is zero up to rounding, grad C(A) is not)
+            or "below_resolution" (rounding would decide the next escape: `saddleflow.graded.resolution`).
         stats: num_steps, num_accepted_steps, num_rejected_steps; num_vector_field_evaluations and
             num_hessian_vector_products, rejected steps included (None where the solver does not tell); for the
             stiff solver num_preconditioner_applications, mean_krylov_dimension and max_krylov_dimension (products
@@ -66,6 +69,9 @@ class Trajectory:
     stats: dict[str, Any]
     configuration: dict[str, Any]
     rank_tolerance: float | None
+    clock: SegmentedTime
+    cost: Cost | None = None
+    dips: tuple[np.ndarray, DeepLinearNetwork] | None = None
     singular_values: Float[np.ndarray, "time n"] = field(init=False)
 
     def __post_init__(self):
@@ -87,9 +93,49 @@ class Trajectory:
         """Sum of the singular values of A, shape (time,)."""
         return obs.nuclear_norm(self.singular_values)
 
+    @cached_property
+    def visits(self) -> list[SaddleVisit]:
+        """The saddles visited as the rows alone show them: `saddles` without the stationary points."""
+        depth = self.network.depth
+        return find_visits(self.clock, self.train_cost, self.gradient_norm, self.rank, depth)
+
     def saddles(self) -> list[SaddleVisit]:
-        """The saddles visited, in order; empty for a run without plateaus."""
-        return find_visits(self.time, self.train_cost, self.gradient_norm, self.rank)
+        """The saddles visited, in order of time, each with the stationary point behind it; computed once.
+
+        Empty for a run without plateaus (lazy training); `repr` then says "no plateau". A start that is still on its
+        first plateau at the end has not visited it. Escapes that merge (equal or near-equal singular values) raise
+        the rank by more than one from a visit to the next.
+        """
+        return self._inspected
+
+    @cached_property
+    def _inspected(self) -> list[SaddleVisit]:
+        if self.cost is None or self.dips is None:
+            return self.visits
+        networks = [nearest(self.dips, visit) for visit in self.visits]
+        return [
+            visit if network is None else inspect(visit, self.cost, network)
+            for visit, network in zip(self.visits, networks, strict=True)
+        ]
+
+    @property
+    def segment(self) -> Int[np.ndarray, " time"]:
+        """Number of escapes behind each saved time, shape (time,)."""
+        rows = np.arange(len(self.time))
+        return sum((rows > visit.escape[0] for visit in self.visits), start=np.zeros(len(rows), int))
+
+    @property
+    def time_since_escape(self) -> Float[np.ndarray, " time"]:
+        """Time since the last escape (the start, before the first), resolved where `time` is not; shape (time,)."""
+        origins = [(0, 0.0), *(visit.escape for visit in self.visits)]
+        since = np.stack([self.clock.since(*origin) for origin in origins])
+        return since[self.segment, np.arange(len(self.time))]
+
+    @property
+    def arc_length(self) -> Float[np.ndarray, " time"]:
+        """Length of the path of theta so far, by the trapezoidal rule over the rows; shape (time,)."""
+        means = (self.gradient_norm[1:] + self.gradient_norm[:-1]) / 2
+        return np.concatenate([[0.0], np.cumsum(means * self.clock.steps)])
 
     def __repr__(self) -> str:
         """The result card."""
@@ -97,7 +143,7 @@ class Trajectory:
         counts = (("num_vector_field_evaluations", "vector fields"), ("num_hessian_vector_products", "products"))
         work = "".join(f"{stats[key]} {name}, " for key, name in counts if stats.get(key))
         test = "" if self.test_cost is None else f", test {self.test_cost[-1]:.3e}"
-        visits = ", ".join(f"rank {v.rank} at cost {v.cost:.4g}" for v in self.saddles())
+        visits = ", ".join(f"rank {v.rank} at cost {v.cost:.4g}" for v in self.visits)
         lines = [
             f"{run['cost']} {run['shape'][0]}x{run['shape'][1]}, depth {run['depth']}, width {run['width']}, "
             f"{run['num_parameters']} parameters",
@@ -114,34 +160,17 @@ class Trajectory:
         body = "\n".join(f"  {name:<9} : {text}" for name, text in zip(names, lines, strict=True))
         return f"Trajectory\n{body}"
 
-    def plot(self, *, log_time: bool = False) -> Figure:
-        """Train and test cost above, singular values of A below, against time; saddles marked by their rank.
+    def plot(self, *, clock: str = "t") -> Figure:
+        """Train and test cost above, singular values of A below; plateaus shaded and marked by their rank.
 
         Args:
-            log_time: put time on a logarithmic axis (the start at t = 0 is then left out).
+            clock: the time axis: "t"; "log t" (the start at t = 0 is then left out); "t / t_escape", in units of the
+                first escape time; or "arc length", the path length of theta so far.
+
+        Raises:
+            ValueError: another clock, or "t / t_escape" for a run without an escape.
         """
-        with plotting.style():
-            figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(4.2, 4.2))
-            top.semilogy(self.time, self.train_cost, color=plotting.BLUE, label="train")
-            if self.test_cost is not None:
-                top.semilogy(self.time, self.test_cost, "--", color=plotting.ORANGE, label="test")
-            for visit in self.saddles():
-                top.plot(visit.time, visit.cost, "o", ms=4, color=plotting.RED)
-                top.annotate(
-                    f"rank {visit.rank}",
-                    (visit.time, visit.cost),
-                    xytext=(3, 4),
-                    textcoords="offset points",
-                    color=plotting.RED,
-                )
-            top.set_ylabel("cost")
-            top.legend()
-            bottom.plot(self.time, self.singular_values, color=plotting.BLUE)
-            bottom.axhline(self.rank_tolerance, color=plotting.MUTED, lw=0.7, ls=":")
-            bottom.set(ylabel="singular values of A", xlabel="time t of the flow")
-            if log_time:
-                bottom.set_xscale("log")
-        return figure
+        return plotting.draw_trajectory(self, clock)
 
     def to_xarray(self) -> xr.Dataset:
         """The trajectory as a dataset: named dimensions, units in attributes, configuration and versions as JSON."""
@@ -165,9 +194,25 @@ class Trajectory:
             if self.networks is not None:
                 saved = np.asarray(self.networks.layers[index])
                 along[f"layers_{index + 1}"] = (("time", *dims), saved, "parameter")
+            if self.dips is not None:
+                along[f"dip_layer_{index + 1}"] = (
+                    ("dip", *dims),
+                    np.asarray(self.dips[1].layers[index]),
+                    "parameter",
+                )
+        unit = "time of the flow dtheta/dt = -grad C"
+        along |= {
+            "segment": (("time",), self.segment, "1"),
+            "time_since_escape": (("time",), self.time_since_escape, unit),
+            "clock_segment": (("time",), self.clock.segment, "1"),
+            "clock_within": (("time",), self.clock.within, unit),
+            "clock_durations": (("clock",), self.clock.durations, unit),
+        }
+        if self.dips is not None:
+            along["dip_time"] = (("dip",), self.dips[0], unit)
         return xr.Dataset(
             {name: (dims, values, {"units": units}) for name, (dims, values, units) in along.items()},
-            coords={"time": ("time", self.time, {"units": "time of the flow dtheta/dt = -grad C"})},
+            coords={"time": ("time", self.time, {"units": unit})},
             attrs={
                 "stop_reason": self.stop_reason,
                 "stats": json.dumps(self.stats),
@@ -192,8 +237,12 @@ class Trajectory:
         return Path(path)
 
 
-def load(path: str | Path) -> Trajectory:
+def load(path: str | Path, cost: Cost | None = None) -> Trajectory:
     """Read a trajectory that `Trajectory.save` wrote.
+
+    Args:
+        path: the file.
+        cost: the cost of the run, which files do not hold; needed only for the stationary points of `saddles`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -206,11 +255,17 @@ def load(path: str | Path) -> Trajectory:
     require("stop_reason" in data.attrs, "path", "hold a saddleflow trajectory", str(path))
     configuration = json.loads(data.attrs["configuration"])
     numbers = range(1, configuration["depth"] + 1)
-    networks = None
-    if "layers_1" in data:
-        saved = tuple(jnp.asarray(data[f"layers_{i}"].values) for i in numbers)
-        template = DeepLinearNetwork([layer[0] for layer in saved])
-        networks = jax.tree.unflatten(jax.tree.structure(template), saved)
+
+    final = DeepLinearNetwork(jnp.asarray(data[f"layer_{i}"].values) for i in numbers)
+
+    def stacked(name: str) -> DeepLinearNetwork | None:
+        """Layers with a leading axis, which the constructor would refuse."""
+        if f"{name}_1" not in data:
+            return None
+        layers = [jnp.asarray(data[f"{name}_{i}"].values) for i in numbers]
+        return jax.tree.unflatten(jax.tree.structure(final), layers)
+
+    dips = stacked("dip_layer")
     prefix = "observable_"
     return Trajectory(
         time=data["time"].values,
@@ -223,12 +278,15 @@ def load(path: str | Path) -> Trajectory:
             for name, values in data.items()
             if str(name).startswith(prefix)
         },
-        network=DeepLinearNetwork(jnp.asarray(data[f"layer_{i}"].values) for i in numbers),
-        networks=networks,
+        network=final,
+        networks=stacked("layers"),
         stop_reason=data.attrs["stop_reason"],
         stats=json.loads(data.attrs["stats"]),
         configuration=configuration,
         rank_tolerance=float(data.attrs["rank_tolerance"]),
+        clock=SegmentedTime(*(data[f"clock_{name}"].values for name in ("segment", "within", "durations"))),
+        cost=cost,
+        dips=None if dips is None else (data["dip_time"].values, dips),
     )
 
 

@@ -88,7 +88,7 @@ def test_card_says_what_happened(trajectory):
 
 
 def test_plot_draws_what_was_computed(trajectory):
-    figure = trajectory.plot(log_time=True)
+    figure = trajectory.plot(clock="log t")
     top, bottom = figure.axes
     np.testing.assert_array_equal(top.lines[0].get_ydata(), trajectory.train_cost)
     np.testing.assert_array_equal(top.lines[1].get_ydata(), trajectory.test_cost)
