@@ -54,6 +54,7 @@ def gradient_flow(
     max_seconds: float | None = None,
     gradient_tolerance: float = 1e-4,
     rank_tolerance: float | None = None,
+    graded: bool | None = None,
     progress: bool = True,
 ) -> Trajectory:
     """Solve `dtheta/dt = -grad C(A(theta))` from the network, to the end or to a named reason.
@@ -83,6 +84,8 @@ def gradient_flow(
         gradient_tolerance: of the certificate, 1e-13 <= gradient_tolerance < 1.
         rank_tolerance: absolute cut for the numerical rank; None: a hundredth of the run's largest
             singular value.
+        graded: solve in graded coordinates (`saddleflow.graded`), which tiny starts need; None decides by the
+            start's size. The default solver only; what is returned is in the coordinates of the start either way.
         progress: show a meter on terminals and in notebooks.
 
     Returns:
@@ -105,6 +108,7 @@ def gradient_flow(
         max_saves=max_saves,
         max_steps=max_steps,
         gradient_tolerance=gradient_tolerance,
+        graded=graded,
         num_dips=max(4, min(2 * min(cost.shape) + 2, MAX_DIP_NUMBERS // network.num_parameters)),
     )
     if max_seconds is not None:
@@ -165,6 +169,7 @@ def prepare(
     max_saves: int = 1000,
     max_steps: int = 1_000_000,
     gradient_tolerance: Any = 1e-4,
+    graded: bool | None = None,
     num_dips: int = 0,
 ) -> tuple[Settings, Method]:
     """Check the arguments of `gradient_flow` (which documents them) and split them into numbers and method.
@@ -209,6 +214,13 @@ def prepare(
             f"one whose derivative is not symmetric (relative asymmetry {skew:.1e})",
             "Leave `gradient` to automatic differentiation, or take another solver, such as diffrax.Tsit5().",
         )
+    require(
+        not graded or isinstance(solver, Rosenbrock),
+        "graded",
+        "come with the default solver",
+        f"{type(solver).__name__}",
+        "Its error weights know the coordinates; others' do not.",
+    )
     require_integer("max_saves", max_saves, 4)
     require_integer("max_steps", max_steps, 1)
     if is_concrete(gradient_tolerance):
@@ -236,7 +248,7 @@ def prepare(
         observables=obs.resolve(observables),
         stop=stop,
         save_networks=save_networks,
-        graded=isinstance(solver, Rosenbrock) and _is_tiny(cost, network),
+        graded=isinstance(solver, Rosenbrock) and (_is_tiny(cost, network) if graded is None else graded),
         capacity=max_saves,
         num_dips=num_dips,
     )

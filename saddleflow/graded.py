@@ -12,13 +12,16 @@ break the conservation of balancedness, and push the learned part along its symm
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from saddleflow import geometry
 from saddleflow.costs import Cost
 from saddleflow.curvature import Curvature, Grams, Matrix
 from saddleflow.factor import svd
 from saddleflow.network import DeepLinearNetwork
+
+# At rest: a step has become so long that rounding is amplified to this.
+REST = 1e-4
 
 Spectra = tuple[Float[Array, " _"], ...]
 
@@ -68,13 +71,16 @@ def grade(network: DeepLinearNetwork, frame: Frame) -> tuple[DeepLinearNetwork, 
     return DeepLinearNetwork(layers), Frame(rotations), tuple(spectra)
 
 
-def resolution(cost: Cost, network: DeepLinearNetwork, spectra: Spectra) -> Float[Array, ""]:
-    """How much of the slowest growth drowns in rounding: below one it decides the next escape, above it does not.
+def below_resolution(
+    cost: Cost, network: DeepLinearNetwork, spectra: Spectra, step_size: Float[Array, ""]
+) -> Bool[Array, ""]:
+    """Whether rounding, not the start, would decide the next escape from the plateau that the network rests on.
 
     Unlearned directions of the size a (the geometric mean over the layers, below the widest gap of their spectra)
-    grow at the rate `s_1(grad C) a^(L-2)`; a step that follows it is `lambda / rate` times longer than the fastest
-    relaxation takes, lambda the largest eigenvalue of the learned part, and rounding `eps` is amplified by that.
-    Measured for L = 3 to 6, runs get through up to a ratio of 1.5 to 4, and beyond it never.
+    grow at the rate `s_1(grad C) a^(L-2)`. A step that follows it is `lambda / rate` times longer than the fastest
+    relaxation takes, lambda the largest eigenvalue of the learned part, and amplifies rounding `eps` by that: the
+    limit is `eps lambda / rate = 1`. (Measured for L = 3 to 6, runs get through up to 1.5 to 4, and beyond it never.)
+    It applies at rest, where steps have become long; on the way to it escapes are safe at every scale.
     """
     count = min(len(s) for s in spectra)
     sizes = sum(jnp.log(jnp.maximum(s[:count], 1e-300)) for s in spectra) / network.depth
@@ -87,7 +93,8 @@ def resolution(cost: Cost, network: DeepLinearNetwork, spectra: Spectra) -> Floa
     stiffness = sum(jnp.sum(m**2) * jnp.sum(n**2) for m, n in zip(left, right, strict=True))
     largest = stiffness * jnp.linalg.norm(curved) / jnp.linalg.norm(matrix)
     rate = jnp.linalg.norm(gradient) * unlearned ** (network.depth - 2)
-    return jnp.where(jnp.any(gaps > 0), jnp.finfo(float).eps * largest / rate, 0.0)
+    rounding = jnp.finfo(float).eps * largest
+    return jnp.any(gaps > 0) & (rounding > rate) & (rounding * step_size > REST)
 
 
 class FramedCost(Cost):

@@ -22,6 +22,9 @@ from saddleflow.theory import escape_speed
 # A plateau is entered and left where the cost has a tenth of a drop to go, or has gone.
 SHARE_OF_DROP = 0.1
 
+# What counts as having left a plateau, of its cost.
+LEAST_DROP = 1e-6
+
 # The speed of an escape is measured where the gradient norm lies between these shares of its peak: grown far enough
 # to point along the escape direction, and still small.
 SPEED_WINDOW = (1e-3, 0.2)
@@ -40,7 +43,7 @@ class SaddleVisit:
         time: time of the dip.
         gradient_norm: the least gradient norm (in theta) of the visit.
         row: row of the trajectory nearest to the dip.
-        enter: time of entry: a tenth of the drop from the previous plateau is left. The first plateau is entered at 0.
+        enter: time of entry: a tenth of the drop from the previous plateau is left; 0 for the first plateau.
         leave: time of leaving: a tenth of the drop to the next plateau (or the end) is done.
         escape_time: t_alpha^k: half of that drop is done.
         escape: the same as (row, time after that row), which is exact.
@@ -73,7 +76,6 @@ class SaddleVisit:
 
 
 def find_dips(
-    train_cost: Float[np.ndarray, " time"],
     gradient_norm: Float[np.ndarray, " time"],
     rank: Int[np.ndarray, " time"],
 ) -> list[int]:
@@ -82,7 +84,6 @@ def find_dips(
     The start counts when the gradient norm grows out of it by `MIN_DIP`; the end never does: a run that is still
     slow there has not left. Of several dips at one rank the deepest counts.
     """
-    del train_cost
     usable = gradient_norm > 0
     if usable.sum() < 3:
         return []
@@ -104,12 +105,14 @@ def find_visits(
     depth: int,
 ) -> list[SaddleVisit]:
     """The visits as the rows of a trajectory show them, in order of time; empty without plateaus."""
-    dips = find_dips(train_cost, gradient_norm, rank)
+    dips = find_dips(gradient_norm, rank)
     last = len(train_cost) - 1
     visits: list[SaddleVisit] = []
     enter = 0.0
     for here, there in pairwise([*dips, last]):
         top, drop = train_cost[here], train_cost[here] - train_cost[there]
+        if not drop > LEAST_DROP * top:
+            break  # the run ended before it left
 
         def crossing(share: float, here=here, there=there, top=top, drop=drop) -> tuple[int, float]:
             return _crossing(clock, train_cost, gradient_norm, here, there, top - share * drop)

@@ -251,10 +251,10 @@ def hessian_spectrum(cost: Cost, network: DeepLinearNetwork, rank: int) -> Hessi
 
     It falls apart into the Hessian of the network of width `rank` and the unlearned directions. Those have, for
     L = 2, the eigenvalues +- s_i(grad C(A)), once for each of the width - rank free neurons; for L > 2 none but zeros
-    (the saddle is not strict), since an unlearned neuron is then at least a third-order term. The learned part's ends
-    are found by Lanczos iteration on Hessian-vector products (ARPACK); only where it has negative eigenvalues, which
-    a saddle that a flow visits has not, it is made dense to count them. Eigenvalues within 1e-8 of the largest in size
-    count as zero.
+    (the saddle is not strict), since an unlearned neuron is then at least a third-order term. The ends of the learned
+    part's spectrum are found by Lanczos iteration on Hessian-vector products (ARPACK); only where it has negative
+    eigenvalues, which a saddle that a flow visits has not, it is made dense to count them. Eigenvalues within 1e-8 of
+    the largest in size count as zero.
 
     Args:
         cost: the cost C.

@@ -20,7 +20,7 @@ from saddleflow import geometry
 from saddleflow.clock import Clock
 from saddleflow.costs import Cost
 from saddleflow.dips import Dips
-from saddleflow.graded import Frame, FramedCost, grade, resolution
+from saddleflow.graded import Frame, FramedCost, below_resolution, grade
 from saddleflow.network import DeepLinearNetwork
 from saddleflow.observables import Observable
 from saddleflow.solvers import PredictiveController, Rosenbrock
@@ -203,7 +203,7 @@ def advance(state: FlowState, cost: Cost, settings: Settings, method: Method, nu
 def _regrade(state: FlowState, cost: Cost) -> FlowState:
     assert state.frame is not None
     network, frame, spectra = grade(state.network, state.frame)
-    lost = resolution(cost, state.network, spectra) >= 1
+    lost = below_resolution(FramedCost(cost, state.frame), state.network, spectra, state.step_size)
     reason = jnp.where(lost & (state.reason == RUNNING), BELOW_RESOLUTION, state.reason)
     return eqx.tree_at(lambda s: (s.network, s.frame, s.reason), state, (network, frame, reason))
 

@@ -45,7 +45,7 @@ class Trajectory:
         stop_reason: "converged" (grad C(A) = 0 to tolerance: a certified minimum of the convex C), "t1",
             "max_steps", "max_seconds", "step_size_underflow", "non_finite", "stop", "stationary_saddle" (the flow
             starts, or has come to rest, on a saddle: its gradient in theta is zero up to rounding, grad C(A) is not)
-            or "below_resolution" (rounding would decide the next escape: `saddleflow.graded.resolution`).
+            or "below_resolution" (rounding would decide the next escape: `saddleflow.graded.below_resolution`).
         stats: num_steps, num_accepted_steps, num_rejected_steps; num_vector_field_evaluations and
             num_hessian_vector_products, rejected steps included (None where the solver does not tell); for the
             stiff solver num_preconditioner_applications, mean_krylov_dimension and max_krylov_dimension (products

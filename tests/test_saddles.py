@@ -1,34 +1,279 @@
+import math
+
 import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import saddleflow as sf
-from saddleflow.saddles import find_visits
+from saddleflow.saddles import find_dips
+from saddleflow.stationary import hessian_spectrum, polish
+
+STRENGTHS = np.array([3.0, 2.0, 1.0])
+
+
+def flow(depth, alpha, strengths=STRENGTHS, width=8, seed=0, rtol=1e-4, **options):
+    """A run to the end from `alpha` times a Gaussian start, towards a rotated teacher of these strengths."""
+    rng = np.random.default_rng(seed)
+    left, right = (np.linalg.qr(rng.standard_normal((3, 3)))[0] for _ in range(2))
+    cost = sf.MeanSquaredError.teacher((left * strengths) @ right)
+    theta = sf.gaussian(jax.random.key(seed), depth=depth, width=width, shape=(3, 3), variance=1 / width)
+    return cost, sf.gradient_flow(cost, alpha * theta, rtol=rtol, progress=False, **options)
+
+
+def dense_hessian(cost, network):
+    flat, unravel = ravel_pytree(network)
+    return np.linalg.eigvalsh(np.asarray(jax.hessian(lambda v: cost(unravel(v).end_to_end()))(flat)))
 
 
 def test_dips_are_found_and_noise_in_the_tail_is_not():
     time = np.linspace(0, 10, 401)
     gradient_norm = 0.01 + 1.0 / (1 + np.exp(-20 * np.sin(1.5 * time) ** 2 + 6))
     rank = np.searchsorted([2 * np.pi / 3 / 2, 2 * np.pi / 3 * 1.5], time)
-    visits = find_visits(time, np.exp(-time), gradient_norm, rank)
-    assert [v.rank for v in visits] == [0, 1]
-    assert visits[1].time == pytest.approx(2 * np.pi / 3, abs=0.1)
+    rows = find_dips(gradient_norm, rank)
+    assert [rank[row] for row in rows] == [0, 1]
+    assert time[rows[1]] == pytest.approx(2 * np.pi / 3, abs=0.1)
 
 
-def test_no_rise_no_visit():
+def test_no_rise_no_dip():
     time = np.linspace(0, 1, 50)
-    assert find_visits(time, np.exp(-time), np.exp(-time), np.full(50, 3)) == []
-    assert find_visits(time[:2], time[:2], time[:2], np.array([0, 1])) == []
+    assert find_dips(np.exp(-time), np.full(50, 3)) == []
+    assert find_dips(time[:2], np.array([0, 1])) == []
 
 
-def test_small_starts_visit_every_rank_and_lazy_ones_none():
-    target = np.diag([3.0, 2.0, 1.0])
-    cost = sf.MeanSquaredError.teacher(target)
-    key = jax.random.key(0)
-    small = sf.gradient_flow(cost, sf.gaussian(key, depth=3, width=30, shape=(3, 3), gamma=3.0), rtol=1e-5)
-    visits = small.saddles()
-    assert [v.rank for v in visits] == [0, 1, 2]
-    assert [v.cost for v in visits] == pytest.approx([14.0, 5.0, 1.0], rel=1e-2)
-    assert np.all(np.diff([v.time for v in visits]) > 0)
-    lazy = sf.gradient_flow(cost, sf.gaussian(key, depth=3, width=300, shape=(3, 3), gamma=2 / 3), rtol=1e-5)
+@pytest.mark.parametrize("depth", [2, 3])
+def test_visits_of_a_run_and_what_is_behind_them(depth):
+    """Costs, speeds, distances and Hessians of a teacher's saddles are known: C_k = sum of s_i^2, i > k."""
+    alpha = 1e-6 if depth == 2 else 1e-4
+    cost, trajectory = flow(depth, alpha)
+    visits = trajectory.saddles()
+    assert [visit.rank for visit in visits] == [0, 1, 2]
+    assert [visit.stationary_cost for visit in visits] == pytest.approx([14.0, 5.0, 1.0], rel=1e-9)
+    assert [visit.cost for visit in visits] == pytest.approx([14.0, 5.0, 1.0], rel=2e-2)
+    for visit, strength in zip(visits, STRENGTHS, strict=True):
+        assert visit.enter <= visit.time <= visit.leave <= visit.escape_time
+        # grad C(A_k) = -2 s_{k+1} on the next mode
+        assert visit.predicted_speed == pytest.approx(2 * strength * depth ** (1 - depth / 2))
+        if depth == 3 or visit.rank != 1:  # at two layers the second plateau is too short for a law of small deviations
+            assert visit.escape_speed == pytest.approx(visit.predicted_speed, rel=0.05)
+        assert visit.distance < 0.2
+        assert visit.strict == (depth == 2)
+        assert visit.index == ((3 - visit.rank) * (8 - visit.rank) if depth == 2 else 0)
+    # whitened, C = |A - S|^2: twice the largest eigenvalue L s^(2 - 2/L) of the learned part
+    assert visits[1].hessian_range[1] == pytest.approx(2 * depth * 3.0 ** (2 - 2 / depth), rel=1e-3)
+    assert visits[1].escape_time == pytest.approx(trajectory.time[visits[1].escape[0]], rel=0.05)
+    assert math.isfinite(visits[2].escape_speed)
+
+
+@pytest.mark.parametrize(("depth", "rank"), [(2, 0), (2, 1), (2, 2), (3, 1), (4, 2)])
+def test_the_hessian_at_a_saddle_is_the_dense_one(depth, rank):
+    target = np.random.default_rng(depth).standard_normal((4, 3))
+    mask = np.random.default_rng(1).random((4, 3)) < 0.8
+    cost = sf.MatrixCompletion(target, mask)
+    u, s, vh = np.linalg.svd(target, full_matrices=False)
+    guess = sf.balanced((u[:, :rank] * s[:rank]) @ vh[:rank], depth=depth, width=4)
+    # a descent within the rank, so that what is polished is what a flow visits
+    near = sf.gradient_flow(cost, guess, t1=200.0, rtol=1e-6, progress=False).network if rank else guess
+    point = polish(cost, near, rank=rank)
+    assert bool(point.converged)
+    spectrum = hessian_spectrum(cost, point.network, rank)
+    dense = dense_hessian(cost, point.network)
+    assert spectrum.least == pytest.approx(dense[0], abs=1e-7)
+    assert spectrum.largest == pytest.approx(dense[-1], abs=1e-7)
+    assert spectrum.index == int(np.sum(dense < -1e-7))
+
+
+def test_lanczos_and_dense_agree():
+    cost, _ = flow(3, 0.5, t1=1e-3)
+    network = sf.gaussian(jax.random.key(3), depth=3, width=5, shape=(3, 3), variance=0.2)
+    spectrum = hessian_spectrum(cost, network, 5)  # 55 parameters and beyond: by Lanczos
+    wide = hessian_spectrum(cost, sf.include(network, 6), 6)
+    dense = dense_hessian(cost, network)
+    assert spectrum.least == pytest.approx(dense[0], rel=1e-6)
+    assert wide.largest == pytest.approx(dense[-1], rel=1e-6)
+    assert spectrum.index == int(np.sum(dense < -1e-8 * dense[-1]))
+
+
+def test_merged_escapes_skip_a_rank():
+    _, trajectory = flow(3, 1e-6, np.array([2.0, 2.0, 0.7]))
+    visits = trajectory.saddles()
+    assert [visit.rank for visit in visits] in ([0, 2], [0, 1, 2])
+    assert visits[-1].rank == 2
+    assert visits[-1].cost == pytest.approx(0.49, rel=1e-2)
+
+
+def test_lazy_runs_visit_none_and_say_so():
+    cost = sf.MeanSquaredError.teacher(np.diag(STRENGTHS))
+    start = sf.gaussian(jax.random.key(0), depth=3, width=300, shape=(3, 3), gamma=2 / 3)
+    lazy = sf.gradient_flow(cost, start, rtol=1e-5)
     assert lazy.saddles() == []
+    assert "no plateau" in repr(lazy)
+    assert np.all(lazy.segment == 0)
+    np.testing.assert_allclose(lazy.time_since_escape, lazy.time)
+    with pytest.raises(ValueError, match="`clock` must fit the run"):
+        lazy.plot(clock="t / t_escape")
+
+
+def test_time_since_escape_resolves_what_time_cannot(tmp_path):
+    """L = 3 at alpha = 1e-13: plateaus of 1e13, escapes within times of order one."""
+    _, trajectory = flow(3, 1e-13)
+    assert [visit.rank for visit in trajectory.visits] == [0, 1, 2]
+    assert list(np.unique(trajectory.segment)) == [0, 1, 2, 3]
+    row = trajectory.visits[1].escape[0]
+    assert trajectory.time[row] > 1e11
+    around = trajectory.clock.since(*trajectory.visits[1].escape)[row - 1 : row + 3]
+    assert np.all(np.diff(around) > 0)
+    assert np.ptp(around) < 10
+    since = trajectory.time_since_escape
+    assert np.all(since >= 0)
+    loaded = sf.load(trajectory.save(tmp_path / "run.nc"))
+    np.testing.assert_array_equal(loaded.time_since_escape, since)
+    assert loaded.saddles() == trajectory.visits
+    assert loaded.visits[0].distance is None
+
+
+def test_a_loaded_run_with_its_cost_knows_its_saddles(tmp_path):
+    cost, trajectory = flow(3, 1e-3)
+    loaded = sf.load(trajectory.save(tmp_path / "run.nc"), cost)
+    assert loaded.saddles() == trajectory.saddles()
+    assert loaded.saddles()[1].distance is not None
+
+
+@pytest.mark.parametrize("clock", ["t", "log t", "t / t_escape", "arc length"])
+def test_pictures_mark_plateaus_in_every_clock(clock):
+    _, trajectory = flow(3, 1e-3)
+    figure = trajectory.plot(clock=clock)
+    top, bottom = figure.axes
+    assert [text.get_text() for text in top.texts] == ["origin", "rank 1", "rank 2"]
+    assert len(top.patches) == 3
+    axis = top.lines[0].get_xdata()
+    assert np.all(np.diff(axis) >= 0)
+    if clock == "t / t_escape":
+        assert np.interp(trajectory.visits[0].escape_time, trajectory.time, axis) == pytest.approx(1)
+    assert bottom.get_xscale() == ("log" if clock == "log t" else "linear")
+    plt.close(figure)
+
+
+def test_an_unknown_clock_is_refused():
+    _, trajectory = flow(2, 0.1)
+    with pytest.raises(ValueError, match="`clock` must be one of"):
+        trajectory.plot(clock="steps")
+
+
+def test_arc_length_of_a_straight_path():
+    """A balanced mode moves along a ray: its path is as long as the distance."""
+    cost = sf.MeanSquaredError.teacher(np.diag([2.0, 0.0, 0.0]))
+    start = sf.balanced(jnp.diag(jnp.array([1e-3, 0.0, 0.0])), depth=2, width=3)
+    run = sf.gradient_flow(cost, start, rtol=1e-8, t1=3.0, progress=False)
+    moved = jax.tree.map(lambda a, b: a - b, run.network, start)
+    assert run.arc_length[-1] == pytest.approx(float(sf.geometry.norm(moved)), rel=1e-3)
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_balanced_modes_wait_in_proportion(depth):
+    """t_k / t_1 -> s_1 / s_k for balanced, aligned modes (derived; theory notes, section 4)."""
+    strengths, alpha = np.array([3.0, 2.5, 2.0]), 1e-10
+    cost = sf.MeanSquaredError.teacher(np.diag(strengths))
+    start = alpha * sf.balanced(jnp.eye(3), depth=depth, width=3)
+    run = sf.gradient_flow(cost, start, rtol=1e-5, progress=False)
+    assert run.stop_reason == "converged"
+    times = np.array([visit.escape_time for visit in run.visits])
+    np.testing.assert_allclose(times / times[0], sf.theory.waiting_time_ratio(strengths), rtol=0.01)
+
+
+def homogeneous_end(depth, theta, gradient):
+    """When the flow of the homogeneous model `Tr(G^T A)` ends, which is its blow-up."""
+
+    class Linear(sf.Cost):
+        slope: jax.Array
+
+        @property
+        def shape(self):
+            return self.slope.shape
+
+        def __call__(self, matrix):
+            return jnp.sum(self.slope * matrix)
+
+        def test(self, matrix):
+            return self(matrix)
+
+        @property
+        def has_test(self):
+            return False
+
+    run = sf.gradient_flow(Linear(gradient), theta, rtol=1e-6, progress=False, max_steps=4000)
+    assert run.stop_reason in ("step_size_underflow", "non_finite")
+    return run.time[-1]
+
+
+@pytest.mark.parametrize(
+    "depth", [2, 3, pytest.param(4, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow)]
+)
+def test_escape_times_follow_the_homogeneous_flow(depth):
+    """t_1 alpha^(L-2) -> the blow-up time of the homogeneous flow; t_1 - log(1/alpha) / s_1 -> const. for L = 2."""
+    alphas = {2: (1e-6, 1e-9, 1e-12), 3: (1e-4, 1e-6, 1e-8), 4: (1e-4, 1e-5, 1e-6), 5: (1e-3, 3e-4, 1e-4)}[depth]
+    runs = [flow(depth, alpha, rtol=1e-5) for alpha in alphas]
+    times = np.array([run.visits[0].escape_time for _, run in runs])
+    cost, _ = runs[0]
+    gradient = cost.gradient(jnp.zeros((3, 3)))
+    if depth == 2:
+        slope = np.polyfit(-np.log(alphas), times, 1)[0]
+        assert slope * 2 * STRENGTHS[0] == pytest.approx(1, rel=0.01)
+        return
+    slope = np.polyfit(np.log(alphas), np.log(times), 1)[0]
+    assert slope == pytest.approx(-(depth - 2), rel=0.01)
+    theta = sf.gaussian(jax.random.key(0), depth=depth, width=8, shape=(3, 3), variance=1 / 8)
+    end = homogeneous_end(depth, theta, gradient)
+    scaled = times * np.array(alphas) ** (depth - 2)
+    assert scaled[-1] == pytest.approx(end, rel=0.01)
+    assert abs(scaled[-1] - end) < abs(scaled[0] - end) or math.isclose(scaled[0], end, rel_tol=1e-4)
+
+
+def expected_end(depth, alpha):
+    return "below_resolution" if alpha < {2: 0, 3: 0, 4: 1e-8, 6: 1e-3}[depth] else "converged"
+
+
+@pytest.mark.parametrize("alpha", [1e-4, 1e-15])
+@pytest.mark.parametrize("depth", [2, 3, 4, 6])
+def test_no_saddle_is_called_converged(depth, alpha):
+    cost, run = flow(depth, alpha, rtol=1e-3)
+    assert run.stop_reason == expected_end(depth, alpha)
+    if run.stop_reason == "converged":
+        assert run.train_cost[-1] < 1e-6
+    else:
+        assert run.rank[-1] < 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alpha", [1e-4, 1e-6, 1e-8, 1e-10, 1e-12, 1e-15])
+@pytest.mark.parametrize("depth", [2, 3, 4, 6])
+def test_no_saddle_is_called_converged_at_any_scale(depth, alpha):
+    test_no_saddle_is_called_converged(depth, alpha)
+    _, run = flow(depth, alpha, rtol=1e-3, graded=False, max_steps=2000)
+    assert run.stop_reason != "converged" or run.train_cost[-1] < 1e-6
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_starts_on_a_saddle_are_named(graded):
+    cost = sf.MeanSquaredError.teacher(np.diag(STRENGTHS))
+    zero = sf.DeepLinearNetwork([jnp.zeros((5, 3)), jnp.zeros((5, 5)), jnp.zeros((3, 5))])
+    one_zero = sf.gaussian(jax.random.key(0), depth=3, width=5, shape=(3, 3), variance=0.2)
+    two_zero = sf.DeepLinearNetwork([one_zero.layers[0], *zero.layers[1:]])
+    rank_one = sf.balanced(jnp.diag(jnp.array([3.0, 0.0, 0.0])), depth=3, width=5)
+    for start in (zero, two_zero, rank_one):
+        run = sf.gradient_flow(cost, start, graded=graded, progress=False)
+        assert run.stop_reason == "stationary_saddle"
+        assert run.stats["num_steps"] == 0
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_coming_to_rest_on_a_saddle_is_no_convergence(graded):
+    """Without a free neuron the flow ends on the rank-one saddle, and knows it."""
+    cost = sf.MeanSquaredError.teacher(np.diag(STRENGTHS))
+    start = sf.gaussian(jax.random.key(0), depth=3, width=1, shape=(3, 3), variance=0.1)
+    run = sf.gradient_flow(cost, sf.include(start, 4), rtol=1e-5, graded=graded, max_steps=3000, progress=False)
+    assert run.stop_reason == "stationary_saddle"
+    assert run.train_cost[-1] == pytest.approx(5.0)
+    assert run.rank[-1] == 1
