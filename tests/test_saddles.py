@@ -73,7 +73,7 @@ def test_the_hessian_at_a_saddle_is_the_dense_one(depth, rank):
     mask = np.random.default_rng(1).random((4, 3)) < 0.8
     cost = sf.MatrixCompletion(target, mask)
     u, s, vh = np.linalg.svd(target, full_matrices=False)
-    guess = sf.balanced((u[:, :rank] * s[:rank]) @ vh[:rank], depth=depth, width=4)
+    guess = sf.balanced(jnp.asarray((u[:, :rank] * s[:rank]) @ vh[:rank]), depth=depth, width=4)
     # a descent within the rank, so that what is polished is what a flow visits
     near = sf.gradient_flow(cost, guess, t1=200.0, rtol=1e-6, progress=False).network if rank else guess
     point = polish(cost, near, rank=rank)
