@@ -21,7 +21,7 @@ from saddleflow.checks import is_concrete, require, require_finite, require_inte
 from saddleflow.costs import Cost
 from saddleflow.jacobian import flow_jacobian
 from saddleflow.network import DeepLinearNetwork
-from saddleflow.solvers import MAX_ASYMMETRY, Rosenbrock, Work, asymmetry
+from saddleflow.solvers import MAX_ASYMMETRY, CountingSolver, Rosenbrock, Switching, asymmetry
 from saddleflow.stepping import REASONS, FlowState, Method, Settings
 from saddleflow.symmetry import balancedness
 from saddleflow.trajectory import Trajectory
@@ -101,6 +101,7 @@ def gradient_flow(
         max_saves=max_saves,
         max_steps=max_steps,
         gradient_tolerance=gradient_tolerance,
+        alone=True,
     )
     if max_seconds is not None:
         require_positive("max_seconds", max_seconds)
@@ -160,8 +161,12 @@ def prepare(
     max_saves: int = 1000,
     max_steps: int = 1_000_000,
     gradient_tolerance: Any = 1e-4,
+    alone: bool = False,
 ) -> tuple[Settings, Method]:
-    """Check the arguments of `gradient_flow` (which documents them) and split them into numbers and method."""
+    """Check the arguments of `gradient_flow` (which documents them) and split them into numbers and method.
+
+    A run `alone`, not one of many lanes under vmap, may by default change its method from step to step.
+    """
     require(
         tuple(network.shape) == tuple(cost.shape),
         "network",
@@ -183,13 +188,17 @@ def prepare(
         require_positive("t1", t1)
     if save_at is not None:
         save_at, t1 = _check_save_at(save_at, t1)
-    solver = Rosenbrock(local_model=flow_jacobian, check_symmetry=False) if solver is None else solver
+    tiny = _is_tiny(cost, network)
+    if solver is None:
+        # Graded coordinates are the stiff method's: a plateau among rounding is no place to be explicit.
+        solver = Rosenbrock(local_model=flow_jacobian, check_symmetry=False)
+        solver = Switching(solver) if alone and not tiny else solver
     if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         raise ValueError(
             "`solver` must be an adaptive diffrax solver, with an error estimate, but got "
             f"{type(solver).__name__}. Take diffrax.Tsit5() or wrap yours in diffrax.HalfSolver."
         )
-    if isinstance(solver, Rosenbrock) and is_concrete(network.layers[0]):
+    if isinstance(solver, CountingSolver) and is_concrete(network.layers[0]):
         # On matrices, not on networks: a small start would hide it in a Jacobian of its own size.
         term = diffrax.ODETerm(lambda time, matrix, cost: cost.gradient(matrix))
         skew = asymmetry(term, 0.0, network.end_to_end(), cost)
@@ -227,7 +236,7 @@ def prepare(
         observables=obs.resolve(observables),
         stop=stop,
         save_networks=save_networks,
-        graded=isinstance(solver, Rosenbrock) and _is_tiny(cost, network),
+        graded=isinstance(solver, Rosenbrock) and tiny,
         capacity=max_saves,
     )
     return settings, method
@@ -350,14 +359,15 @@ def _trajectory(cost, network, state, settings, method, reason, rank_tolerance, 
 
 def _work(solver: diffrax.AbstractSolver, solver_state: Any, num_steps: int) -> dict[str, Any]:
     """Evaluations of a run, rejected steps included; None where diffrax's (implicit) solvers do not tell."""
-    if isinstance(solver_state, Work):
-        steps = max(int(solver_state.steps), 1)
+    if isinstance(solver, CountingSolver):
+        work = solver.work(solver_state)
         return {
-            "num_vector_field_evaluations": int(solver_state.vector_fields),
-            "num_hessian_vector_products": int(solver_state.products),
-            "num_preconditioner_applications": int(solver_state.preconditions),
-            "mean_krylov_dimension": int(solver_state.products) / steps,
-            "max_krylov_dimension": int(solver_state.largest_basis),
+            "num_explicit_steps": int(work.explicit_steps),
+            "num_vector_field_evaluations": int(work.vector_fields),
+            "num_hessian_vector_products": int(work.products),
+            "num_preconditioner_applications": int(work.preconditions),
+            "mean_krylov_dimension": int(work.directions) / max(int(work.steps), 1),
+            "max_krylov_dimension": int(work.largest_basis),
         }
     tableau = getattr(solver, "tableau", None)
     if not isinstance(solver, diffrax.AbstractERK) or not isinstance(tableau, diffrax.ButcherTableau):

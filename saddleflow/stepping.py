@@ -20,7 +20,7 @@ from saddleflow.costs import Cost
 from saddleflow.graded import Frame, FramedCost, grade
 from saddleflow.network import DeepLinearNetwork
 from saddleflow.observables import Observable
-from saddleflow.solvers import PredictiveController, Rosenbrock
+from saddleflow.solvers import CountingSolver, PredictiveController
 
 # Reasons, by their code. "running" never leaves this package.
 REASONS = (
@@ -225,7 +225,7 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
         return jnp.where(keep, new, old)
 
     dropped = state.solver_state
-    if isinstance(solver, Rosenbrock):
+    if isinstance(solver, CountingSolver):
         dropped = solver.rejected_state(dropped, solver_state)
     network = jax.tree.map(kept, candidate, state.network)
     time = kept(jnp.where(lands, settings.t1, state.time + h), state.time)
@@ -329,10 +329,8 @@ def _stationary(cost: Cost, network: DeepLinearNetwork) -> Bool[Array, ""]:
 def _numerics(method: Method, settings: Settings):
     """Solver and controller with the run's tolerances in place."""
     solver = method.solver
-    if isinstance(solver, Rosenbrock):
-        solver = eqx.tree_at(
-            lambda s: (s.rtol, s.atol), solver, (settings.rtol, settings.atol), is_leaf=lambda x: x is None
-        )
+    if isinstance(solver, CountingSolver):
+        solver = solver.with_tolerances(settings.rtol, settings.atol)
         return solver, PredictiveController(rtol=settings.rtol, atol=settings.atol)
     # an explicit method's step is often held by stability: the proportional part damps the rejections
     controller = diffrax.PIDController(

@@ -11,13 +11,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from diffrax import RESULTS, AbstractAdaptiveSolver, AbstractLocalInterpolation, AbstractTerm, ODETerm
+from diffrax import RESULTS, AbstractLocalInterpolation, AbstractTerm, ODETerm
 from jaxtyping import Array, Float, Int, PyTree
 
 from saddleflow.checks import is_concrete, require, require_integer, require_positive
 from saddleflow.solvers.krylov import ConjugateBasis, conjugate_solve
 from saddleflow.solvers.local_model import MAX_ASYMMETRY, LocalModel, Plain, asymmetry
 from saddleflow.solvers.tableaus import RODAS4, Tableau
+from saddleflow.solvers.work import CountingSolver, Work
 
 State = PyTree[Float[Array, "..."]]
 
@@ -26,30 +27,6 @@ def _combine(coefficients: Float[Array, " stages"], stages: Any, start: Any = No
     """`start + sum_j coefficients_j stages_j` over pytrees with a leading axis of stages."""
     total = jtu.tree_map(lambda x: jnp.tensordot(coefficients, x, axes=1), stages)
     return total if start is None else jtu.tree_map(jnp.add, start, total)
-
-
-class Work(eqx.Module):
-    """What a solve has cost: the solver's state, for it carries nothing else from step to step.
-
-    diffrax drops the state of a rejected step, so there it counts accepted steps only; `saddleflow.stepping`
-    keeps it (`Rosenbrock.rejected_state`). A time derivative, where the vector field has one, is not counted.
-    """
-
-    vector_fields: Int[Array, ""]
-    products: Int[Array, ""]
-    preconditions: Int[Array, ""]
-    steps: Int[Array, ""]
-    largest_basis: Int[Array, ""]
-
-    def add(self, vector_fields: int, products: Int[Array, ""], preconditions: Int[Array, ""]) -> "Work":
-        """One more step; its Krylov basis has as many directions as products were taken."""
-        return Work(
-            self.vector_fields + vector_fields,
-            self.products + products,
-            self.preconditions + preconditions,
-            self.steps + 1,
-            jnp.maximum(self.largest_basis, products),
-        )
 
 
 class RosenbrockInterpolation(AbstractLocalInterpolation):
@@ -76,7 +53,7 @@ class RosenbrockInterpolation(AbstractLocalInterpolation):
         return jtu.tree_map(leaf, self.y0, self.y1, *self.k)
 
 
-class Rosenbrock(AbstractAdaptiveSolver):
+class Rosenbrock(CountingSolver):
     """A Rodas method as a diffrax solver, for any vector field with a symmetric Jacobian.
 
     A step whose matrix is found indefinite, or whose solves fail, returns an infinite error: a rejection. Works
@@ -138,25 +115,31 @@ class Rosenbrock(AbstractAdaptiveSolver):
         return self.tableau.order  # of the local error of the embedded method, one order lower
 
     def init(self, terms, t0, t1, y0, args) -> Work:
-        zero = jnp.zeros((), int)
+        none = Work.none()
         if self.check_symmetry:
-            zero = eqx.error_if(
-                zero,
+            none = eqx.error_if(
+                none,
                 asymmetry(terms, t0, y0, args) > MAX_ASYMMETRY,
                 "A Rosenbrock solver needs a symmetric Jacobian, as gradient flows have; this vector field has none "
                 "(two-vector test). Take another solver, such as diffrax.Kvaerno5() or diffrax.Tsit5().",
             )
-        return Work(zero, zero, zero, zero, zero)
+        return none
 
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
 
+    def with_tolerances(self, rtol: Any, atol: Any) -> "Rosenbrock":
+        return eqx.tree_at(lambda s: (s.rtol, s.atol), self, (rtol, atol), is_leaf=lambda x: x is None)
+
+    def work(self, state: Work) -> Work:
+        return state
+
     def rejected_state(self, old: Work, new: Work) -> Work:
-        """The state to go on with after a rejected step: counters keep what the attempt cost."""
         del old
         return new
 
-    def _tolerances(self):
+    def tolerances(self) -> tuple[Any, Any]:
+        """The step controller's `rtol` and `atol`; a ValueError where they were left out."""
         if self.rtol is None or self.atol is None:
             raise ValueError(
                 "`rtol` and `atol` must be given to a Rosenbrock solver run by diffrax itself, but got "
@@ -177,7 +160,7 @@ class Rosenbrock(AbstractAdaptiveSolver):
             return z - shift * model.product(z)
 
         size = sum(x.size for x in jtu.tree_leaves(y0))
-        rtol, atol = self._tolerances()
+        rtol, atol = self.tolerances()
         weights = model.weights(jtu.tree_map(lambda y: 1 / (atol + rtol * jnp.abs(y)) ** 2 / size, y0))
 
         def norm(z):
