@@ -101,7 +101,6 @@ def gradient_flow(
         max_saves=max_saves,
         max_steps=max_steps,
         gradient_tolerance=gradient_tolerance,
-        alone=True,
     )
     if max_seconds is not None:
         require_positive("max_seconds", max_seconds)
@@ -161,12 +160,8 @@ def prepare(
     max_saves: int = 1000,
     max_steps: int = 1_000_000,
     gradient_tolerance: Any = 1e-4,
-    alone: bool = False,
 ) -> tuple[Settings, Method]:
-    """Check the arguments of `gradient_flow` (which documents them) and split them into numbers and method.
-
-    A run `alone`, not one of many lanes under vmap, may by default change its method from step to step.
-    """
+    """Check the arguments of `gradient_flow` (which documents them) and split them into numbers and method."""
     require(
         tuple(network.shape) == tuple(cost.shape),
         "network",
@@ -192,7 +187,7 @@ def prepare(
     if solver is None:
         # Graded coordinates are the stiff method's: a plateau among rounding is no place to be explicit.
         solver = Rosenbrock(local_model=flow_jacobian, check_symmetry=False)
-        solver = Switching(solver) if alone and not tiny else solver
+        solver = solver if tiny else Switching(solver)
     if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         raise ValueError(
             "`solver` must be an adaptive diffrax solver, with an error estimate, but got "

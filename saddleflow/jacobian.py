@@ -19,7 +19,7 @@ from saddleflow import geometry
 from saddleflow.costs import Cost
 from saddleflow.curvature import Curvature
 from saddleflow.network import DeepLinearNetwork
-from saddleflow.solvers import LocalModel, Plain
+from saddleflow.solvers import LocalModel, Plain, rarely
 
 Vector = Float[Array, " coordinates"]
 
@@ -66,12 +66,10 @@ def _shifted_inverse(gram: Float[Array, "m m"], shift: Float[Array, ""]) -> Floa
     """`(1/shift + K)^-1`, explicit since it is small; zero, which switches it off, where it cannot be had."""
     identity = jnp.eye(len(gram))
     gram = jnp.where(jnp.all(jnp.isfinite(gram)), gram, 0.0)
+    factor = jnp.linalg.cholesky(gram + identity / shift)
+    inverse = jax.scipy.linalg.cho_solve((factor, True), identity)
 
-    def by_cholesky():
-        factor = jnp.linalg.cholesky(gram + identity / shift)
-        return jax.scipy.linalg.cho_solve((factor, True), identity)
-
-    def by_spectrum():
+    def by_spectrum(gram, shift):
         # on the directions of K that rounding has left
         values, vectors = jnp.linalg.eigh(gram)
         resolved = values > len(gram) * jnp.finfo(float).eps * values[-1]
@@ -79,7 +77,7 @@ def _shifted_inverse(gram: Float[Array, "m m"], shift: Float[Array, ""]) -> Floa
         return (vectors * scale) @ vectors.T
 
     # A plain inverse loses its stiff directions to rounding as shift times the largest eigenvalue nears 1/eps.
-    inverse = jax.lax.cond(shift * jnp.trace(gram) < 1e8, by_cholesky, by_spectrum)
+    inverse = rarely(shift * jnp.trace(gram) >= 1e8, by_spectrum, inverse, gram, shift)
     return jnp.where(jnp.all(jnp.isfinite(inverse)), inverse, 0.0)
 
 

@@ -2,7 +2,7 @@
 
 from saddleflow.solvers.controller import PredictiveController
 from saddleflow.solvers.krylov import ConjugateBasis, conjugate_solve
-from saddleflow.solvers.local_model import MAX_ASYMMETRY, LocalModel, Plain, PlainModel, asymmetry
+from saddleflow.solvers.local_model import MAX_ASYMMETRY, LocalModel, Plain, PlainModel, asymmetry, rarely
 from saddleflow.solvers.rosenbrock import Rosenbrock
 from saddleflow.solvers.switching import Switching
 from saddleflow.solvers.tableaus import RODAS4, RODAS4P, RODAS5P, Tableau
@@ -25,4 +25,5 @@ __all__ = [
     "Work",
     "asymmetry",
     "conjugate_solve",
+    "rarely",
 ]

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from diffrax import AbstractTerm
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 Vector = Float[Array, " d"]
 State = PyTree[Float[Array, "..."]]
@@ -112,3 +113,12 @@ def asymmetry(terms: AbstractTerm, t: Any, y: State, args: PyTree, key: Array | 
     ju, jv = (ravel_pytree(linear(unravel(x)))[0] for x in (u, v))
     size = jnp.linalg.norm(u) * jnp.linalg.norm(jv) + jnp.linalg.norm(v) * jnp.linalg.norm(ju)
     return jnp.abs(u @ jv - v @ ju) / jnp.where(size > 0, size, 1.0)
+
+
+def rarely(needed: Bool[Array, ""], function: Callable[..., Array], default: Array, *arguments: Any) -> Array:
+    """`function(*arguments)` where needed, else the default; under vmap not computed unless some lane needs it.
+
+    (A `jax.lax.cond` on a batched predicate computes both branches for every lane.)
+    """
+    computed = jax.lax.cond(eqxi.unvmap_any(needed), function, lambda *_: jnp.zeros_like(default), *arguments)
+    return jnp.where(needed, computed, default)

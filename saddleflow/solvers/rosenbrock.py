@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from diffrax import RESULTS, AbstractLocalInterpolation, AbstractTerm, ODETerm
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from saddleflow.checks import is_concrete, require, require_integer, require_positive
 from saddleflow.solvers.krylov import ConjugateBasis, conjugate_solve

@@ -26,10 +26,10 @@ EXPLICIT_ORDER = 8
 STABLE = 4.0
 # Stiff steps, of fourth order, over explicit ones of eighth at the same tolerance where accuracy limits both:
 # this times rtol^(1/4 - 1/8). Measured on flows of deep linear networks.
-STEP_RATIO = 2.5
+STEP_RATIO = 1.5
+CAUTION = 0.85  # besides the controller's own safety factor, where an error of order eight decides
 STIFF_ROWS = 3  # of the stiff methods' dense output at most; zeros where there are fewer
-# A step of either costs about the same (13 vector fields, or 6 with solves), so the longer one is taken, by this much.
-RELUCTANCE = 1.2
+RELUCTANCE = 1.2  # steps of both cost about the same (13 vector fields, or 6 with solves): the longer one, by this
 # After so many explicit steps held by stability a stiff one is tried: how far it would go, errors that stiffness
 # has inflated do not tell.
 PATIENCE = 8
@@ -77,7 +77,9 @@ def explicit_step(terms: Any, t0: Any, h: Any, y0: State, args: PyTree, slope: S
 
     def combine(row: Any, start: State | None) -> State:
         chosen = [(float(a), k) for a, k in zip(row, stages, strict=False) if a]
-        total = jtu.tree_map(lambda *k: sum(a * x for (a, _), x in zip(chosen, k, strict=True)), *[k for _, k in chosen])
+        total = jtu.tree_map(
+            lambda *k: sum(a * x for (a, _), x in zip(chosen, k, strict=True)), *[k for _, k in chosen]
+        )
         return total if start is None else jtu.tree_map(jnp.add, start, total)
 
     y1 = y0
@@ -131,7 +133,10 @@ class Switching(CountingSolver):
         drawn = [jax.random.normal(key, x.shape, x.dtype) for key, x in zip(keys, leaves, strict=True)]
         direction = jtu.tree_unflatten(structure, drawn)
         direction = jax.lax.fori_loop(
-            0, POWER_ITERATIONS, lambda _, v: _power(terms, t0, y0, args, v)[0], _scaled(direction, 1 / _length(direction))
+            0,
+            POWER_ITERATIONS,
+            lambda _, v: _power(terms, t0, y0, args, v)[0],
+            _scaled(direction, 1 / _length(direction)),
         )
         work = eqx.tree_at(lambda w: w.products, work, work.products + POWER_ITERATIONS)
         zeros = jtu.tree_map(jnp.zeros_like, y0)
@@ -185,7 +190,8 @@ class Switching(CountingSolver):
         held = jnp.where(stiff, 0, held + (STABLE / radius < reach))
         gain = implicit / explicit
         stiff_next = jnp.where(stiff, gain > 1 / RELUCTANCE, (gain > RELUCTANCE) | (held >= PATIENCE))
-        wanted = (h / jnp.where(stiff_next, implicit, explicit)) ** low
+        wanted = jnp.where(stiff_next, implicit, CAUTION * explicit)
+        wanted = (h / wanted) ** low
         accepted = jnp.minimum(wanted, 0.99)
         shown = jnp.where(size < 1, accepted, positive ** jnp.where(stiff, 1.0, low / high))
         factor = jnp.where(size > 0, shown / positive, 1.0)

@@ -1,4 +1,4 @@
-"""What a solver of ours offers beyond diffrax's interface: its tolerances are the controller's, its work is counted."""
+"""What our solvers offer beyond diffrax's interface: they take the controller's tolerances and count their work."""
 
 import abc
 from typing import Any
