@@ -23,7 +23,7 @@ from saddleflow.solvers.work import CountingSolver, Work
 State = PyTree[Float[Array, "..."]]
 
 
-def _combine(coefficients: Float[Array, " stages"], stages: Any, start: Any = None) -> Any:
+def combine(coefficients: Float[Array, " stages"], stages: Any, start: Any = None) -> Any:
     """`start + sum_j coefficients_j stages_j` over pytrees with a leading axis of stages."""
     total = jtu.tree_map(lambda x: jnp.tensordot(coefficients, x, axes=1), stages)
     return total if start is None else jtu.tree_map(jnp.add, start, total)
@@ -172,10 +172,10 @@ class Rosenbrock(CountingSolver):
         def stage(carry, row):
             stages, coordinates, _, basis, products, preconditions, converged = carry
             index, a, coupling, c, d = row
-            argument = _combine(a, stages, y0)
+            argument = combine(a, stages, y0)
             slope = terms.vf(t0 + c * h, argument, args)
             slope = jtu.tree_map(lambda f, ft: f + (d * h) * ft, slope, time_derivative)
-            rhs = _combine(tab.gamma * coupling, coordinates, shift * model.restrict(slope))
+            rhs = combine(tab.gamma * coupling, coordinates, shift * model.restrict(slope))
             z, basis, report = conjugate_solve(
                 basis,
                 matrix,
@@ -191,7 +191,7 @@ class Rosenbrock(CountingSolver):
                 new = model.extend(z)
             else:
                 new = jtu.tree_map(lambda f, e: shift * f + e, slope, model.extend(z - rhs))
-                new = _combine(tab.gamma * coupling, stages, new)
+                new = combine(tab.gamma * coupling, stages, new)
             carry = (
                 jtu.tree_map(lambda buffer, x: buffer.at[index].set(x), stages, new),
                 coordinates.at[index].set(z),
@@ -224,6 +224,6 @@ class Rosenbrock(CountingSolver):
         for leaf in jtu.tree_leaves(y1):
             sound = sound & jnp.all(jnp.isfinite(leaf))
         y_error = jtu.tree_map(lambda e: jnp.where(sound, e, jnp.inf), last)
-        k = tuple(_combine(row, stages) for row in tab.dense_rows(h.dtype))
+        k = tuple(combine(row, stages) for row in tab.dense_rows(h.dtype))
         work = solver_state.add(tab.stages, products, preconditions if precondition is not None else 0 * products)
         return y1, y_error, {"y0": y0, "y1": y1, "k": k}, work, RESULTS.successful

@@ -4,6 +4,7 @@ On the way out of a saddle what limits a step is accuracy, not stability: there 
 goes further, and for less, than a stiff one. On a plateau and in the tail it is the other way round.
 """
 
+import math
 from typing import Any, ClassVar
 
 import diffrax
@@ -11,16 +12,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from diffrax import RESULTS, AbstractLocalInterpolation, ODETerm
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from saddleflow.solvers.rosenbrock import Rosenbrock, RosenbrockInterpolation
+from saddleflow.solvers.rosenbrock import Rosenbrock, RosenbrockInterpolation, combine
 from saddleflow.solvers.work import CountingSolver, Work
 
 State = PyTree[Float[Array, "..."]]
 
 EXPLICIT = diffrax.Dopri8()
 EXPLICIT_ORDER = 8
+STAGES = len(EXPLICIT.tableau.c) + 1
 # Spectral radius times step: Dormand and Prince's method damps real spectra up to 5.2; the radius, from power
 # iteration, is an estimate from below.
 STABLE = 4.0
@@ -54,39 +58,43 @@ class SwitchingInterpolation(AbstractLocalInterpolation):
     t1: Any
     y0: State
     y1: State
-    k: tuple[State, ...]  # the stages of an explicit step; a stiff one needs fewer
+    k: State  # along a leading axis: the stages of an explicit step, or the fewer rows of a stiff one
     stiff: Bool[Array, ""]
 
     def evaluate(self, t0: Any, t1: Any | None = None, left: bool = True) -> State:
         if t1 is not None:
             return jtu.tree_map(lambda b, a: b - a, self.evaluate(t1), self.evaluate(t0))
-        stages = jtu.tree_map(lambda *x: jnp.stack(x), *self.k)
         steps = {"t0": self.t0, "t1": self.t1, "y0": self.y0, "y1": self.y1}
-        implicit = RosenbrockInterpolation(**steps, k=self.k[:STIFF_ROWS]).evaluate(t0)
-        explicit = EXPLICIT.interpolation_cls(**steps, k=stages).evaluate(t0)
+        rows = tuple(jtu.tree_map(lambda x, m=m: x[m], self.k) for m in range(STIFF_ROWS))
+        implicit = RosenbrockInterpolation(**steps, k=rows).evaluate(t0)
+        explicit = EXPLICIT.interpolation_cls(**steps, k=self.k).evaluate(t0)
         return jtu.tree_map(lambda a, b: jnp.where(self.stiff, a, b), implicit, explicit)
 
 
-def explicit_step(terms: Any, t0: Any, h: Any, y0: State, args: PyTree, slope: State):
+def explicit_step(terms: Any, t0: Any, h: Any, y0: State, args: PyTree, slope: State) -> tuple[State, State, State]:
     """One step of `EXPLICIT` from the slope at its start: y1, the error estimate, all stages (slopes times h).
 
-    In a straight line and without the tableau's zeros, which diffrax's loop over stages multiplies with.
+    As in `Rosenbrock`, one stage is compiled and scanned over the rows of the tableau.
     """
     tableau = EXPLICIT.tableau
-    stages = [jtu.tree_map(lambda f: h * f, slope)]
+    rows = np.zeros((STAGES - 1, STAGES))
+    for row, coefficients in zip(rows, tableau.a_lower, strict=True):
+        row[: len(coefficients)] = coefficients
 
-    def combine(row: Any, start: State | None) -> State:
-        chosen = [(float(a), k) for a, k in zip(row, stages, strict=False) if a]
-        total = jtu.tree_map(
-            lambda *k: sum(a * x for (a, _), x in zip(chosen, k, strict=True)), *[k for _, k in chosen]
-        )
-        return total if start is None else jtu.tree_map(jnp.add, start, total)
+    def put(stages, index, slope):
+        return jtu.tree_map(lambda buffer, f: buffer.at[index].set(h * f), stages, slope)
 
-    y1 = y0
-    for row, c in zip(tableau.a_lower, tableau.c, strict=True):
-        y1 = combine(row, y0)  # the last row is the solution's: first same as last
-        stages.append(jtu.tree_map(lambda f: h * f, terms.vf(t0 + float(c) * h, y1, args)))
-    return y1, combine(tableau.b_error, None), tuple(stages)
+    def stage(carry, row):
+        stages, _ = carry
+        index, a, c = row
+        y = combine(a, stages, y0)
+        return (put(stages, index, terms.vf(t0 + c * h, y, args)), y), None
+
+    stages = jtu.tree_map(lambda y: jnp.zeros((STAGES, *y.shape), y.dtype), y0)
+    scanned = (jnp.arange(1, STAGES), jnp.asarray(rows, h.dtype), jnp.asarray(tableau.c, h.dtype))
+    # the last row is the solution's: first same as last
+    (stages, y1), _ = jax.lax.scan(stage, (put(stages, 0, slope), y0), scanned)
+    return y1, combine(jnp.asarray(tableau.b_error, h.dtype), stages), stages
 
 
 class Switching(CountingSolver):
@@ -128,16 +136,10 @@ class Switching(CountingSolver):
 
     def init(self, terms, t0, t1, y0, args) -> SwitchingState:
         work = self.stiff.init(terms, t0, t1, y0, args)
-        leaves, structure = jtu.tree_flatten(y0)
-        keys = jax.random.split(jax.random.key(0), len(leaves))
-        drawn = [jax.random.normal(key, x.shape, x.dtype) for key, x in zip(keys, leaves, strict=True)]
-        direction = jtu.tree_unflatten(structure, drawn)
-        direction = jax.lax.fori_loop(
-            0,
-            POWER_ITERATIONS,
-            lambda _, v: _power(terms, t0, y0, args, v)[0],
-            _scaled(direction, 1 / _length(direction)),
-        )
+        flat, unravel = ravel_pytree(y0)
+        # any vector that is no eigenvector; as random as this costs nothing to compile
+        start = unravel(jnp.cos(jnp.arange(1, flat.size + 1, dtype=flat.dtype) ** 2) / math.sqrt(flat.size / 2))
+        direction = jax.lax.fori_loop(0, POWER_ITERATIONS, lambda _, v: _power(terms, t0, y0, args, v)[0], start)
         work = eqx.tree_at(lambda w: w.products, work, work.products + POWER_ITERATIONS)
         zeros = jtu.tree_map(jnp.zeros_like, y0)
         return SwitchingState(work, direction, zeros, jnp.asarray(False), jnp.asarray(False), jnp.zeros((), int))
@@ -147,22 +149,24 @@ class Switching(CountingSolver):
         direction, radius = _power(terms, t0, y0, args, solver_state.direction)
         known = solver_state.slope_known & ~jnp.asarray(made_jump)
         zeros = jtu.tree_map(jnp.zeros_like, y0)
-        count = len(EXPLICIT.tableau.c) + 1
+
+        def padded(*rows):
+            return jnp.concatenate([jnp.stack(rows), jnp.zeros((STAGES - len(rows), *rows[0].shape), rows[0].dtype)])
 
         def implicit():
             y1, error, dense, work, _ = self.stiff.step(terms, t0, t1, y0, args, solver_state.work, False)
-            return y1, error, (*dense["k"], *[zeros] * (count - len(dense["k"]))), work, zeros
+            return y1, error, jtu.tree_map(padded, *dense["k"]), work, zeros
 
         def explicit():
             slope = jax.lax.cond(known, lambda: solver_state.slope, lambda: terms.vf(t0, y0, args))
             y1, error, stages = explicit_step(terms, t0, h, y0, args, slope)
-            fields = solver_state.work.vector_fields + (count - known)
+            fields = solver_state.work.vector_fields + (STAGES - known)
             work = eqx.tree_at(
                 lambda w: (w.vector_fields, w.explicit_steps),
                 solver_state.work,
                 (fields, solver_state.work.explicit_steps + 1),
             )
-            return y1, error, stages, work, jtu.tree_map(lambda k: k / h, stages[-1])
+            return y1, error, stages, work, jtu.tree_map(lambda k: k[-1] / h, stages)
 
         stiff = solver_state.stiff | (h * radius > 1.1 * STABLE)
         y1, error, stages, work, slope = jax.lax.cond(stiff, implicit, explicit)
@@ -200,10 +204,6 @@ class Switching(CountingSolver):
 
 def _length(tree: State) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.sum(x * x) for x in jtu.tree_leaves(tree)))
-
-
-def _scaled(tree: State, factor: Any) -> State:
-    return jtu.tree_map(lambda x: factor * x, tree)
 
 
 def _power(terms: Any, t: Any, y: State, args: PyTree, direction: State) -> tuple[State, Float[Array, ""]]:
