@@ -76,7 +76,7 @@ def explicit_step(terms: Any, t0: Any, h: Any, y0: State, args: PyTree, slope: S
 
     As in `Rosenbrock`, one stage is compiled and scanned over the rows of the tableau.
     """
-    tableau = EXPLICIT.tableau
+    tableau, h = EXPLICIT.tableau, jnp.asarray(h)
     rows = np.zeros((STAGES - 1, STAGES))
     for row, coefficients in zip(rows, tableau.a_lower, strict=True):
         row[: len(coefficients)] = coefficients
@@ -105,7 +105,7 @@ class Switching(CountingSolver):
     error estimates of both methods are rescaled so that a controller of the stiff method's order proposes the
     length of the method to come; what is accepted and what is rejected stays the same.
 
-    Under `jax.vmap` every lane pays for both methods at every step: there, take `Rosenbrock`.
+    Under `jax.vmap` every lane pays for both methods at every step.
 
     Args:
         stiff: the linearly implicit method; its tolerances are the controller's.
@@ -146,7 +146,9 @@ class Switching(CountingSolver):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         h = jnp.asarray(t1 - t0)
-        direction, radius = _power(terms, t0, y0, args, solver_state.direction)
+        # what is chosen is not differentiated
+        power = _power(terms, t0, jax.lax.stop_gradient(y0), args, solver_state.direction)
+        direction, radius = jax.lax.stop_gradient(power)
         known = solver_state.slope_known & ~jnp.asarray(made_jump)
         zeros = jtu.tree_map(jnp.zeros_like, y0)
 
