@@ -27,6 +27,7 @@ from problems import DENSE_SIZE, Problem
 
 import saddleflow as sf
 from saddleflow.solvers import Rosenbrock
+from saddleflow.solvers.switching import POWER_ITERATIONS
 
 MAX_STEPS = 200_000  # of a run of diffrax, or of CVODE between two times
 MAX_SECONDS = 20.0  # of a run of a peer driven from the host
@@ -44,6 +45,7 @@ class Result:
         stopped: "t1", "cost" (until_cost reached), "max_steps", "max_seconds", or "failed: " and why.
         linearisations: partial products formed apart from vector fields, for Jacobian products.
         steps: steps taken, the `rejected` ones included; None where the solver does not tell.
+        explicit_steps: those of them that solved nothing.
     """
 
     values: Values
@@ -55,6 +57,7 @@ class Result:
     preconditions: int = 0
     steps: int | None = None
     rejected: int | None = None
+    explicit_steps: int = 0
 
     @property
     def evaluations(self) -> int:
@@ -102,6 +105,7 @@ class Saddleflow(Peer):
 
     def __init__(self, name: str, solver: Rosenbrock | None = None, parts: str = "our") -> None:
         self.name, self.solver, self.parts = name, solver, parts
+        self.stages = (solver or Rosenbrock()).tableau.stages
 
     def prepare(self, problem: Problem) -> float:
         """One step, compiled."""
@@ -123,6 +127,7 @@ class Saddleflow(Peer):
             preconditions=run.stats["num_preconditioner_applications"],
             steps=run.stats["num_steps"],
             rejected=run.stats["num_rejected_steps"],
+            explicit_steps=run.stats["num_explicit_steps"],
         )
 
     def _flow(self, problem: Problem, rtol: float, max_steps: int) -> sf.Trajectory:
@@ -138,11 +143,19 @@ class Saddleflow(Peer):
         )
 
     def work(self, result: Result, units: dict[str, float]) -> float:
-        """Besides products: preconditioner, set-up of every step, change of coordinates at every stage."""
-        counts = {"product": result.products, "precondition": result.preconditions}
-        counts |= {"set-up": result.steps or 0, "coordinates": result.fields}
+        """Besides products: preconditioner, set-up of every stiff step, change of coordinates at its every stage.
+
+        A switching solver takes one product a step, and some at the start, without structure.
+        """
+        steps = result.steps or 0
+        stiff, radii = steps - result.explicit_steps, 0
+        if self.solver is None:
+            radii = steps + POWER_ITERATIONS
+        counts = {"product": result.products - radii, "precondition": result.preconditions}
+        counts |= {"set-up": stiff, "coordinates": stiff * self.stages}
         of_parts = sum(units[f"{self.parts} {part}"] * count for part, count in counts.items())
-        return units["our field"] * result.fields + of_parts
+        of_radii = (units["plain product"] + units["plain set-up"]) * radii
+        return units["our field"] * result.fields + of_parts + of_radii
 
 
 @functools.cache

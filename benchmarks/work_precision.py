@@ -27,7 +27,7 @@ from rich.table import Table
 from saddleflow import plotting
 from saddleflow.files import written_whole
 from saddleflow.jacobian import flow_jacobian
-from saddleflow.solvers import RODAS4P, RODAS5P, Rosenbrock
+from saddleflow.solvers import RODAS5P, Rosenbrock
 
 try:
     from peers import CVODE, ENDED, LSODA, RKC, Diffrax, Peer, Result, Saddleflow
@@ -41,7 +41,7 @@ CONTENDERS: tuple[Peer, ...] = (
     Saddleflow(OURS),
     CVODE(),
     Saddleflow(PLAIN, Rosenbrock(), parts="plain"),
-    Saddleflow("saddleflow Rodas4P", Rosenbrock(local_model=flow_jacobian, tableau=RODAS4P)),
+    Saddleflow("saddleflow Rodas4", Rosenbrock(local_model=flow_jacobian)),
     Saddleflow("saddleflow Rodas5P", Rosenbrock(local_model=flow_jacobian, tableau=RODAS5P)),
     RKC(),
 )
@@ -54,7 +54,7 @@ OTHERS: tuple[Peer, ...] = (
 STYLES: dict[str, tuple[str, str]] = {
     OURS: (plotting.BLUE, "-"),
     PLAIN: (plotting.SKY, "-"),
-    "saddleflow Rodas4P": (plotting.BLUE, ":"),
+    "saddleflow Rodas4": (plotting.BLUE, ":"),
     "saddleflow Rodas5P": (plotting.BLUE, "--"),
     TO_BEAT: (plotting.ORANGE, "-"),
     STABILISED: (plotting.GREEN, "-"),

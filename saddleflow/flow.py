@@ -22,7 +22,7 @@ from saddleflow.clock import SegmentedTime
 from saddleflow.costs import Cost
 from saddleflow.jacobian import flow_jacobian
 from saddleflow.network import DeepLinearNetwork
-from saddleflow.solvers import MAX_ASYMMETRY, Rosenbrock, Work, asymmetry
+from saddleflow.solvers import MAX_ASYMMETRY, CountingSolver, Rosenbrock, Switching, asymmetry
 from saddleflow.stepping import REASONS, FlowState, Method, Settings
 from saddleflow.symmetry import balancedness
 from saddleflow.trajectory import Trajectory
@@ -197,13 +197,25 @@ def prepare(
         require_positive("t1", t1)
     if save_at is not None:
         save_at, t1 = _check_save_at(save_at, t1)
-    solver = Rosenbrock(local_model=flow_jacobian, check_symmetry=False) if solver is None else solver
+    stiff = solver is None or isinstance(solver, Rosenbrock)
+    graded = stiff and _is_tiny(cost, network) if graded is None else graded
+    require(
+        stiff or not graded,
+        "graded",
+        "come with the default solver",
+        type(solver).__name__,
+        "Its error weights know the coordinates; others' do not.",
+    )
+    if solver is None:
+        # Graded coordinates are the stiff method's: a plateau among rounding is no place to be explicit.
+        solver = Rosenbrock(local_model=flow_jacobian, check_symmetry=False)
+        solver = solver if graded else Switching(solver)
     if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         raise ValueError(
             "`solver` must be an adaptive diffrax solver, with an error estimate, but got "
             f"{type(solver).__name__}. Take diffrax.Tsit5() or wrap yours in diffrax.HalfSolver."
         )
-    if isinstance(solver, Rosenbrock) and is_concrete(network.layers[0]):
+    if isinstance(solver, CountingSolver) and is_concrete(network.layers[0]):
         # On matrices, not on networks: a small start would hide it in a Jacobian of its own size.
         term = diffrax.ODETerm(lambda time, matrix, cost: cost.gradient(matrix))
         skew = asymmetry(term, 0.0, network.end_to_end(), cost)
@@ -214,13 +226,6 @@ def prepare(
             f"one whose derivative is not symmetric (relative asymmetry {skew:.1e})",
             "Leave `gradient` to automatic differentiation, or take another solver, such as diffrax.Tsit5().",
         )
-    require(
-        not graded or isinstance(solver, Rosenbrock),
-        "graded",
-        "come with the default solver",
-        f"{type(solver).__name__}",
-        "Its error weights know the coordinates; others' do not.",
-    )
     require_integer("max_saves", max_saves, 4)
     require_integer("max_steps", max_steps, 1)
     if is_concrete(gradient_tolerance):
@@ -248,7 +253,7 @@ def prepare(
         observables=obs.resolve(observables),
         stop=stop,
         save_networks=save_networks,
-        graded=isinstance(solver, Rosenbrock) and (_is_tiny(cost, network) if graded is None else graded),
+        graded=graded,
         capacity=max_saves,
         num_dips=num_dips,
     )
@@ -383,14 +388,15 @@ def _dips(state: FlowState) -> tuple[np.ndarray, DeepLinearNetwork] | None:
 
 def _work(solver: diffrax.AbstractSolver, solver_state: Any, num_steps: int) -> dict[str, Any]:
     """Evaluations of a run, rejected steps included; None where diffrax's (implicit) solvers do not tell."""
-    if isinstance(solver_state, Work):
-        steps = max(int(solver_state.steps), 1)
+    if isinstance(solver, CountingSolver):
+        work = solver.work(solver_state)
         return {
-            "num_vector_field_evaluations": int(solver_state.vector_fields),
-            "num_hessian_vector_products": int(solver_state.products),
-            "num_preconditioner_applications": int(solver_state.preconditions),
-            "mean_krylov_dimension": int(solver_state.products) / steps,
-            "max_krylov_dimension": int(solver_state.largest_basis),
+            "num_explicit_steps": int(work.explicit_steps),
+            "num_vector_field_evaluations": int(work.vector_fields),
+            "num_hessian_vector_products": int(work.products),
+            "num_preconditioner_applications": int(work.preconditions),
+            "mean_krylov_dimension": int(work.directions) / max(int(work.steps), 1),
+            "max_krylov_dimension": int(work.largest_basis),
         }
     tableau = getattr(solver, "tableau", None)
     if not isinstance(solver, diffrax.AbstractERK) or not isinstance(tableau, diffrax.ButcherTableau):

@@ -23,7 +23,7 @@ from saddleflow.dips import Dips
 from saddleflow.graded import Frame, FramedCost, below_resolution, grade
 from saddleflow.network import DeepLinearNetwork
 from saddleflow.observables import Observable
-from saddleflow.solvers import PredictiveController, Rosenbrock
+from saddleflow.solvers import CountingSolver, PredictiveController
 
 # Reasons, by their code. "running" never leaves this package.
 REASONS = (
@@ -259,7 +259,7 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
         return jnp.where(keep, new, old)
 
     dropped = state.solver_state
-    if isinstance(solver, Rosenbrock):
+    if isinstance(solver, CountingSolver):
         dropped = solver.rejected_state(dropped, solver_state)
     network = jax.tree.map(kept, candidate, state.network)
     clock = jax.tree.map(kept, state.clock.tick(h, end - begin), state.clock)
@@ -358,14 +358,11 @@ def _converged(cost: Cost, matrix: Float[Array, "n_out n_in"], settings: Setting
 def _numerics(method: Method, settings: Settings, network: DeepLinearNetwork):
     """Solver and controller with the run's tolerances in place."""
     solver = method.solver
-    if isinstance(solver, Rosenbrock):
-        atol = (
-            jax.tree.map(lambda layer: settings.atol + _resolution(layer), network)
-            if method.graded
-            else settings.atol
-        )
-        solver = eqx.tree_at(lambda s: (s.rtol, s.atol), solver, (settings.rtol, atol), is_leaf=lambda x: x is None)
-        return solver, PredictiveController(rtol=settings.rtol, atol=atol)
+    if isinstance(solver, CountingSolver):
+        atol = settings.atol
+        if method.graded:
+            atol = jax.tree.map(lambda layer: settings.atol + _resolution(layer), network)
+        return solver.with_tolerances(settings.rtol, atol), PredictiveController(rtol=settings.rtol, atol=atol)
     # an explicit method's step is often held by stability: the proportional part damps the rejections
     controller = diffrax.PIDController(
         rtol=STEP_SHARE * settings.rtol, atol=STEP_SHARE * settings.atol, pcoeff=0.4, icoeff=0.3

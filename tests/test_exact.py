@@ -8,9 +8,15 @@ import pytest
 
 import saddleflow as sf
 from saddleflow import theory
+from saddleflow.jacobian import flow_jacobian
+from saddleflow.solvers import Rosenbrock
 
 RTOLS = (1e-4, 1e-6, 1e-8)
-SOLVERS = {"Rosenbrock": None, "Tsit5": diffrax.Tsit5()}
+SOLVERS = {
+    "default": None,
+    "Rosenbrock": Rosenbrock(local_model=flow_jacobian, check_symmetry=False),
+    "Tsit5": diffrax.Tsit5(),
+}
 solvers = pytest.mark.parametrize("solver", list(SOLVERS.values()), ids=list(SOLVERS))
 
 STRENGTHS = np.array([1.0, 0.6])

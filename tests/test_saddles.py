@@ -47,7 +47,7 @@ def test_no_rise_no_dip():
 def test_visits_of_a_run_and_what_is_behind_them(depth):
     """Costs, speeds, distances and Hessians of a teacher's saddles are known: C_k = sum of s_i^2, i > k."""
     alpha = 1e-6 if depth == 2 else 1e-4
-    cost, trajectory = flow(depth, alpha)
+    _, trajectory = flow(depth, alpha)
     visits = trajectory.saddles()
     assert [visit.rank for visit in visits] == [0, 1, 2]
     assert [visit.stationary_cost for visit in visits] == pytest.approx([14.0, 5.0, 1.0], rel=1e-9)
@@ -56,7 +56,9 @@ def test_visits_of_a_run_and_what_is_behind_them(depth):
         assert visit.enter <= visit.time <= visit.leave <= visit.escape_time
         # grad C(A_k) = -2 s_{k+1} on the next mode
         assert visit.predicted_speed == pytest.approx(2 * strength * depth ** (1 - depth / 2))
-        if depth == 3 or visit.rank != 1:  # at two layers the second plateau is too short for a law of small deviations
+        if (
+            depth == 3 or visit.rank != 1
+        ):  # at two layers the second plateau is too short for small deviations
             assert visit.escape_speed == pytest.approx(visit.predicted_speed, rel=0.05)
         assert visit.distance < 0.2
         assert visit.strict == (depth == 2)
@@ -238,7 +240,7 @@ def expected_end(depth, alpha):
 @pytest.mark.parametrize("alpha", [1e-4, 1e-15])
 @pytest.mark.parametrize("depth", [2, 3, 4, 6])
 def test_no_saddle_is_called_converged(depth, alpha):
-    cost, run = flow(depth, alpha, rtol=1e-3)
+    _, run = flow(depth, alpha, rtol=1e-3)
     assert run.stop_reason == expected_end(depth, alpha)
     if run.stop_reason == "converged":
         assert run.train_cost[-1] < 1e-6

@@ -3,8 +3,10 @@
 from saddleflow.solvers.controller import PredictiveController
 from saddleflow.solvers.krylov import ConjugateBasis, conjugate_solve
 from saddleflow.solvers.local_model import MAX_ASYMMETRY, LocalModel, Plain, PlainModel, asymmetry
-from saddleflow.solvers.rosenbrock import Rosenbrock, Work
+from saddleflow.solvers.rosenbrock import Rosenbrock
+from saddleflow.solvers.switching import Switching
 from saddleflow.solvers.tableaus import RODAS4, RODAS4P, RODAS5P, Tableau
+from saddleflow.solvers.work import CountingSolver, Work
 
 __all__ = [
     "MAX_ASYMMETRY",
@@ -12,11 +14,13 @@ __all__ = [
     "RODAS4P",
     "RODAS5P",
     "ConjugateBasis",
+    "CountingSolver",
     "LocalModel",
     "Plain",
     "PlainModel",
     "PredictiveController",
     "Rosenbrock",
+    "Switching",
     "Tableau",
     "Work",
     "asymmetry",

@@ -11,46 +11,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from diffrax import RESULTS, AbstractAdaptiveSolver, AbstractLocalInterpolation, AbstractTerm, ODETerm
-from jaxtyping import Array, Float, Int, PyTree
+from diffrax import RESULTS, AbstractLocalInterpolation, AbstractTerm, ODETerm
+from jaxtyping import Array, Float, PyTree
 
 from saddleflow.checks import is_concrete, require, require_integer
 from saddleflow.solvers.controller import check_tolerance, tolerances_like
 from saddleflow.solvers.krylov import ConjugateBasis, conjugate_solve
 from saddleflow.solvers.local_model import MAX_ASYMMETRY, LocalModel, Plain, asymmetry
 from saddleflow.solvers.tableaus import RODAS4, Tableau
+from saddleflow.solvers.work import CountingSolver, Work
 
 State = PyTree[Float[Array, "..."]]
 
 
-def _combine(coefficients: Float[Array, " stages"], stages: Any, start: Any = None) -> Any:
+def combine(coefficients: Float[Array, " stages"], stages: Any, start: Any = None) -> Any:
     """`start + sum_j coefficients_j stages_j` over pytrees with a leading axis of stages."""
     total = jtu.tree_map(lambda x: jnp.tensordot(coefficients, x, axes=1), stages)
     return total if start is None else jtu.tree_map(jnp.add, start, total)
-
-
-class Work(eqx.Module):
-    """What a solve has cost: the solver's state, for it carries nothing else from step to step.
-
-    diffrax drops the state of a rejected step, so there it counts accepted steps only; `saddleflow.stepping`
-    keeps it (`Rosenbrock.rejected_state`). A time derivative, where the vector field has one, is not counted.
-    """
-
-    vector_fields: Int[Array, ""]
-    products: Int[Array, ""]
-    preconditions: Int[Array, ""]
-    steps: Int[Array, ""]
-    largest_basis: Int[Array, ""]
-
-    def add(self, vector_fields: int, products: Int[Array, ""], preconditions: Int[Array, ""]) -> "Work":
-        """One more step; its Krylov basis has as many directions as products were taken."""
-        return Work(
-            self.vector_fields + vector_fields,
-            self.products + products,
-            self.preconditions + preconditions,
-            self.steps + 1,
-            jnp.maximum(self.largest_basis, products),
-        )
 
 
 class RosenbrockInterpolation(AbstractLocalInterpolation):
@@ -77,7 +54,7 @@ class RosenbrockInterpolation(AbstractLocalInterpolation):
         return jtu.tree_map(leaf, self.y0, self.y1, *self.k)
 
 
-class Rosenbrock(AbstractAdaptiveSolver):
+class Rosenbrock(CountingSolver):
     """A Rodas method as a diffrax solver, for any vector field with a symmetric Jacobian.
 
     A step whose matrix is found indefinite, or whose solves fail, returns an infinite error: a rejection. Works
@@ -139,25 +116,31 @@ class Rosenbrock(AbstractAdaptiveSolver):
         return self.tableau.order  # of the local error of the embedded method, one order lower
 
     def init(self, terms, t0, t1, y0, args) -> Work:
-        zero = jnp.zeros((), int)
+        none = Work.none()
         if self.check_symmetry:
-            zero = eqx.error_if(
-                zero,
+            none = eqx.error_if(
+                none,
                 asymmetry(terms, t0, y0, args) > MAX_ASYMMETRY,
                 "A Rosenbrock solver needs a symmetric Jacobian, as gradient flows have; this vector field has none "
                 "(two-vector test). Take another solver, such as diffrax.Kvaerno5() or diffrax.Tsit5().",
             )
-        return Work(zero, zero, zero, zero, zero)
+        return none
 
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
 
+    def with_tolerances(self, rtol: Any, atol: Any) -> "Rosenbrock":
+        return eqx.tree_at(lambda s: (s.rtol, s.atol), self, (rtol, atol), is_leaf=lambda x: x is None)
+
+    def work(self, state: Work) -> Work:
+        return state
+
     def rejected_state(self, old: Work, new: Work) -> Work:
-        """The state to go on with after a rejected step: counters keep what the attempt cost."""
         del old
         return new
 
-    def _tolerances(self):
+    def tolerances(self) -> tuple[Any, Any]:
+        """The step controller's `rtol` and `atol`; a ValueError where they were left out."""
         if self.rtol is None or self.atol is None:
             raise ValueError(
                 "`rtol` and `atol` must be given to a Rosenbrock solver run by diffrax itself, but got "
@@ -178,7 +161,7 @@ class Rosenbrock(AbstractAdaptiveSolver):
             return z - shift * model.product(z)
 
         size = sum(x.size for x in jtu.tree_leaves(y0))
-        rtol, atol = self._tolerances()
+        rtol, atol = self.tolerances()
         weights = model.weights(
             jtu.tree_map(lambda y, a: 1 / (a + rtol * jnp.abs(y)) ** 2 / size, y0, tolerances_like(atol, y0))
         )
@@ -192,10 +175,10 @@ class Rosenbrock(AbstractAdaptiveSolver):
         def stage(carry, row):
             stages, coordinates, _, basis, products, preconditions, converged = carry
             index, a, coupling, c, d = row
-            argument = _combine(a, stages, y0)
+            argument = combine(a, stages, y0)
             slope = terms.vf(t0 + c * h, argument, args)
             slope = jtu.tree_map(lambda f, ft: f + (d * h) * ft, slope, time_derivative)
-            rhs = _combine(tab.gamma * coupling, coordinates, shift * model.restrict(slope))
+            rhs = combine(tab.gamma * coupling, coordinates, shift * model.restrict(slope))
             z, basis, report = conjugate_solve(
                 basis,
                 matrix,
@@ -211,7 +194,7 @@ class Rosenbrock(AbstractAdaptiveSolver):
                 new = model.extend(z)
             else:
                 new = jtu.tree_map(lambda f, e: shift * f + e, slope, model.extend(z - rhs))
-                new = _combine(tab.gamma * coupling, stages, new)
+                new = combine(tab.gamma * coupling, stages, new)
             carry = (
                 jtu.tree_map(lambda buffer, x: buffer.at[index].set(x), stages, new),
                 coordinates.at[index].set(z),
@@ -244,6 +227,6 @@ class Rosenbrock(AbstractAdaptiveSolver):
         for leaf in jtu.tree_leaves(y1):
             sound = sound & jnp.all(jnp.isfinite(leaf))
         y_error = jtu.tree_map(lambda e: jnp.where(sound, e, jnp.inf), last)
-        k = tuple(_combine(row, stages) for row in tab.dense_rows(h.dtype))
+        k = tuple(combine(row, stages) for row in tab.dense_rows(h.dtype))
         work = solver_state.add(tab.stages, products, preconditions if precondition is not None else 0 * products)
         return y1, y_error, {"y0": y0, "y1": y1, "k": k}, work, RESULTS.successful
