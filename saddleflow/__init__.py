@@ -17,6 +17,7 @@ from saddleflow import theory  # noqa: E402
 from saddleflow.costs import Cost, MatrixCompletion, MeanSquaredError  # noqa: E402
 from saddleflow.flow import gradient_flow  # noqa: E402
 from saddleflow.geometry import gradient, hessian_vector_product, neural_tangent_kernel  # noqa: E402
+from saddleflow.greedy import greedy_descent, saddle_to_saddle  # noqa: E402
 from saddleflow.network import DeepLinearNetwork, balanced, gaussian  # noqa: E402
 from saddleflow.reading import read_matrix  # noqa: E402
 from saddleflow.symmetry import balancedness, include, rotate  # noqa: E402
@@ -35,11 +36,13 @@ __all__ = [
     "gaussian",
     "gradient",
     "gradient_flow",
+    "greedy_descent",
     "hessian_vector_product",
     "include",
     "load",
     "neural_tangent_kernel",
     "read_matrix",
     "rotate",
+    "saddle_to_saddle",
     "theory",
 ]
