@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from saddleflow import flow, geometry, growing, stationary, stepping
 from saddleflow.checks import require_finite, require_integer, require_positive
 from saddleflow.costs import Cost
+from saddleflow.factor import svd
 from saddleflow.network import DeepLinearNetwork, layer_sizes
 from saddleflow.paths import GreedyPath, Saddle
 from saddleflow.symmetry import include
@@ -203,7 +204,7 @@ def stationary_points(
     slots = jnp.arange(num_stages + 1)
     start = (growing.origin(cost.shape, depth, num_stages), jnp.ones((), bool))
     (end, alive_at_end), rows = jax.lax.scan(follow, start, slots[:-1])
-    strengths = jnp.linalg.svd(cost.gradient(end.end_to_end()), compute_uv=False)
+    strengths = svd(cost.gradient(end.end_to_end()))[1]
     last = (end, alive_at_end, strengths, jnp.linalg.norm(strengths) <= gradient_tolerance * at_zero)
     network, alive, strengths, certified = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), rows, last)
     train_cost = jnp.where(alive, jax.vmap(cost)(network.end_to_end()), jnp.nan)
@@ -280,7 +281,7 @@ def greedy_descent(
 def depart(cost: Cost, network: DeepLinearNetwork, slot: Int[Array, ""], rtol: Float[Array, ""]) -> Departure:
     """The start of the fast escape path from a saddle whose neurons from `slot` on are dead. Pure, for vmap."""
     gradient = cost.gradient(network.end_to_end())
-    pair, strengths = growing.top_pair(gradient), jnp.linalg.svd(gradient, compute_uv=False)
+    pair, strengths = growing.top_pair(gradient), svd(gradient)[1]
     direction = jnp.outer(*pair)
     curvature = jnp.sum(direction * jax.jvp(cost.gradient, (network.end_to_end(),), (direction,))[1])
     # a cost that is linear along the direction has no scale of its own
@@ -352,21 +353,18 @@ def _descend(cost, network, num_steps, learning_rate, num_saves, width) -> tuple
             "balancedness_drift": flow.balancedness_drift(network, end),
             "seconds": time.perf_counter() - begin,
         },
-        configuration=_configuration(cost, network.depth, width, learning_rate),
+        configuration={
+            "cost": type(cost).__name__,
+            "shape": list(cost.shape),
+            "depth": network.depth,
+            "width": width,
+            "num_parameters": growing.narrow(end, width).num_parameters,
+            "solver": "optax.sgd",
+            "learning_rate": learning_rate,
+        },
         rank_tolerance=None,
     )
     return end, stage
-
-
-def _configuration(cost, depth, width, learning_rate) -> dict[str, Any]:
-    return {
-        "cost": type(cost).__name__,
-        "shape": list(cost.shape),
-        "depth": depth,
-        "width": width,
-        "solver": "optax.sgd",
-        "learning_rate": learning_rate,
-    }
 
 
 @eqx.filter_jit
@@ -376,8 +374,9 @@ def _gradient_descent(cost, network, learning_rate, counts) -> DeepLinearNetwork
 
     def step(_, carry):
         network, state = carry
-        updates, state = optimiser.update(geometry.gradient(cost, network), state)
-        return optax.apply_updates(network, updates), state
+        gradient: Any = geometry.gradient(cost, network)  # optax takes any pytree, its annotations do not
+        updates, state = optimiser.update(gradient, state)
+        return jax.tree.map(jnp.add, network, updates), state
 
     def block(carry, count):
         carry = jax.lax.fori_loop(0, count, step, carry)

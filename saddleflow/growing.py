@@ -10,6 +10,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from saddleflow.factor import svd
 from saddleflow.network import DeepLinearNetwork, layer_sizes
 
 
@@ -26,7 +27,7 @@ def origin(shape: tuple[int, int], depth: int, width: int) -> DeepLinearNetwork:
 
 def top_pair(gradient: Float[Array, "n_out n_in"]) -> tuple[Float[Array, " n_out"], Float[Array, " n_in"]]:
     """The top singular pair (u, v) of a gradient, signed so that the largest entry of u is positive."""
-    left, _, right = jnp.linalg.svd(gradient, full_matrices=False)
+    left, _, right = svd(gradient)
     sign = jnp.where(left[jnp.argmax(jnp.abs(left[:, 0])), 0] < 0, -1.0, 1.0)
     return sign * left[:, 0], sign * right[0]
 

@@ -8,6 +8,7 @@ well-posed least-squares problem.
 
 import itertools
 import math
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -18,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from saddleflow import geometry
 from saddleflow.checks import require, require_integer, require_positive
 from saddleflow.costs import Cost
+from saddleflow.factor import lane_by_lane, svd
 from saddleflow.network import DeepLinearNetwork
 
 # Levenberg-Marquardt starts with a damping of this share of the (scaled) curvature, to the square.
@@ -83,7 +85,7 @@ def truncate(network: DeepLinearNetwork, rank: int) -> Truncation:
     bases = []
     for below, above in zip(network.layers, network.layers[1:], strict=False):
         # the singular vectors of the stacked layers: their squares would cost half of the digits
-        left, _, _ = jnp.linalg.svd(jnp.concatenate([below, above.T], axis=1), full_matrices=False)
+        left, _, _ = svd(jnp.concatenate([below, above.T], axis=1))
         bases.append(left[:, :rank])
     layers = list(network.layers)
     for index, basis in enumerate(bases):
@@ -185,6 +187,10 @@ def polish_full_rank(
     Returns:
         The stationary point, the norm of the gradient there, whether it is within the tolerance, steps taken.
     """
+    return lane_by_lane(partial(_nearest_in_full_rank, max_steps=max_steps))(cost, network, rtol)
+
+
+def _nearest_in_full_rank(cost, network, rtol, *, max_steps):
     size = geometry.norm(network)
     unit = _gradient_unit(cost, network)
 
