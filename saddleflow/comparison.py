@@ -1,9 +1,9 @@
 """How closely a flow from a small start follows the greedy path: modulo rotations, and a time shift for each stage.
 
 The conjecture (arXiv 2106.15933, recalled; theory notes, section 4): `theta_alpha(t_alpha^k + t)` tends to `R^k
-I(theta^k(t))` as alpha goes to zero, with theta^k the k-th stage of the greedy path, in width k, and R^k a rotation of
-the hidden spaces. Here R^k is found at the plateau that ends a stage, t_alpha^k where both pass the cost half way, and
-both curves are compared at the flow's own steps.
+I(theta^k(t))` as alpha goes to zero, with theta^k the k-th stage of the greedy path, in width k, and R^k a rotation
+of the hidden spaces. Here R^k is found at the plateau that ends a stage, t_alpha^k where both pass the cost half way,
+and both curves are compared at the flow's own steps.
 """
 
 from collections.abc import Sequence

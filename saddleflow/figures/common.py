@@ -17,6 +17,9 @@ from saddleflow.costs import MatrixCompletion
 from saddleflow.files import check_writable, written_whole
 from saddleflow.paths import GreedyPath
 
+# As in the paper: the first, second and third path.
+STAGE_COLOURS = (plotting.ORANGE, plotting.GREEN, plotting.RED)
+
 
 def verdict_lines(statements: Iterable[tuple[str, bool]]) -> list[str]:
     """One line a statement of the caption: holds or fails, with its numbers."""
@@ -50,18 +53,18 @@ def completion_task(seed: int, size: int, rank: int, observed: float) -> tuple[M
 def path_variables(path: GreedyPath) -> dict[str, Any]:
     """A greedy path in a figure's dataset: its rows and points under names of their own."""
     data = path.to_xarray()
-    names = {
-        name: f"path_{name}" for name in ("stage", "time", "train_cost", "test_cost", "end_to_end") if name in data
-    }
-    return dict(data.rename(names).data_vars)
+    names = ("stage", "time", "train_cost", "test_cost", "end_to_end")
+    return dict(
+        (str(n), v)
+        for n, v in data.rename({name: f"path_{name}" for name in names if name in data}).data_vars.items()
+    )
 
 
 def draw_stages(axes: Axes, data: xr.Dataset) -> None:
     """Train (solid) and test cost (dashed) of the greedy stages, one after another; dots: infinitely long waits."""
     offset, ticks = 0.0, []
-    for index, colour in zip(
-        np.unique(data.path_stage), (plotting.ORANGE, plotting.GREEN, plotting.RED) * 9, strict=False
-    ):
+    for index in np.unique(data.path_stage):
+        colour = STAGE_COLOURS[index % len(STAGE_COLOURS)]
         rows = data.isel(row=np.flatnonzero(data.path_stage == index))
         train = rows.path_train_cost.values
         start, end = train[0], data.point_cost.values[min(index + 1, data.sizes["point"] - 1)]
@@ -80,12 +83,12 @@ def draw_stages(axes: Axes, data: xr.Dataset) -> None:
         offset = x[-1] + 0.3
     axes.set_xticks(ticks, [rf"$\theta^{k + 1}$" for k in range(len(ticks))])
     axes.tick_params(axis="x", length=0)
-    axes.set(xlabel="greedy stages, one after another", ylabel="cost", title="limit: the greedy paths")
+    axes.set(xlabel="stages of the greedy path", ylabel="cost", title="limit: the greedy paths")
 
 
 def label(
     axes: Axes, text: str, at: tuple[float, float], colour: str, offset: tuple[float, float] = (3, 0), **how: Any
-):
+) -> None:
     """A word beside a curve or point, in its colour."""
     how = {"ha": "left", "va": "center", **how}
     axes.annotate(

@@ -12,6 +12,7 @@ adds to it, after rotating the hidden spaces of the greedy networks onto the flo
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import matplotlib.pyplot as plt
@@ -28,8 +29,6 @@ from saddleflow.greedy import saddle_to_saddle
 from saddleflow.network import DeepLinearNetwork, gaussian
 from saddleflow.symmetry import include
 from saddleflow.trajectory import Trajectory, versions
-
-STAGE_COLOURS = (plotting.ORANGE, plotting.GREEN, plotting.RED) * 9
 
 
 def compute(
@@ -67,7 +66,7 @@ def compute(
     parameters = {k: v for k, v in locals().items() if k != "progress"}
     cost, key_start = common.completion_task(seed, size, rank, observed)
     start = gaussian(key_start, depth=depth, width=width, shape=(size, size), gamma=gamma)
-    how = {"save_networks": True, "progress": progress}
+    how: dict[str, Any] = {"save_networks": True, "progress": progress}
     flow = gradient_flow(cost, start, rtol=rtol, gradient_tolerance=1e-3, max_saves=400, **how)
     path = saddle_to_saddle(cost, depth, **how)
     require(len(path.points) > 2, "rank", "give a greedy path of at least two stages", rank)
@@ -109,8 +108,9 @@ def compute(
     )
 
 
-def _widened(network: DeepLinearNetwork, path) -> DeepLinearNetwork:
+def _widened(network: DeepLinearNetwork | None, path) -> DeepLinearNetwork:
     """A greedy network in the width of the whole path, by dead neurons; layers may carry a leading axis."""
+    assert network is not None
     wide = len(path.stages)
     if network.layers[0].ndim == 2:
         return include(network, wide)
@@ -184,15 +184,17 @@ def _draw_plane(axes, data):
     x, y = data.plane.values.T
     axes.plot(x, y, color=plotting.BLUE, lw=2.2)
     for index in np.unique(data.path_stage):
+        colour = common.STAGE_COLOURS[index % len(common.STAGE_COLOURS)]
         rows = np.flatnonzero(data.path_stage == index)
         curve = data.path_plane.values[rows]
         ends = data.point_plane.values[index : index + 2]
         curve = np.concatenate([ends[:1], curve, ends[1:]])
-        axes.plot(*curve.T, color=STAGE_COLOURS[index], lw=1.2)
-        at = tuple(curve[len(curve) // 2] if index else 0.5 * (curve[0] + curve[-1]))
+        axes.plot(*curve.T, color=colour, lw=1.2)
         middle = 0.5 * (curve[0] + curve[-1])
         at = tuple(curve[np.argmin(np.linalg.norm(curve - middle, axis=1))])
-        common.label(axes, rf"$\theta^{index + 1}$", at, STAGE_COLOURS[index], (-3, 4), ha="right", va="bottom")
+        flat = np.ptp(curve[:, 0]) > np.ptp(curve[:, 1])
+        beside: dict[str, Any] = {"offset": (0, -3), "ha": "center", "va": "top"} if flat else {"offset": (5, 0)}
+        common.label(axes, rf"$\theta^{index + 1}$", at, colour, **beside)
     points = data.point_plane.values
     axes.plot(*points[0], "+", ms=9, mew=1.5, color=plotting.INK)
     axes.plot(*points[1:-1].T, "o", ms=4.5, color=plotting.INK)
@@ -201,9 +203,8 @@ def _draw_plane(axes, data):
     for rank, point in zip(data.point_rank.values[1:-1], points[1:-1], strict=True):
         common.label(axes, f"rank {rank}", tuple(point), plotting.INK, (7, -1))
     common.label(axes, "minimum", tuple(points[-1]), plotting.INK, (-7, 2), ha="right")
-    common.label(
-        axes, r"flow $\theta_\alpha$", (0.97, 0.06), plotting.BLUE, (0, 0), ha="right", xycoords="axes fraction"
-    )
+    half = int(np.argmax(x > 0.5 * points[1, 0]))
+    common.label(axes, r"flow $\theta_\alpha$", (x[half], y[half]), plotting.BLUE, (0, 4), ha="center", va="bottom")
     axes.set(xlabel=r"along $\vartheta^1$", ylabel=r"along the rest of $\vartheta^3$", title="flow and greedy paths")
     axes.margins(0.14)
 
@@ -217,8 +218,8 @@ def _draw_costs(axes, data):
         axes.semilogy(time, values, line, color=plotting.BLUE)
         common.label(axes, name, (time[-1], values[-1]), plotting.BLUE)
     for rank, at, height in zip(data.visit_rank.values, data.visit_time.values, data.visit_cost.values, strict=True):
-        name, where = ("origin", "left") if rank == 0 else (f"rank {rank}", "center")
-        common.label(axes, name, (at, height), plotting.INK, (2 if rank == 0 else 0, -3), ha=where, va="top")
+        name, where = ("origin", "left") if rank == 0 else (f"rank {rank}", "right")
+        common.label(axes, name, (at, height), plotting.INK, (2, -3) if rank == 0 else (-2, -6), ha=where, va="top")
     axes.set(xlabel="time t of the flow", ylabel="cost", title="train and test cost", xlim=(0, time[-1]))
 
 

@@ -1,13 +1,13 @@
 """Figure 4: one direction of the start, three scales alpha: only small ones pass by the saddles and generalise.
 
-As in the paper: L = 4, w = 100, starts `alpha * theta_0` for one theta_0, the matrix completion task of figure 1. Left:
-train cost solid, test cost dashed. Middle: the three flows and the black line of all solutions. Right: the costs of the
-greedy paths, the limit alpha -> 0, one after another.
+As in the paper: L = 4, w = 100, starts `alpha * theta_0` for one theta_0, the matrix completion task of figure 1.
+Left: train cost solid, test cost dashed. Middle: the three flows and the black line of all solutions. Right: the
+costs of the greedy paths, the limit alpha -> 0, one after another.
 
-Unknown there and chosen here, as parameters: the three alphas (theta_0 has variance 1/w, so .1 is gamma = 2 at w = 100
-and 1.8 is about the NTK's scale), the share observed, the seed, and the plane: end-to-end matrices projected on the
-observed and on the unobserved part of the target. In it the solutions are a straight line exactly: a matrix fits all
-observed entries only if its first coordinate is the target's, and the second is then free.
+Unknown there and chosen here, as parameters: the three alphas (theta_0 has variance 1/w, so .1 is gamma = 2 at
+w = 100 and 1.8 is about the NTK's scale), the share observed, the seed, and the plane: end-to-end matrices projected
+on the observed and on the unobserved part of the target. In it the solutions are a straight line exactly: a matrix
+fits all observed entries only if its first coordinate is the target's, and the second is then free.
 """
 
 import json
@@ -122,7 +122,8 @@ def verdicts(data: xr.Dataset) -> list[str]:
     off = [abs(float(_flow(data, i).plane[-1, 0] / data.target_plane[0]) - 1) for i in range(len(alphas))]
     statements = [
         (
-            f"a large start does not generalise: test cost {tests[0]:.2g} of the zero predictor's at alpha = {alphas[0]:g}",
+            f"a large start does not generalise: test cost {tests[0]:.2g} of the zero predictor's "
+            f"at alpha = {alphas[0]:g}",
             tests[0] > 0.5,
         ),
         (
@@ -134,7 +135,8 @@ def verdicts(data: xr.Dataset) -> list[str]:
             bool(np.all(np.diff(tests) < 0)),
         ),
         (
-            f"the smallest start rests on {plateaus} plateaus, the largest on {int(data.num_plateaus[0])} (greedy: {stages})",
+            f"the smallest start rests on {plateaus} plateaus, the largest on {int(data.num_plateaus[0])} "
+            f"(greedy: {stages})",
             plateaus == stages and int(data.num_plateaus[0]) == 0,
         ),
         (
@@ -161,9 +163,9 @@ def _draw_costs(axes, data):
         time, colour = flow.time.values[1:], COLOURS[index]
         axes.loglog(time, flow.train_cost[1:], color=colour)
         axes.loglog(time, flow.test_cost[1:], "--", color=colour)
-        at = int(np.searchsorted(-flow.train_cost.values[1:], -3e-4 * float(flow.train_cost[0])))
-        at = min(at, len(time) - 1)
-        common.label(axes, rf"$\alpha={alpha:g}$", (time[at], flow.train_cost.values[1:][at]), colour, (3, 0))
+        at = int(np.argmin(np.abs(np.log(flow.train_cost.values[1:] / (5e-3 * flow.train_cost.values[0])))))
+        where = (time[at], float(flow.train_cost[1 + at]))
+        common.label(axes, rf"$\alpha={alpha:g}$", where, colour, (-4, -2), ha="right")
     axes.set(xlabel="time t of the flow", ylabel="cost", title="train (solid) and test (dashed)")
 
 
@@ -185,9 +187,8 @@ def _draw_plane(axes, data):
     axes.plot(x_solution, y_target, "*", ms=8, color=plotting.INK)
     common.label(axes, "target", (x_solution, y_target), plotting.INK, (-6, 3), ha="right")
     common.label(axes, "solutions", (x_solution, ends[0]), plotting.INK, (-4, 3), ha="right", va="bottom")
-    axes.set(
-        xlabel="along the observed part of $A^*$", ylabel="along the unobserved part", title="flows and solutions"
-    )
+    axes.set(xlabel="along the observed part of $A^*$", ylabel="along the unobserved part")
+    axes.set_title("flows and solutions")
     axes.margins(x=0.12)
 
 
