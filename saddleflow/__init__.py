@@ -13,10 +13,11 @@ if _jax.numpy.zeros(()).dtype != "float64":
         "(JAX_PLATFORMS=cpu), and do not switch jax_enable_x64 off (JAX_ENABLE_X64=0 is overridden at import)."
     )
 
-from saddleflow import theory  # noqa: E402
+from saddleflow import figures, theory  # noqa: E402
 from saddleflow.costs import Cost, MatrixCompletion, MeanSquaredError  # noqa: E402
 from saddleflow.flow import gradient_flow  # noqa: E402
 from saddleflow.geometry import gradient, hessian_vector_product, neural_tangent_kernel  # noqa: E402
+from saddleflow.greedy import greedy_descent, saddle_to_saddle  # noqa: E402
 from saddleflow.network import DeepLinearNetwork, balanced, gaussian  # noqa: E402
 from saddleflow.reading import read_matrix  # noqa: E402
 from saddleflow.symmetry import balancedness, include, rotate  # noqa: E402
@@ -32,14 +33,17 @@ __all__ = [
     "Trajectory",
     "balanced",
     "balancedness",
+    "figures",
     "gaussian",
     "gradient",
     "gradient_flow",
+    "greedy_descent",
     "hessian_vector_product",
     "include",
     "load",
     "neural_tangent_kernel",
     "read_matrix",
     "rotate",
+    "saddle_to_saddle",
     "theory",
 ]

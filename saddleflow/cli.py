@@ -1,9 +1,10 @@
 """The command line: `saddleflow flow`, `saddleflow figure`. Thin: it parses, calls the library and prints."""
 
+import inspect
 import sys
-from enum import StrEnum
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import matplotlib as mpl
@@ -14,7 +15,8 @@ import typer
 from saddleflow import __version__, plotting
 from saddleflow.checks import require
 from saddleflow.costs import MatrixCompletion
-from saddleflow.figures import f1_plateaus
+from saddleflow.figures import FIGURES
+from saddleflow.figures.common import targets
 from saddleflow.files import check_writable, written_whole
 from saddleflow.flow import gradient_flow
 from saddleflow.network import gaussian
@@ -29,14 +31,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
+_NUMBERS = ", ".join(map(str, FIGURES))
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 Rtol = Annotated[float, typer.Option(help="Relative tolerance of a step.")]
-
-
-class FigureNumber(StrEnum):
-    """Figures that can be drawn."""
-
-    one = "1"
 
 
 @app.callback(invoke_without_command=True)
@@ -101,11 +98,10 @@ def flow(
 
 @app.command()
 def figure(
-    number: Annotated[FigureNumber, typer.Argument(help="Number of the figure in arXiv 2106.15933.")],
-    seed: Annotated[int, typer.Option(help="Draws task and start.")] = 3,
-    width: Annotated[int, typer.Option(help="Hidden width w.")] = 100,
-    gamma: Annotated[float, typer.Option(help="The start's variance is w^-gamma.")] = 2.0,
-    rtol: Rtol = 1e-4,
+    number: Annotated[str, typer.Argument(help=f"Number of the figure in arXiv 2106.15933: {_NUMBERS}, or all.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Parameters, such as seed=2 width=50; a list as alphas=1.8,.6,.1.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for picture and data.")] = Path("figures"),
     force: Force = False,
 ) -> None:
@@ -116,17 +112,39 @@ def figure(
     Examples:
     * `saddleflow figure 1`
 
-    * `saddleflow figure 1 --seed 2 --out my_figures`
+    * `saddleflow figure 4 alphas=1,.3,.1 seed=2 --out my_figures`
     """
-    del number  # there is one so far
-    targets = [out / f"figure1.{kind}" for kind in ("png", "pdf", "nc")]
-    if out.exists():
-        for path in targets:
-            check_writable(path, force)
-    trajectory = f1_plateaus.figure1(seed=seed, width=width, gamma=gamma, rtol=rtol)
-    _report(trajectory, f1_plateaus.write(trajectory, out, force))
-    for line in f1_plateaus.verdicts(trajectory):
-        typer.echo(line)
+    known = {str(key) for key in FIGURES}
+    require(number == "all" or number in known, "number", f"be one of {_NUMBERS}, or all", number)
+    for key in FIGURES if number == "all" else [int(number)]:
+        module = FIGURES[key]
+        arguments = _parse_settings(settings or [], module.compute)
+        if out.exists():
+            for path in targets(key, out):
+                check_writable(path, force)
+        data = module.compute(**arguments)
+        typer.echo(f"Figure {key}")
+        for line in module.verdicts(data):
+            typer.echo(f"  {line}")
+        typer.echo(f"  written: {', '.join(map(str, module.write(data, out, force)))}")
+
+
+def _parse_settings(settings: list[str], function: Callable) -> dict[str, Any]:
+    """Words `name=value` as keyword arguments of a function, of the types of its defaults."""
+    defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
+    arguments = {}
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        require(name in defaults and text, "settings", f"be name=value with a name of {sorted(defaults)}", setting)
+        kind = type(defaults[name])
+        try:
+            if kind is tuple:
+                arguments[name] = tuple(type(defaults[name][0])(word) for word in text.split(","))
+            else:
+                arguments[name] = kind(text)
+        except ValueError as error:
+            raise ValueError(f"`{name}` must read as {kind.__name__}, but got {text!r}.") from error
+    return arguments
 
 
 def _parse_shape(text: str) -> tuple[int, int]:

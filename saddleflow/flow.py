@@ -355,7 +355,7 @@ def _trajectory(cost, network, state, settings, method, reason, rank_tolerance, 
             "num_accepted_steps": num_accepted,
             "num_rejected_steps": num_rejected,
             **_work(method.solver, state.solver_state, num_accepted + num_rejected),
-            "balancedness_drift": _drift(network, stepping.plain_network(state)),
+            "balancedness_drift": balancedness_drift(network, stepping.plain_network(state)),
             "seconds": seconds,
         },
         configuration={
@@ -405,7 +405,7 @@ def _work(solver: diffrax.AbstractSolver, solver_state: Any, num_steps: int) -> 
     return {"num_vector_field_evaluations": evaluations, "num_hessian_vector_products": 0}
 
 
-def _drift(start: DeepLinearNetwork, end: DeepLinearNetwork) -> float:
+def balancedness_drift(start: DeepLinearNetwork, end: DeepLinearNetwork) -> float:
     """Largest change of a conserved matrix D_l, over the largest squared layer norm of start and end."""
     change = max(
         float(jnp.linalg.norm(after - before))

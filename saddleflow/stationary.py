@@ -9,6 +9,7 @@ well-posed least-squares problem.
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -22,7 +23,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from saddleflow import geometry
 from saddleflow.checks import require, require_integer, require_positive
 from saddleflow.costs import Cost
-from saddleflow.factor import svd
+from saddleflow.factor import lane_by_lane, svd
 from saddleflow.network import DeepLinearNetwork
 
 # Levenberg-Marquardt starts with a damping of this share of the (scaled) curvature, to the square.
@@ -192,6 +193,10 @@ def polish_full_rank(
     Returns:
         The stationary point, the norm of the gradient there, whether it is within the tolerance, steps taken.
     """
+    return lane_by_lane(partial(_nearest_in_full_rank, max_steps=max_steps))(cost, network, rtol)
+
+
+def _nearest_in_full_rank(cost, network, rtol, *, max_steps):
     size = geometry.norm(network)
     unit = _gradient_unit(cost, network)
 

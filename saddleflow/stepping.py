@@ -74,7 +74,7 @@ class Method(eqx.Module):
 
     solver: diffrax.AbstractAdaptiveSolver
     observables: dict[str, Observable] = eqx.field(static=True)
-    stop: Callable[[Array, DeepLinearNetwork], Bool[Array, ""]] | None = eqx.field(static=True)
+    stop: Callable[[Array, DeepLinearNetwork], Bool[Array, ""]] | None  # a function, or a module with arrays in it
     save_networks: bool = eqx.field(static=True)
     graded: bool = eqx.field(static=True)  # turn into graded coordinates every REGRADE steps
     capacity: int = eqx.field(static=True)  # rows held at most, where the solver's own steps are saved

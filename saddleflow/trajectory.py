@@ -143,11 +143,13 @@ class Trajectory:
         counts = (("num_vector_field_evaluations", "vector fields"), ("num_hessian_vector_products", "products"))
         work = "".join(f"{stats[key]} {name}, " for key, name in counts if stats.get(key))
         test = "" if self.test_cost is None else f", test {self.test_cost[-1]:.3e}"
+        descent = "learning_rate" in run  # of gradient descent, not of a flow
+        steps = f"learning rate {run['learning_rate']:.1e}" if descent else f"rtol {run['rtol']:.1e}"
         visits = ", ".join(f"rank {v.rank} at cost {v.cost:.4g}" for v in self.visits)
         lines = [
             f"{run['cost']} {run['shape'][0]}x{run['shape'][1]}, depth {run['depth']}, width {run['width']}, "
             f"{run['num_parameters']} parameters",
-            f"{run['solver']}, rtol {run['rtol']:.1e}",
+            f"{run['solver']}, {steps}",
             f"{self.stop_reason} at t = {self.time[-1]:.6g}",
             f"{stats['num_steps']} ({stats['num_accepted_steps']} accepted, "
             f"{stats['num_rejected_steps']} rejected), " + f"{work}{stats['seconds']:.2f} s",
@@ -218,7 +220,7 @@ class Trajectory:
                 "stats": json.dumps(self.stats),
                 "configuration": json.dumps(self.configuration),
                 "rank_tolerance": self.rank_tolerance,
-                "versions": json.dumps(_versions()),
+                "versions": json.dumps(versions()),
             },
         )
 
@@ -290,6 +292,7 @@ def load(path: str | Path, cost: Cost | None = None) -> Trajectory:
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of Python and of what computes, for the record in a file."""
     packages = ("saddleflow", "jax", "jaxlib", "diffrax", "equinox", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}

@@ -58,8 +58,10 @@ def test_flow_fills_the_gaps_of_a_matrix(tmp_path, monkeypatch, capsys):
         (["flow", "--alpha", "0"], "`alpha` must be finite and nonzero"),
         (["flow", "--data", "none.csv"], "there is no file 'none.csv'"),
         (["flow", "--out", "nowhere/run.nc"], "lie in an existing folder"),
-        (["figure", "1", "--rtol", "2"], "`rtol` must lie"),
-        (["figure", "7"], "7"),
+        (["figure", "1", "rtol=2"], "`rtol` must lie"),
+        (["figure", "7"], "`number` must be one of 1"),
+        (["figure", "1", "widht=3"], "`settings` must be name=value with a name of ['depth'"),
+        (["figure", "4", "width=ten"], "`width` must read as int"),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path, monkeypatch, capsys, arguments, message):
@@ -69,6 +71,11 @@ def test_bad_input_is_one_clear_line(tmp_path, monkeypatch, capsys, arguments, m
     assert message in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_of_a_figure_have_the_types_of_its_defaults():
+    arguments = cli._parse_settings(["alphas=1,.3", "seed=2", "observed=.5"], sf.figures.figure4)
+    assert arguments == {"alphas": (1.0, 0.3), "seed": 2, "observed": 0.5}
 
 
 def test_help_has_examples(monkeypatch, capsys):

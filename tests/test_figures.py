@@ -1,63 +1,99 @@
-import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import xarray as xr
 
 import saddleflow as sf
-from saddleflow.figures import f1_plateaus, figure1
+from saddleflow.figures import FIGURES, f1_plateaus, f4_scales, figure1, figure4
 
 
 @pytest.fixture(scope="module")
-def trajectory():
-    return figure1()
+def first():
+    return figure1(progress=False)
 
 
-def greedy_costs(cost, depth, count, epsilon=1e-2):
-    """Costs of the rank-k stationary points that Algorithm A passes: add the escaping neuron, flow on."""
-    costs, network = [float(cost(jnp.zeros(cost.shape)))], None
-    for _ in range(count - 1):
-        matrix = jnp.zeros(cost.shape) if network is None else network.end_to_end()
-        u, _, vh = jnp.linalg.svd(cost.gradient(matrix))
-        neuron = [-epsilon * vh[:1], *[epsilon * jnp.eye(1)] * (depth - 2), epsilon * u[:, :1]]
-        if network is not None:
-            first, *middle, last = network.layers
-            neuron = [
-                jnp.concatenate([first, neuron[0]]),
-                *(jax.scipy.linalg.block_diag(a, b) for a, b in zip(middle, neuron[1:-1], strict=True)),
-                jnp.concatenate([last, neuron[-1]], axis=1),
-            ]
-        # twice the time a neuron needs to escape, and the tail of the fit after it
-        speed = float(jnp.linalg.norm(cost.gradient(matrix), 2))
-        end = 2 / ((depth - 2) * speed * epsilon ** (depth - 2)) + 2000.0
-        network = sf.gradient_flow(cost, sf.DeepLinearNetwork(neuron), rtol=1e-5, t1=end).network
-        costs.append(float(cost(network.end_to_end())))
-    return costs
+@pytest.fixture(scope="module")
+def fourth():
+    return figure4(progress=False)
 
 
-def test_three_plateaus_at_the_greedy_costs(trajectory):
-    visits = trajectory.saddles()
-    assert [visit.rank for visit in visits] == [0, 1, 2]
-    key_task, _ = jax.random.split(jax.random.key(3))
-    cost = sf.MatrixCompletion.random(key_task, shape=(10, 10), rank=3, observed=0.8)
-    np.testing.assert_allclose([visit.cost for visit in visits], greedy_costs(cost, 4, 3), rtol=1e-2)
+def test_three_plateaus_at_the_greedy_costs(first):
+    assert first.visit_rank.values.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(first.visit_cost, first.point_cost[:3], rtol=5e-3)
 
 
-def test_verdicts_hold_and_can_fail(trajectory):
-    assert all(line.startswith("holds") for line in f1_plateaus.verdicts(trajectory))
-    lazy = figure1(width=20, gamma=0.75, size=4, rank=2)
+def test_the_flow_follows_the_greedy_paths_in_the_plane(first):
+    points, flow = first.point_plane.values, first.plane.values
+    np.testing.assert_allclose(points[0], 0.0)
+    assert points[1, 1] == pytest.approx(0.0, abs=1e-9)  # the first axis runs through the first saddle
+    # near every saddle and the minimum passes the flow, and the greedy stages join them
+    size = np.linalg.norm(points[-1])
+    for point in points:
+        assert np.min(np.linalg.norm(flow - point, axis=1)) < 0.1 * size
+    for stage in range(3):
+        curve = first.path_plane.values[first.path_stage == stage]
+        # the start holds an escaping neuron whose layers are of size rtol^(1/L)
+        np.testing.assert_allclose(curve[0], points[stage], atol=0.1 * size)
+        np.testing.assert_allclose(curve[-1], points[stage + 1], atol=1e-2 * size)
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_verdicts_hold_and_can_fail(number, first, fourth):
+    data = {1: first, 4: fourth}[number]
+    lines = FIGURES[number].verdicts(data)
+    assert len(lines) >= 5
+    assert all(line.startswith("holds") for line in lines)
+    spoilt = data.copy(deep=True)
+    if number == 1:
+        spoilt["visit_cost"] = spoilt.visit_cost * 1.1
+        spoilt.attrs["stop_reason"] = "max_steps"
+    else:
+        spoilt["test_cost"] = spoilt.test_cost.copy(data=spoilt.test_cost.values[::-1])
+        spoilt["num_plateaus"] = spoilt.num_plateaus + 1
+    assert sum(line.startswith("FAILS") for line in FIGURES[number].verdicts(spoilt)) >= 2
+
+
+def test_a_lazy_start_has_no_plateaus_and_figure_1_says_so():
+    lazy = figure1(width=20, gamma=0.75, size=4, rank=2, progress=False)
     assert any(line.startswith("FAILS") for line in f1_plateaus.verdicts(lazy))
+    plt.close(f1_plateaus.draw(lazy))
 
 
-def test_files_and_curves(trajectory, tmp_path):
-    paths = f1_plateaus.write(trajectory, tmp_path)
+def test_files_and_curves_of_figure_1(first, tmp_path):
+    paths = f1_plateaus.write(first, tmp_path)
     assert {path.name for path in paths} == {"figure1.png", "figure1.pdf", "figure1.nc"}
-    np.testing.assert_array_equal(sf.load(tmp_path / "figure1.nc").train_cost, trajectory.train_cost)
-    figure = f1_plateaus.draw(trajectory)
-    left, right = figure.axes
-    np.testing.assert_array_equal(left.lines[0].get_ydata(), trajectory.train_cost)
-    assert left.lines[1].get_linestyle() == "--"
-    assert len(right.lines) == 10
+    with xr.open_dataset(tmp_path / "figure1.nc", engine="h5netcdf") as data:
+        np.testing.assert_array_equal(data.train_cost, first.train_cost)
+        assert f1_plateaus.verdicts(data.load()) == f1_plateaus.verdicts(first)
+    figure = f1_plateaus.draw(first)
+    left, middle, right = figure.axes
+    np.testing.assert_array_equal(left.lines[0].get_xydata(), first.plane)
+    np.testing.assert_array_equal(middle.lines[0].get_ydata(), first.train_cost)
+    assert middle.lines[1].get_linestyle() == "--"
+    assert [line.get_linestyle() for line in right.lines].count("--") == 3
     plt.close(figure)
     with pytest.raises(ValueError, match="must not exist yet"):
-        f1_plateaus.write(trajectory, tmp_path)
+        f1_plateaus.write(first, tmp_path)
+
+
+def test_figure_4_draws_the_line_of_solutions(fourth, tmp_path):
+    assert len(f4_scales.write(fourth, tmp_path)) == 3
+    figure = f4_scales.draw(fourth)
+    _, middle, _ = figure.axes
+    line = middle.lines[0]
+    np.testing.assert_allclose(line.get_xdata(), fourth.target_plane[0])
+    for index in range(3):
+        end = fourth.plane.values[np.flatnonzero(fourth["flow"] == index)[-1]]
+        assert end[0] == pytest.approx(float(fourth.target_plane[0]), rel=1e-2)
+        assert min(line.get_ydata()) < end[1] < max(line.get_ydata())
+    plt.close(figure)
+
+
+def test_bad_parameters_are_named():
+    with pytest.raises(ValueError, match="`alphas` must descend"):
+        figure4(alphas=(0.1, 1.0))
+    with pytest.raises(ValueError, match="`observed` must be below 1"):
+        figure4(observed=1.0)
+    with pytest.raises(ValueError, match="`rank` must give a greedy path of at least two stages"):
+        figure1(rank=1, size=4, width=10, gamma=1.5, progress=False)
+    assert sf.figures.figure1 is figure1

@@ -21,6 +21,7 @@ ORDER = [
     "reading",
     "network",
     "symmetry",
+    "growing",
     "geometry",
     "graded",
     "stationary",
@@ -33,6 +34,9 @@ ORDER = [
     "trajectory",
     "stepping",
     "flow",
+    "paths",
+    "greedy",
+    "comparison",
     "figures",
     "cli",
 ]

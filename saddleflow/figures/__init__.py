@@ -1,5 +1,13 @@
-"""The figures of arXiv 2106.15933, each a module: its data, its verdicts, its drawing."""
+"""The figures of arXiv 2106.15933, each a module with `compute`, `verdicts`, `draw` and `write`."""
 
-from saddleflow.figures.f1_plateaus import figure1
+from types import ModuleType
 
-__all__ = ["figure1"]
+from saddleflow.figures import f1_plateaus, f4_scales
+
+# Number of the figure -> its module; the command line knows no other list.
+FIGURES: dict[int, ModuleType] = {1: f1_plateaus, 4: f4_scales}
+
+figure1 = f1_plateaus.compute
+figure4 = f4_scales.compute
+
+__all__ = ["FIGURES", "figure1", "figure4"]

@@ -1,25 +1,37 @@
-"""Figure 1, middle panel: saddle-to-saddle training of a deep network on matrix completion.
+"""Figure 1: saddle-to-saddle training on matrix completion, beside the greedy paths of the limit.
 
-As in the paper: L = 4, w = 100, gamma = 2, a 10x10 target of rank 3; train cost solid, test cost dashed, three
-plateaus at the saddles of rank 0, 1 and 2. Unknown there and chosen here: the target's law (Gaussian factors),
-80 % observed, the seed (one whose three singular values are well apart).
+As in the paper: L = 4, w = 100, gamma = 2, a 10x10 target of rank 3. Left: the flow (blue) and the three greedy paths
+(orange, green, red) projected on a plane, the origin a cross, the saddles dots. Middle: train cost solid, test cost
+dashed, three plateaus at the saddles of rank 0, 1 and 2. Right: the costs of the greedy paths one after another, dots
+standing for infinitely many steps.
+
+Unknown there and chosen here, as parameters: the target's law (Gaussian factors), 80 % observed, the seed (one whose
+three singular values are well apart), the plane: spanned by the first saddle and by what the end of the greedy path
+adds to it, after rotating the hidden spaces of the greedy networks onto the flow's (`comparison.align`).
 """
 
+import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
 from matplotlib.figure import Figure
 
 from saddleflow import plotting
-from saddleflow.costs import MatrixCompletion
-from saddleflow.files import check_writable
+from saddleflow.checks import require
+from saddleflow.comparison import align, lift
+from saddleflow.figures import common
 from saddleflow.flow import gradient_flow
-from saddleflow.network import gaussian
-from saddleflow.trajectory import Trajectory
+from saddleflow.greedy import saddle_to_saddle
+from saddleflow.network import DeepLinearNetwork, gaussian
+from saddleflow.symmetry import include
+from saddleflow.trajectory import Trajectory, versions
 
 
-def figure1(
+def compute(
     *,
     seed: int = 3,
     depth: int = 4,
@@ -30,8 +42,8 @@ def figure1(
     observed: float = 0.8,
     rtol: float = 1e-4,
     progress: bool = True,
-) -> Trajectory:
-    """Compute the flow of figure 1; `draw` makes the picture of it and `verdicts` judges it.
+) -> xr.Dataset:
+    """Compute the flow of figure 1 and the greedy path; `draw` makes the picture and `verdicts` judges it.
 
     Args:
         seed: draws the task and, independently, the start.
@@ -39,94 +51,178 @@ def figure1(
         width: hidden width w.
         gamma: exponent of the start's variance w^-gamma.
         size: rows and columns of the target.
-        rank: rank of the target.
+        rank: rank of the target, at least 2.
         observed: share of observed entries.
         rtol: relative tolerance of the flow.
         progress: show a meter on terminals.
+
+    Returns:
+        The flow along `time`, its plateaus along `visit`, the greedy stages along `row`, the greedy saddles and
+        minimum along `point`; coordinates in the plane under `plane`, `path_plane` and `point_plane`.
+
+    Raises:
+        ValueError: a task whose greedy path has fewer than two stages; bad arguments.
     """
-    key_task, key_start = jax.random.split(jax.random.key(seed))
-    cost = MatrixCompletion.random(key_task, shape=(size, size), rank=rank, observed=observed)
+    parameters = {k: v for k, v in locals().items() if k != "progress"}
+    cost, key_start = common.completion_task(seed, size, rank, observed)
     start = gaussian(key_start, depth=depth, width=width, shape=(size, size), gamma=gamma)
-    return gradient_flow(cost, start, rtol=rtol, gradient_tolerance=1e-3, progress=progress)
+    how: dict[str, Any] = {"save_networks": True, "progress": progress}
+    flow = gradient_flow(cost, start, rtol=rtol, gradient_tolerance=1e-3, max_saves=400, **how)
+    path = saddle_to_saddle(cost, depth, **how)
+    require(len(path.points) > 2, "rank", "give a greedy path of at least two stages", rank)
+    frames = _frames(flow, path)
+    lifted = [lift(_widened(p.network, path), frames) for p in path.points]
+    first = _unit(lifted[1], [])
+    plane = [first, _unit(lifted[-1], [first])]
+    stages = [lift(_widened(stage.networks, path), frames) for stage in path.stages]
+    visits = flow.visits
+    variables = {
+        "train_cost": ("time", flow.train_cost, {"units": "cost"}),
+        "singular_values": (("time", "mode"), flow.singular_values, {"units": "entries of the target"}),
+        "rank": ("time", flow.rank),
+        "plane": (("time", "axis"), _project(flow.networks, plane), {"units": "parameter"}),
+        "visit_rank": ("visit", [v.rank for v in visits]),
+        "visit_cost": ("visit", [v.cost for v in visits], {"units": "cost"}),
+        "visit_time": ("visit", [v.time for v in visits], {"units": "time of the flow"}),
+        "path_plane": (("row", "axis"), np.concatenate([_project(s, plane) for s in stages]), {"units": "parameter"}),
+        "point_plane": (
+            ("point", "axis"),
+            np.stack([[_inner(point, axis) for axis in plane] for point in lifted]),
+            {"units": "parameter"},
+        ),
+        **common.path_variables(path),
+    }
+    if flow.test_cost is not None:
+        variables["test_cost"] = ("time", flow.test_cost, {"units": "cost"})
+    return xr.Dataset(
+        variables,
+        coords={"time": ("time", flow.time, {"units": "time of the flow dtheta/dt = -grad C"})},
+        attrs={
+            "parameters": json.dumps(parameters),
+            "stop_reason": flow.stop_reason,
+            "path_stop_reason": path.stop_reason,
+            "flow": repr(flow),
+            "path": repr(path),
+            "versions": json.dumps(versions()),
+        },
+    )
 
 
-def verdicts(trajectory: Trajectory) -> list[str]:
-    """One line a statement of the caption: holds or fails, with its numbers."""
-    visits = trajectory.saddles()
-    ranks = [visit.rank for visit in visits]
-    costs = ", ".join(f"{visit.cost:.4g}" for visit in visits)
-    final_rank = int(trajectory.rank[-1])
-    statements = [
-        (f"{len(visits)} plateaus (paper: 3), at costs {costs}", len(visits) == 3),
-        (f"plateaus at ranks {ranks}, rising by one from the origin", ranks == list(range(final_rank))),
+def _widened(network: DeepLinearNetwork | None, path) -> DeepLinearNetwork:
+    """A greedy network in the width of the whole path, by dead neurons; layers may carry a leading axis."""
+    assert network is not None
+    wide = len(path.stages)
+    if network.layers[0].ndim == 2:
+        return include(network, wide)
+    return jax.vmap(lambda n: include(n, wide))(network)
+
+
+def _frames(flow: Trajectory, path):
+    """Rotations of the greedy hidden spaces onto the flow's, from all points that the flow comes near."""
+    rows = [
+        int(np.argmin(np.linalg.norm(flow.end_to_end - point.end_to_end, axis=(1, 2)))) for point in path.points[1:]
     ]
-    if trajectory.test_cost is not None:
-        ratio = trajectory.test_cost[-1] / trajectory.test_cost[0]
-        statements.append((f"the test cost falls, to {ratio:.1e} of its start", bool(ratio < 0.1)))
-    statements.append((f"the end is a certified minimum ({trajectory.stop_reason})", _certified(trajectory)))
-    return [f"{'holds' if holds else 'FAILS'}: {text}" for text, holds in statements]
+    networks = [jax.tree.map(lambda layer, row=row: layer[row], flow.networks) for row in rows]
+    return align(networks, [_widened(point.network, path) for point in path.points[1:]])
 
 
-def _certified(trajectory: Trajectory) -> bool:
-    return trajectory.stop_reason == "converged"
+def _inner(network: DeepLinearNetwork, axis: DeepLinearNetwork):
+    """Inner product of parameters; leading axes stay."""
+    pairs = zip(network.layers, axis.layers, strict=True)
+    return np.asarray(sum((w * e).sum((-2, -1)) for w, e in pairs))
 
 
-def draw(trajectory: Trajectory) -> Figure:
-    """Costs along the flow with the plateaus named (left), singular values of A (right)."""
+def _unit(network: DeepLinearNetwork, axes: list[DeepLinearNetwork]) -> DeepLinearNetwork:
+    """What is orthogonal to the axes, normalised."""
+    for axis in axes:
+        share = _inner(network, axis)
+        network = jax.tree.map(lambda w, e, share=share: w - share * e, network, axis)
+    norm = np.sqrt(_inner(network, network))
+    return jax.tree.map(lambda w: w / norm, network)
+
+
+def _project(networks, plane: list[DeepLinearNetwork]):
+    return np.stack([_inner(networks, axis) for axis in plane], axis=1)
+
+
+def verdicts(data: xr.Dataset) -> list[str]:
+    """One line a statement of the caption: holds or fails, with its numbers."""
+    costs, ranks = data.visit_cost.values, data.visit_rank.values.tolist()
+    saddles = data.point_cost.values[:-1] if data.path_stop_reason == "converged" else data.point_cost.values
+    heights = ", ".join(f"{c:.4g}" for c in costs)
+    statements = [
+        (f"{len(costs)} plateaus (paper: 3), at costs {heights}", len(costs) == 3),
+        (f"plateaus at ranks {ranks}, rising by one from the origin", ranks == list(range(int(data["rank"][-1])))),
+    ]
+    if len(costs) == len(saddles):
+        gap = np.max(np.abs(costs - saddles) / saddles)
+        text = f"plateau costs are the greedy saddles' within {gap:.1e}, relative"
+        statements.append((text, bool(gap < 1e-2)))
+    else:
+        statements.append((f"{len(costs)} plateaus, but {len(saddles)} greedy saddles", False))
+    if "test_cost" in data:
+        ratio = float(data.test_cost[-1] / data.test_cost[0])
+        statements.append((f"the test cost falls, to {ratio:.1e} of its start", ratio < 0.1))
+    statements.append((f"the end is a certified minimum ({data.stop_reason})", data.stop_reason == "converged"))
+    stages = len(np.unique(data.path_stage))
+    text = f"the greedy paths end at a certified minimum after {stages} stages ({data.path_stop_reason})"
+    statements.append((text, data.path_stop_reason == "converged"))
+    return common.verdict_lines(statements)
+
+
+def draw(data: xr.Dataset) -> Figure:
+    """The three panels."""
     with plotting.style():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(6.6, 2.6))
-        time = trajectory.time
-        curves = [(trajectory.train_cost, "-", plotting.BLUE, "train")]
-        if trajectory.test_cost is not None:
-            curves.append((trajectory.test_cost, "--", plotting.ORANGE, "test"))
-        for values, line, colour, name in curves:
-            left.semilogy(time, values, line, color=colour)
-            left.annotate(
-                name,
-                (time[-1], values[-1]),
-                xytext=(3, 0),
-                textcoords="offset points",
-                color=colour,
-                va="center",
-                annotation_clip=False,
-            )
-        for visit in trajectory.saddles():
-            name = "origin" if visit.rank == 0 else f"rank {visit.rank}"
-            left.annotate(
-                name,
-                (visit.time, visit.cost),
-                xytext=(2 if visit.rank == 0 else 0, -3),
-                textcoords="offset points",
-                color=plotting.MUTED,
-                ha="left" if visit.rank == 0 else "center",
-                va="top",
-            )
-        left.set(xlabel="time t of the flow", ylabel="cost", title="cost, with the saddles visited")
-        right.plot(time, trajectory.singular_values, color=plotting.BLUE)
-        for index in range(int(trajectory.rank[-1])):
-            value = trajectory.singular_values[-1, index]
-            right.annotate(
-                f"$s_{index + 1}$",
-                (time[-1], value),
-                xytext=(3, 0),
-                textcoords="offset points",
-                color=plotting.BLUE,
-                va="center",
-                annotation_clip=False,
-            )
-        right.set(xlabel="time t of the flow", ylabel="singular value", title="singular values of A")
-        for axes in (left, right):
-            axes.set_xlim(0, time[-1])
+        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(7.2, 2.5))
+        _draw_plane(left, data)
+        _draw_costs(middle, data)
+        common.draw_stages(right, data)
     return figure
 
 
-def write(trajectory: Trajectory, folder: Path, force: bool = False) -> list[Path]:
+def _draw_plane(axes, data):
+    x, y = data.plane.values.T
+    axes.plot(x, y, color=plotting.BLUE, lw=2.2)
+    for index in np.unique(data.path_stage):
+        colour = common.STAGE_COLOURS[index % len(common.STAGE_COLOURS)]
+        rows = np.flatnonzero(data.path_stage == index)
+        curve = data.path_plane.values[rows]
+        ends = data.point_plane.values[index : index + 2]
+        curve = np.concatenate([ends[:1], curve, ends[1:]])
+        axes.plot(*curve.T, color=colour, lw=1.2)
+        middle = 0.5 * (curve[0] + curve[-1])
+        at = tuple(curve[np.argmin(np.linalg.norm(curve - middle, axis=1))])
+        flat = np.ptp(curve[:, 0]) > np.ptp(curve[:, 1])
+        beside: dict[str, Any] = {"offset": (0, -3), "ha": "center", "va": "top"} if flat else {"offset": (5, 0)}
+        common.label(axes, rf"$\theta^{index + 1}$", at, colour, **beside)
+    points = data.point_plane.values
+    axes.plot(*points[0], "+", ms=9, mew=1.5, color=plotting.INK)
+    axes.plot(*points[1:-1].T, "o", ms=4.5, color=plotting.INK)
+    axes.plot(*points[-1], "*", ms=8, color=plotting.INK)
+    common.label(axes, "origin", tuple(points[0]), plotting.INK, (6, -6), va="top")
+    for rank, point in zip(data.point_rank.values[1:-1], points[1:-1], strict=True):
+        common.label(axes, f"rank {rank}", tuple(point), plotting.INK, (7, -1))
+    common.label(axes, "minimum", tuple(points[-1]), plotting.INK, (-7, 2), ha="right")
+    half = int(np.argmax(x > 0.5 * points[1, 0]))
+    common.label(axes, r"flow $\theta_\alpha$", (x[half], y[half]), plotting.BLUE, (0, 4), ha="center", va="bottom")
+    axes.set(xlabel=r"along $\vartheta^1$", ylabel=r"along the rest of $\vartheta^3$", title="flow and greedy paths")
+    axes.margins(0.14)
+
+
+def _draw_costs(axes, data):
+    time = data.time.values
+    curves = [(data.train_cost.values, "-", "train")]
+    if "test_cost" in data:
+        curves.append((data.test_cost.values, "--", "test"))
+    for values, line, name in curves:
+        axes.semilogy(time, values, line, color=plotting.BLUE)
+        common.label(axes, name, (time[-1], values[-1]), plotting.BLUE)
+    for rank, at, height in zip(data.visit_rank.values, data.visit_time.values, data.visit_cost.values, strict=True):
+        name, where = ("origin", "left") if rank == 0 else (f"rank {rank}", "right")
+        common.label(axes, name, (at, height), plotting.INK, (2, -3) if rank == 0 else (-2, -6), ha=where, va="top")
+    axes.set(xlabel="time t of the flow", ylabel="cost", title="train and test cost", xlim=(0, time[-1]))
+
+
+def write(data: xr.Dataset, folder: Path, force: bool = False) -> list[Path]:
     """Write figure1.png, figure1.pdf and figure1.nc into a folder (made if need be); returns the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    data = folder / "figure1.nc"
-    for path in (data, *(data.with_suffix(kind) for kind in (".png", ".pdf"))):
-        check_writable(path, force)
-    figure = draw(trajectory)
-    pictures = plotting.save_figure(figure, folder / "figure1", force)
-    plt.close(figure)
-    return [*pictures, trajectory.save(data, force=force)]
+    return common.write_files(1, data, draw(data), folder, force)

@@ -1,0 +1,96 @@
+"""What all figures share: verdicts as lines, the task, the sequential panel, three files for each."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from jaxtyping import PRNGKeyArray
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from saddleflow import plotting
+from saddleflow.costs import MatrixCompletion
+from saddleflow.files import check_writable, written_whole
+from saddleflow.paths import GreedyPath
+
+# As in the paper: the first, second and third path.
+STAGE_COLOURS = (plotting.ORANGE, plotting.GREEN, plotting.RED)
+
+
+def verdict_lines(statements: Iterable[tuple[str, bool]]) -> list[str]:
+    """One line a statement of the caption: holds or fails, with its numbers."""
+    return [f"{'holds' if holds else 'FAILS'}: {text}" for text, holds in statements]
+
+
+def targets(number: int, folder: Path) -> list[Path]:
+    """The files of a figure: picture as PNG and PDF, data as NetCDF."""
+    return [folder / f"figure{number}.{kind}" for kind in ("png", "pdf", "nc")]
+
+
+def write_files(number: int, data: xr.Dataset, figure: Figure, folder: Path, force: bool = False) -> list[Path]:
+    """Write a figure's files into a folder (made if need be), each whole or not at all; closes the figure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = targets(number, folder)
+    for path in paths:
+        check_writable(path, force)
+    plotting.save_figure(figure, folder / f"figure{number}", force)
+    plt.close(figure)
+    with written_whole(paths[-1], force) as temporary:
+        data.to_netcdf(temporary, engine="h5netcdf")
+    return paths
+
+
+def completion_task(seed: int, size: int, rank: int, observed: float) -> tuple[MatrixCompletion, PRNGKeyArray]:
+    """The matrix completion task of figures 1 and 4, and the key of the start."""
+    key_task, key_start = jax.random.split(jax.random.key(seed))
+    return MatrixCompletion.random(key_task, shape=(size, size), rank=rank, observed=observed), key_start
+
+
+def path_variables(path: GreedyPath) -> dict[str, Any]:
+    """A greedy path in a figure's dataset: its rows and points under names of their own."""
+    data = path.to_xarray()
+    names = ("stage", "time", "train_cost", "test_cost", "end_to_end")
+    return dict(
+        (str(n), v)
+        for n, v in data.rename({name: f"path_{name}" for name in names if name in data}).data_vars.items()
+    )
+
+
+def draw_stages(axes: Axes, data: xr.Dataset) -> None:
+    """Train (solid) and test cost (dashed) of the greedy stages, one after another; dots: infinitely long waits."""
+    offset, ticks = 0.0, []
+    for index in np.unique(data.path_stage):
+        colour = STAGE_COLOURS[index % len(STAGE_COLOURS)]
+        rows = data.isel(row=np.flatnonzero(data.path_stage == index))
+        train = rows.path_train_cost.values
+        start, end = train[0], data.point_cost.values[min(index + 1, data.sizes["point"] - 1)]
+        # a stage as long as its change is visible: the waits at both ends are infinite anyway
+        seen = np.flatnonzero((train < start - 2e-3 * (start - end)) & (train > end + 2e-3 * (start - end)))
+        rows = rows.isel(row=slice(max(seen[0] - 1, 0), seen[-1] + 2))
+        time = rows.path_time.values - rows.path_time.values[0]
+        x = offset + time / time[-1]
+        axes.semilogy(x, rows.path_train_cost, color=colour)
+        if "path_test_cost" in rows:
+            axes.semilogy(x, rows.path_test_cost, "--", color=colour)
+        ticks.append(offset + 0.5)
+        if index < data.path_stage.values.max():
+            dots = x[-1] + np.array([0.09, 0.15, 0.21])
+            axes.plot(dots, np.full(3, rows.path_train_cost.values[-1]), ".", ms=2.5, color=plotting.MUTED)
+        offset = x[-1] + 0.3
+    axes.set_xticks(ticks, [rf"$\theta^{k + 1}$" for k in range(len(ticks))])
+    axes.tick_params(axis="x", length=0)
+    axes.set(xlabel="stages of the greedy path", ylabel="cost", title="limit: the greedy paths")
+
+
+def label(
+    axes: Axes, text: str, at: tuple[float, float], colour: str, offset: tuple[float, float] = (3, 0), **how: Any
+) -> None:
+    """A word beside a curve or point, in its colour."""
+    how = {"ha": "left", "va": "center", **how}
+    axes.annotate(
+        text, at, xytext=offset, textcoords="offset points", color=colour, annotation_clip=False, fontsize=7, **how
+    )
