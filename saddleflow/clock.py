@@ -63,6 +63,11 @@ class SegmentedTime:
     within: Float[np.ndarray, " time"]
     durations: Float[np.ndarray, " segments"]
 
+    @classmethod
+    def plain(cls, time: Float[np.ndarray, " time"]) -> "SegmentedTime":
+        """Times that float64 resolves as they are."""
+        return cls(np.zeros(len(time), int), np.asarray(time, float), np.zeros(0))
+
     @cached_property
     def time(self) -> Float[np.ndarray, " time"]:
         """Physical time, shape (time,)."""

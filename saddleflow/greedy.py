@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saddleflow import flow, geometry, growing, stationary, stepping
 from saddleflow.checks import require_finite, require_integer, require_positive
+from saddleflow.clock import SegmentedTime
 from saddleflow.costs import Cost
 from saddleflow.factor import svd
 from saddleflow.network import DeepLinearNetwork, layer_sizes
@@ -36,6 +37,9 @@ STOP_SHARE = 0.1
 
 # The polished point lies within this share of |theta|, or there is no stationary point and the path recedes.
 NEAR = 0.1
+
+# Ends of a flow after which the next stationary point is looked for.
+RESTING = (stepping.STOP, stepping.CONVERGED, stepping.STATIONARY)
 
 
 class NearStationary(eqx.Module):
@@ -197,7 +201,7 @@ def stationary_points(
         )
         state = flow.integrate(cost, departure.network, settings, method)
         arrived, near = arrive(cost, stepping.plain_network(state), slot + 1)
-        near &= (state.reason == stepping.STOP) | (state.reason == stepping.CONVERGED)
+        near &= jnp.isin(state.reason, jnp.asarray(RESTING))
         following = jax.tree.map(lambda old, new: jnp.where(certified, old, new), network, arrived)
         return (following, alive & (certified | near)), (network, alive, departure.strengths, certified)
 
@@ -309,7 +313,7 @@ def _in_width(stage: Trajectory, width: int) -> Trajectory:
     network = growing.narrow(stage.network, width)
     networks = None if stage.networks is None else growing.narrow(stage.networks, width)
     configuration = {**stage.configuration, "width": width, "num_parameters": network.num_parameters}
-    return replace(stage, network=network, networks=networks, configuration=configuration)
+    return replace(stage, network=network, networks=networks, configuration=configuration, dips=None)
 
 
 def _warn_if_short(depth, epsilon, num_steps, learning_rate, strength, stage) -> None:
@@ -363,6 +367,7 @@ def _descend(cost, network, num_steps, learning_rate, num_saves, width) -> tuple
             "learning_rate": learning_rate,
         },
         rank_tolerance=None,
+        clock=SegmentedTime.plain(at * learning_rate),
     )
     return end, stage
 
