@@ -151,7 +151,7 @@ def saddle_to_saddle(
             progress=progress,
         )
         stages.append(_in_width(stage, slot + 1))
-        if stage.stop_reason not in ("stop", "converged"):
+        if stage.stop_reason not in {stepping.REASONS[code] for code in RESTING}:
             lost = stage.stop_reason in ("non_finite", "step_size_underflow")
             reason = "diverges" if lost else stage.stop_reason
             break

@@ -1,6 +1,6 @@
 """What all figures share: verdicts as lines, the task, the sequential panel, three files for each."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def draw_stages(axes: Axes, data: xr.Dataset) -> None:
 
 
 def label(
-    axes: Axes, text: str, at: tuple[float, float], colour: str, offset: tuple[float, float] = (3, 0), **how: Any
+    axes: Axes, text: str, at: Sequence[float], colour: str, offset: Sequence[float | int] = (3, 0), **how: Any
 ) -> None:
     """A word beside a curve or point, in its colour."""
     how = {"ha": "left", "va": "center", **how}
