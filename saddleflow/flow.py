@@ -17,10 +17,12 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from saddleflow import geometry, stepping
 from saddleflow import observables as obs
+from saddleflow.certificate import certified_flow, reduce_where_smaller
 from saddleflow.checks import is_concrete, require, require_finite, require_integer, require_positive
 from saddleflow.costs import Cost
 from saddleflow.jacobian import flow_jacobian
 from saddleflow.network import DeepLinearNetwork
+from saddleflow.reduction import ReducedNetwork
 from saddleflow.solvers import MAX_ASYMMETRY, Rosenbrock, Work, asymmetry
 from saddleflow.stepping import REASONS, FlowState, Method, Settings
 from saddleflow.symmetry import balancedness
@@ -36,7 +38,7 @@ BURST_SECONDS = 0.2
 
 def gradient_flow(
     cost: Cost,
-    network: DeepLinearNetwork,
+    network: DeepLinearNetwork | ReducedNetwork,
     *,
     rtol: float = 1e-6,
     t1: float | None = None,
@@ -51,6 +53,7 @@ def gradient_flow(
     gradient_tolerance: float = 1e-4,
     rank_tolerance: float | None = None,
     progress: bool = True,
+    reduce_width: str | None = None,
 ) -> Trajectory:
     """Solve `dtheta/dt = -grad C(A(theta))` from the network, to the end or to a named reason.
 
@@ -61,7 +64,8 @@ def gradient_flow(
 
     Args:
         cost: the convex cost C.
-        network: the start theta_0, layers in float64.
+        network: the start theta_0, layers in float64; or a reduced one (`reduce_width`, `sample_reduced`), whose
+            run is repeated in larger bases until the estimated error of A is below its tolerance.
         rtol: relative tolerance, 1e-13 <= rtol < 1. Every entry is controlled relative to its own size or a
             share of the start's typical entry, whichever is larger: free of any scale, so alpha * theta_0
             is solved as carefully as theta_0.
@@ -80,6 +84,8 @@ def gradient_flow(
         rank_tolerance: absolute cut for the numerical rank; None: a hundredth of the run's largest
             singular value.
         progress: show a meter on terminals and in notebooks.
+        reduce_width: "auto" reduces the width where the small network is smaller than half the full one, to
+            an error in A of at most 10 * rtol of the largest |A|.
 
     Returns:
         The trajectory, whatever happened: a failed run ends with its reason, not with an exception, and keeps
@@ -88,6 +94,10 @@ def gradient_flow(
     Raises:
         ValueError: bad arguments, named with value and remedy.
     """
+    options = {name: value for name, value in locals().items() if name not in ("cost", "network", "reduce_width")}
+    network = reduce_where_smaller(network, reduce_width)
+    if isinstance(network, ReducedNetwork):
+        return certified_flow(gradient_flow, cost, network, options)
     settings, method = prepare(
         cost,
         network,

@@ -20,6 +20,7 @@ from saddleflow import plotting
 from saddleflow.checks import require
 from saddleflow.files import written_whole
 from saddleflow.network import DeepLinearNetwork
+from saddleflow.reduction import ReducedNetwork
 from saddleflow.saddles import SaddleVisit, find_visits
 
 # The numerical rank counts singular values above this share of the largest one seen in the run. The paper cuts
@@ -49,6 +50,7 @@ class Trajectory:
             a step); balancedness_drift (largest |D_l(end) - D_l(0)|_F over the largest
             |W_l|_F^2), seconds.
         configuration: what ran: cost, network, solver, tolerances. Plain numbers and strings.
+        reduced: the reduced network that ran (`saddleflow.reduction`), else None; not saved.
         singular_values: of A, in descending order, shape (time, min(n_out, n_in)).
         rank_tolerance: singular values above it count for `rank`; given as None, a hundredth of the run's
             largest singular value.
@@ -66,6 +68,7 @@ class Trajectory:
     stats: dict[str, Any]
     configuration: dict[str, Any]
     rank_tolerance: float | None
+    reduced: ReducedNetwork | None = None
     singular_values: Float[np.ndarray, "time n"] = field(init=False)
 
     def __post_init__(self):
@@ -86,6 +89,11 @@ class Trajectory:
     def nuclear_norm(self) -> Float[np.ndarray, " time"]:
         """Sum of the singular values of A, shape (time,)."""
         return obs.nuclear_norm(self.singular_values)
+
+    @property
+    def reduction_error_estimate(self) -> float | None:
+        """Estimated sup over time of |A - A_full|_F, the error of the width reduction; None where there was none."""
+        return self.stats.get("reduction_error_estimate")
 
     def saddles(self) -> list[SaddleVisit]:
         """The saddles visited, in order; empty for a run without plateaus."""
@@ -110,6 +118,9 @@ class Trajectory:
             visits or "no plateau",
             f"balancedness kept to {stats['balancedness_drift']:.1e}",
         ]
+        if self.reduction_error_estimate is not None:
+            widths = ", ".join(map(str, run["reduced_widths"]))
+            lines[0] += f", reduced to ({widths}) with error {self.reduction_error_estimate:.1e} in A"
         names = ("task", "solver", "end", "steps", "cost", "rank", "saddles", "invariant")
         body = "\n".join(f"  {name:<9} : {text}" for name, text in zip(names, lines, strict=True))
         return f"Trajectory\n{body}"
