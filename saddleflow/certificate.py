@@ -44,7 +44,7 @@ FINER = 0.25
 SAFETY = 2.0
 
 # Small networks are padded with dead neurons to one of these widths: few shapes, few compilations.
-PADDED = tuple(2**i for i in range(4, 16))
+PADDED = (16, *(2**i for i in range(6, 16)))
 
 # Leaks below this share of the activity are rounding.
 EXACT_LEAK = 1e-13
