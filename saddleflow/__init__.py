@@ -20,6 +20,8 @@ from saddleflow.geometry import gradient, hessian_vector_product, neural_tangent
 from saddleflow.greedy import greedy_descent, saddle_to_saddle  # noqa: E402
 from saddleflow.network import DeepLinearNetwork, balanced, gaussian  # noqa: E402
 from saddleflow.reading import read_matrix  # noqa: E402
+from saddleflow.reduced_law import sample_reduced  # noqa: E402
+from saddleflow.reduction import reduce_width  # noqa: E402
 from saddleflow.symmetry import balancedness, include, rotate  # noqa: E402
 from saddleflow.trajectory import Trajectory, load  # noqa: E402
 
@@ -43,7 +45,9 @@ __all__ = [
     "load",
     "neural_tangent_kernel",
     "read_matrix",
+    "reduce_width",
     "rotate",
     "saddle_to_saddle",
+    "sample_reduced",
     "theory",
 ]

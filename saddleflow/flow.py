@@ -17,11 +17,13 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from saddleflow import geometry, stepping
 from saddleflow import observables as obs
+from saddleflow.certificate import certified_flow, reduce_where_smaller
 from saddleflow.checks import is_concrete, require, require_finite, require_integer, require_positive
 from saddleflow.clock import SegmentedTime
 from saddleflow.costs import Cost
 from saddleflow.jacobian import flow_jacobian
 from saddleflow.network import DeepLinearNetwork
+from saddleflow.reduction import ReducedNetwork
 from saddleflow.solvers import MAX_ASYMMETRY, CountingSolver, Rosenbrock, Switching, asymmetry
 from saddleflow.stepping import REASONS, FlowState, Method, Settings
 from saddleflow.symmetry import balancedness
@@ -40,7 +42,7 @@ MAX_DIP_NUMBERS = 10_000_000
 
 def gradient_flow(
     cost: Cost,
-    network: DeepLinearNetwork,
+    network: DeepLinearNetwork | ReducedNetwork,
     *,
     rtol: float = 1e-6,
     t1: float | None = None,
@@ -56,6 +58,7 @@ def gradient_flow(
     rank_tolerance: float | None = None,
     graded: bool | None = None,
     progress: bool = True,
+    reduce_width: str | None = None,
 ) -> Trajectory:
     """Solve `dtheta/dt = -grad C(A(theta))` from the network, to the end or to a named reason.
 
@@ -66,7 +69,8 @@ def gradient_flow(
 
     Args:
         cost: the convex cost C.
-        network: the start theta_0, layers in float64.
+        network: the start theta_0, layers in float64; or a reduced one (`reduce_width`, `sample_reduced`), whose
+            run is repeated in larger bases until the estimated error of A is below its tolerance.
         rtol: relative tolerance, 1e-13 <= rtol < 1. Every entry is controlled relative to its own size or a
             share of the start's typical entry, whichever is larger: free of any scale, so alpha * theta_0
             is solved as carefully as theta_0.
@@ -87,6 +91,8 @@ def gradient_flow(
         graded: solve in graded coordinates (`saddleflow.graded`), which tiny starts need; None decides by the
             start's size. The default solver only; what is returned is in the coordinates of the start either way.
         progress: show a meter on terminals and in notebooks.
+        reduce_width: "auto" reduces the width where the small network is smaller than half the full one, to
+            an error in A of at most 10 * rtol of the largest |A|.
 
     Returns:
         The trajectory, whatever happened: a failed run ends with its reason, not with an exception, and keeps
@@ -95,6 +101,10 @@ def gradient_flow(
     Raises:
         ValueError: bad arguments, named with value and remedy.
     """
+    options = {name: value for name, value in locals().items() if name not in ("cost", "network", "reduce_width")}
+    network = reduce_where_smaller(network, reduce_width)
+    if isinstance(network, ReducedNetwork):
+        return certified_flow(gradient_flow, cost, network, options)
     settings, method = prepare(
         cost,
         network,

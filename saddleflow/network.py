@@ -135,6 +135,16 @@ def gaussian(
         ValueError: bad depth, width or shape; not exactly one of gamma and variance.
     """
     sizes = layer_sizes(depth, width, shape)
+    scale = deviation(width, gamma, variance)
+    keys = jax.random.split(key, depth)
+    return DeepLinearNetwork(
+        scale * jax.random.normal(k, (rows, columns), float)
+        for k, rows, columns in zip(keys, sizes[1:], sizes[:-1], strict=True)
+    )
+
+
+def deviation(width: Width, gamma: Any, variance: Any) -> Float[Array, ""]:
+    """Standard deviation of a Gaussian start's entries, from gamma or the variance, after checking them."""
     require(
         (gamma is None) != (variance is None),
         "gamma, variance",
@@ -153,15 +163,10 @@ def gaussian(
         require_finite("gamma", gamma)
         if is_concrete(gamma):
             require(gamma >= 0, "gamma", "not be negative", gamma)
-        deviation = jnp.asarray(sizes[1], float) ** (-jnp.asarray(gamma, float) / 2)
-    else:
-        require_positive("variance", variance)
-        deviation = jnp.sqrt(jnp.asarray(variance, float))
-    keys = jax.random.split(key, depth)
-    return DeepLinearNetwork(
-        deviation * jax.random.normal(k, (rows, columns), float)
-        for k, rows, columns in zip(keys, sizes[1:], sizes[:-1], strict=True)
-    )
+        hidden = width if isinstance(width, int) else width[0]
+        return jnp.asarray(hidden, float) ** (-jnp.asarray(gamma, float) / 2)
+    require_positive("variance", variance)
+    return jnp.sqrt(jnp.asarray(variance, float))
 
 
 def balanced(matrix: Float[Array, "n_out n_in"], *, depth: int, width: Width) -> DeepLinearNetwork:

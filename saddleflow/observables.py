@@ -30,6 +30,16 @@ def register(observable: Observable) -> Observable:
     return observable
 
 
+def through_products(observable: Observable) -> Observable:
+    """Declare that an observable depends on the network only through A, its partial products or the gradient.
+
+    Those are all in the hidden directions that a reduced network keeps (`saddleflow.reduction`), so the observable
+    may be evaluated on the small network; usable as a decorator.
+    """
+    observable.__dict__["through_products"] = True
+    return observable
+
+
 def resolve(observables: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Observable]:
     """Named observables as functions: a mapping stays, a sequence of names is looked up.
 
@@ -79,6 +89,7 @@ def alignment(cost: Cost, network: DeepLinearNetwork) -> Float[Array, " depth_mi
 
 
 @register
+@through_products
 def ntk_rate(cost: Cost, network: DeepLinearNetwork) -> Float[Array, ""]:
     """Rayleigh quotient of the neural tangent kernel at grad C(A): |grad_theta|^2 / |grad_A C|^2."""
     matrix = cost.gradient(network.end_to_end())

@@ -22,6 +22,7 @@ from saddleflow.clock import SegmentedTime
 from saddleflow.costs import Cost
 from saddleflow.files import written_whole
 from saddleflow.network import DeepLinearNetwork
+from saddleflow.reduction import ReducedNetwork
 from saddleflow.saddles import SaddleVisit, find_visits, inspect, nearest
 
 # The numerical rank counts singular values above this share of the largest one seen in the run. The paper cuts
@@ -52,6 +53,7 @@ class Trajectory:
             a step); balancedness_drift (largest |D_l(end) - D_l(0)|_F over the largest
             |W_l|_F^2), seconds.
         configuration: what ran: cost, network, solver, tolerances. Plain numbers and strings.
+        reduced: the reduced network that ran (`saddleflow.reduction`), else None; not saved.
         singular_values: of A, in descending order, shape (time, min(n_out, n_in)).
         rank_tolerance: singular values above it count for `rank`; given as None, a hundredth of the run's
             largest singular value.
@@ -72,6 +74,7 @@ class Trajectory:
     clock: SegmentedTime
     cost: Cost | None = None
     dips: tuple[np.ndarray, DeepLinearNetwork] | None = None
+    reduced: ReducedNetwork | None = None
     singular_values: Float[np.ndarray, "time n"] = field(init=False)
 
     def __post_init__(self):
@@ -98,6 +101,11 @@ class Trajectory:
         """The saddles visited as the rows alone show them: `saddles` without the stationary points."""
         depth = self.network.depth
         return find_visits(self.clock, self.train_cost, self.gradient_norm, self.rank, depth)
+
+    @property
+    def reduction_error_estimate(self) -> float | None:
+        """Estimated sup over time of |A - A_full|_F, the error of the width reduction; None where there was none."""
+        return self.stats.get("reduction_error_estimate")
 
     def saddles(self) -> list[SaddleVisit]:
         """The saddles visited, in order of time, each with the stationary point behind it; computed once.
@@ -158,6 +166,9 @@ class Trajectory:
             visits or "no plateau",
             f"balancedness kept to {stats['balancedness_drift']:.1e}",
         ]
+        if self.reduction_error_estimate is not None:
+            widths = ", ".join(map(str, run["reduced_widths"]))
+            lines[0] += f", reduced to ({widths}) with error {self.reduction_error_estimate:.1e} in A"
         names = ("task", "solver", "end", "steps", "cost", "rank", "saddles", "invariant")
         body = "\n".join(f"  {name:<9} : {text}" for name, text in zip(names, lines, strict=True))
         return f"Trajectory\n{body}"

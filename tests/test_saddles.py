@@ -56,9 +56,7 @@ def test_visits_of_a_run_and_what_is_behind_them(depth):
         assert visit.enter <= visit.time <= visit.leave <= visit.escape_time
         # grad C(A_k) = -2 s_{k+1} on the next mode
         assert visit.predicted_speed == pytest.approx(2 * strength * depth ** (1 - depth / 2))
-        if (
-            depth == 3 or visit.rank != 1
-        ):  # at two layers the second plateau is too short for small deviations
+        if depth == 3 or visit.rank != 1:  # at two layers the second plateau is too short for small deviations
             assert visit.escape_speed == pytest.approx(visit.predicted_speed, rel=0.05)
         assert visit.distance < 0.2
         assert visit.strict == (depth == 2)

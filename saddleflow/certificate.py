@@ -1,0 +1,296 @@
+"""The flow of a reduced network, certified: bases grown along pilot runs, the error measured against larger bases.
+
+A pilot at a loose tolerance shows into which directions the activity leaks, and the bases grow by those, until no
+leak is above a threshold. The run proper is then repeated in bases that hold smaller leaks too. The distance of the
+two is the error of the smaller one, but for the error of the larger; truncation acts at second order (through the
+neural tangent kernel, to which a leak adds its square), so a threshold four times smaller leaves little of it.
+"""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from saddleflow import geometry
+from saddleflow import observables as obs
+from saddleflow.checks import is_concrete, require
+from saddleflow.costs import Cost
+from saddleflow.network import DeepLinearNetwork
+from saddleflow.reduction import ProjectedNetwork, ReducedNetwork, Snapshots, reduce_width
+from saddleflow.symmetry import include
+from saddleflow.trajectory import Trajectory
+
+Run = Callable[..., Trajectory]
+
+PILOT_RTOL = 1e-3
+PILOT_ROWS = 64
+CHECK_ROWS = 200
+MAX_ROUNDS = 40
+
+# The runs are solved to this share of the tolerance, lest the solver's error hide the reduction's.
+SOLVER_SHARE = 1e-2
+
+# Errors fall faster than leaks: leak ~ (error / |A|)^(2/3) in measurements, give or take a factor of 4.
+LEAK_POWER = 2 / 3
+
+# The larger bases hold leaks this much smaller; the estimate is SAFETY times the distance.
+FINER = 0.25
+SAFETY = 2.0
+
+# Small networks are padded with dead neurons to one of these widths: few shapes, few compilations.
+PADDED = (16, *(2**i for i in range(6, 16)))
+
+# Leaks below this share of the activity are rounding.
+EXACT_LEAK = 1e-13
+
+# A small network with more than this share of the full one's parameters saves nothing.
+WORTHWHILE = 0.5
+
+
+def reduce_where_smaller(
+    network: DeepLinearNetwork | ReducedNetwork, mode: str | None
+) -> DeepLinearNetwork | ReducedNetwork:
+    """What `gradient_flow(reduce_width=mode)` runs on: a reduction for "auto", where the start's is smaller."""
+    require(mode in (None, "auto"), "reduce_width", 'be None or "auto"', mode, "Or pass sf.reduce_width(network).")
+    if mode is None or isinstance(network, ReducedNetwork) or not is_concrete(network.layers[0]):
+        return network
+    reduced = reduce_width(network, tolerance=None)
+    return network if _saves_nothing(reduced) else reduced
+
+
+def certified_flow(run: Run, cost: Any, reduced: ReducedNetwork, options: Mapping[str, Any]) -> Trajectory:
+    """The flow of a reduced network, enlarged until the estimated error is below its tolerance.
+
+    Args:
+        run: `gradient_flow`, or anything that takes its arguments.
+        cost: the cost, a function of the end-to-end matrix.
+        reduced: the reduced start.
+        options: the further arguments of `gradient_flow`.
+
+    Returns:
+        The trajectory in the smallest bases that met the tolerance. Its `reduced` is the reduction that ran, its
+        `stats` hold reduction_error_estimate (sup over time of |A - A_full|_F), reduction_time_shift and
+        reduction_error_modulo_shift (at the time of the largest error: its part along dA/dt, as a shift in time, and
+        the largest error across dA/dt), reduction_rounds (pilots and checks).
+
+    Raises:
+        ValueError: a cost that is not a `Cost`; an observable or stop that needs layers which were never drawn.
+    """
+    require(
+        isinstance(cost, Cost),
+        "cost",
+        "be a saddleflow.Cost, a function of the end-to-end matrix, where the width is reduced",
+        type(cost).__name__,
+        "A cost that depends on the layers sees directions that the reduction leaves out: pass the full network.",
+    )
+    require(
+        is_concrete(reduced.network.layers[0]),
+        "network",
+        "be concrete where its reduction is certified",
+        "a tracer",
+        "Inside jit or vmap integrate the small network, `reduced.network`.",
+    )
+    asked = obs.resolve(options["observables"])
+    _handed(reduced, asked, options["stop"])  # refuses before any work is done
+    deadline = None if options["max_seconds"] is None else time.perf_counter() + options["max_seconds"]
+    rounds, threshold = 0, None
+    while True:
+        reduced, snapshots, scale, threshold, used = _grow(run, cost, reduced, threshold, options, deadline)
+        rounds += used
+        tolerance = 10 * options["rtol"] * scale if reduced.tolerance is None else reduced.tolerance
+        rtol = max(min(options["rtol"], SOLVER_SHARE * tolerance / max(scale, 1e-300)), 1e-13)
+        if isinstance(reduced, ProjectedNetwork) and _saves_nothing(reduced):
+            full = ProjectedNetwork.of(reduced.full, [jnp.eye(n) for n in reduced.sizes], reduced.tolerance)
+            main = run(cost, full.full, **dict(options, rtol=rtol, max_seconds=_left(deadline)))
+            return _report(main, full, asked, _EXACT, rounds)
+        larger = _finer(reduced, snapshots, threshold)
+        start = _padded(reduced, reduced if larger is None else larger)
+        changes = _handed(reduced, asked, options["stop"]) | {"rtol": rtol, "max_seconds": _left(deadline)}
+        main = run(cost, start, **dict(options, **changes))
+        if larger is None:
+            return _report(main, reduced, asked, _EXACT, rounds)
+        errors = _distance(run, cost, _padded(larger, larger), main, dict(options, **changes))
+        rounds += 1
+        expired = deadline is not None and time.perf_counter() > deadline
+        failed = main.stop_reason in ("non_finite", "step_size_underflow", "max_steps")
+        if errors[0] <= tolerance or expired or failed or rounds >= MAX_ROUNDS:
+            return _report(main, reduced, asked, errors, rounds)
+        threshold *= min(0.5, (0.5 * tolerance / errors[0]) ** LEAK_POWER)
+
+
+_EXACT = (0.0, 0.0, 0.0)
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(1e-3, deadline - time.perf_counter())
+
+
+def _grow(run: Run, cost: Cost, reduced: ReducedNetwork, threshold: float | None, options, deadline):
+    """Pilot runs and growth, until no leak is above the threshold.
+
+    Returns:
+        The grown network, the last pilot's snapshots, the largest |A|_F met, the threshold, the number of pilots.
+    """
+    save_at = options["save_at"]
+    t1 = options["t1"] if save_at is None else float(np.max(save_at))
+    pilots = 0
+    while True:
+        changes = {
+            "rtol": max(options["rtol"], PILOT_RTOL),
+            "t1": t1 or None,
+            "save_at": None,
+            "observables": None,
+            "stop": _handed(reduced, {}, options["stop"])["stop"],
+            "save_networks": True,
+            "max_saves": PILOT_ROWS,
+            "max_seconds": _left(deadline),
+        }
+        pilot = run(cost, _padded(reduced, reduced), **dict(options, **changes))
+        pilots += 1
+        finite = np.isfinite(pilot.end_to_end).all(axis=(1, 2))
+        assert pilot.networks is not None
+        small = _cut(pilot.networks, reduced)
+        snapshots = Snapshots([np.asarray(layer)[finite] for layer in small.layers])
+        scale = float(np.linalg.norm(pilot.end_to_end[finite], axis=(1, 2)).max())
+        if threshold is None:
+            share = 10 * options["rtol"] if reduced.tolerance is None else reduced.tolerance / max(scale, 1e-300)
+            threshold = min(0.1, share**LEAK_POWER)
+        grown = reduced.grow(snapshots, threshold)
+        if grown is reduced or pilots >= MAX_ROUNDS or (deadline is not None and time.perf_counter() > deadline):
+            return reduced, snapshots, scale, threshold, pilots
+        reduced = grown
+        if isinstance(reduced, ProjectedNetwork) and _saves_nothing(reduced):
+            return reduced, snapshots, scale, threshold, pilots
+
+
+def _finer(reduced: ReducedNetwork, snapshots: Snapshots, threshold: float) -> ReducedNetwork | None:
+    """The reduction in larger bases, for comparison; None where nothing leaks at all."""
+    while not reduced.is_complete:
+        threshold *= FINER
+        larger = reduced.grow(snapshots, threshold)
+        if larger is not reduced:
+            return larger
+        if threshold < EXACT_LEAK:
+            return None
+    return None
+
+
+def _distance(run: Run, cost: Cost, start: DeepLinearNetwork, main: Trajectory, options: dict[str, Any]):
+    """`SAFETY` times the largest distance from the flow in larger bases; time shift; the largest across dA/dt."""
+    last = main.time[-1]
+    if not last > 0:
+        return _EXACT
+    rows = np.round(np.linspace(0, len(main.time) - 1, CHECK_ROWS)).astype(int)
+    changes = {
+        "save_at": main.time[rows],
+        "t1": None,
+        "observables": {"velocity": _velocity},
+        "stop": None,
+        "save_networks": False,
+    }
+    check = run(cost, start, **dict(options, **changes))
+    covered = rows[: len(check.time)]
+    if len(covered) == 0 or check.time[-1] < last or not np.isfinite(main.end_to_end).all():
+        return (np.inf, np.nan, np.nan)  # one of the two failed: nothing is certified
+    difference = main.end_to_end[covered] - check.end_to_end
+    velocity = check.observables["velocity"]
+    speed = np.sum(velocity**2, axis=(1, 2))
+    along = np.sum(difference * velocity, axis=(1, 2))
+    shift = np.divide(along, speed, out=np.zeros_like(along), where=speed > 0)
+    distance = np.linalg.norm(difference, axis=(1, 2))
+    across = np.linalg.norm(difference - shift[:, None, None] * velocity, axis=(1, 2))
+    return SAFETY * float(distance.max()), float(shift[distance.argmax()]), SAFETY * float(across.max())
+
+
+def _velocity(cost: Cost, network: DeepLinearNetwork) -> Array:
+    """`dA/dt`."""
+    return -geometry.neural_tangent_kernel(network, cost.gradient(network.end_to_end()))
+
+
+def _handed(reduced: ReducedNetwork, asked: Mapping[str, obs.Observable], stop: Any) -> dict[str, Any]:
+    """Observables and stop as functions of the small network, which is all that a run sees."""
+    through = {name: _through(reduced, name, function) for name, function in asked.items()}
+    return {"observables": through, "stop": None if stop is None else _through(reduced, "stop", stop)}
+
+
+def _through(reduced: ReducedNetwork, name: str, function: Any) -> Any:
+    if function in _CORRECTIONS or getattr(function, "through_products", False):
+        return function
+    if isinstance(reduced, ProjectedNetwork):
+        return lambda first, network: function(first, reduced.expand(_cut(network, reduced)))
+    raise ValueError(
+        f"`{name}` needs the full layers, but those of a sampled network were never drawn. Where it depends on the "
+        "network only through end_to_end, partial products or the gradient, say so: "
+        "saddleflow.observables.through_products(function). Otherwise reduce a given network: "
+        "sf.reduce_width(sf.gaussian(...))."
+    )
+
+
+# What the frozen part adds to an observable of the small network.
+_CORRECTIONS: dict[Any, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    obs.parameter_norm: lambda values, frozen: np.sqrt(values**2 + frozen.sum()),
+    obs.layer_norms: lambda values, frozen: np.sqrt(values**2 + frozen),
+}
+
+
+def _report(main: Trajectory, reduced: ReducedNetwork, asked, errors, rounds: int) -> Trajectory:
+    """The trajectory in terms of the full network, with what is known of the error."""
+    frozen = np.asarray(reduced.frozen_squares)
+    estimate, shift, across = (float(number) for number in errors)
+    sizes = reduced.sizes
+    norm = float(np.sqrt(main.configuration["start_norm"] ** 2 + frozen.sum()))
+    return dataclasses.replace(
+        main,
+        observables={
+            name: _CORRECTIONS[asked[name]](values, frozen) if asked[name] in _CORRECTIONS else values
+            for name, values in main.observables.items()
+        },
+        network=_cut(main.network, reduced),
+        networks=None if main.networks is None else _cut(main.networks, reduced),
+        stats=main.stats
+        | {
+            "reduction_error_estimate": estimate,
+            "reduction_time_shift": shift,
+            "reduction_error_modulo_shift": across,
+            "reduction_rounds": rounds,
+        },
+        configuration=main.configuration
+        | {
+            "width": reduced.width,
+            "num_parameters": sum(above * below for below, above in itertools.pairwise(sizes)),
+            "reduced_widths": list(reduced.reduced_widths),
+            "start_norm": norm,
+        },
+        reduced=dataclasses.replace(reduced, error_estimate=estimate),
+    )
+
+
+def _padded(reduced: ReducedNetwork, like: ReducedNetwork) -> DeepLinearNetwork:
+    """The small network with dead neurons up to a common width that holds `like`, a larger one of its kind."""
+    largest = max(like.reduced_widths)
+    width = next((pad for pad in PADDED if pad >= largest), largest)
+    return include(
+        reduced.network,
+        tuple(max(m, min(width, n)) for m, n in zip(like.reduced_widths, like.hidden_widths, strict=True)),
+    )
+
+
+def _cut(network: DeepLinearNetwork, reduced: ReducedNetwork) -> DeepLinearNetwork:
+    """Without the dead neurons; leading time axes stay."""
+    layers = (
+        layer[..., : small.shape[0], : small.shape[1]]
+        for layer, small in zip(network.layers, reduced.network.layers, strict=True)
+    )
+    return jax.tree.unflatten(jax.tree.structure(reduced.network), list(layers))
+
+
+def _saves_nothing(reduced: ReducedNetwork) -> bool:
+    sizes = reduced.sizes
+    full = sum(above * below for below, above in itertools.pairwise(sizes))
+    return reduced.network.num_parameters > WORTHWHILE * full
