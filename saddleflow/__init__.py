@@ -19,6 +19,7 @@ from saddleflow.flow import gradient_flow  # noqa: E402
 from saddleflow.geometry import gradient, hessian_vector_product, neural_tangent_kernel  # noqa: E402
 from saddleflow.network import DeepLinearNetwork, balanced, gaussian  # noqa: E402
 from saddleflow.reading import read_matrix  # noqa: E402
+from saddleflow.sweep import sweep  # noqa: E402
 from saddleflow.symmetry import balancedness, include, rotate  # noqa: E402
 from saddleflow.trajectory import Trajectory, load  # noqa: E402
 
@@ -41,5 +42,6 @@ __all__ = [
     "neural_tangent_kernel",
     "read_matrix",
     "rotate",
+    "sweep",
     "theory",
 ]

@@ -31,6 +31,11 @@ ORDER = [
     "trajectory",
     "stepping",
     "flow",
+    "lanes",
+    "chunks",
+    "store",
+    "cluster",
+    "sweep",
     "figures",
     "cli",
 ]
