@@ -7,6 +7,7 @@ compiled program; which lanes form a chunk depends on the grid alone.
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from saddleflow import observables as obs
 from saddleflow.costs import Cost
 from saddleflow.lanes import Lane, Shape, Tally
 from saddleflow.network import DeepLinearNetwork, layer_sizes
-from saddleflow.stepping import REASONS
+from saddleflow.stepping import REASONS, Method
 from saddleflow.trajectory import RELATIVE_RANK_TOLERANCE
 
 # The dims a sweep can have, in the order of the dataset.
@@ -106,7 +107,7 @@ def cut(grid: Grid, options: Options, chunk_size: int | None) -> list[Chunk]:
             tiny[key] = _is_graded(grid.costs[cost], depth, width, float(scale[lane]), options)
         groups.setdefault((kinds[cost], depth, width, tiny[key]), []).append(lane)
     chunks = []
-    for (kind, depth, width, graded), members in groups.items():
+    for (_, depth, width, graded), members in groups.items():
         # the smaller the start, the more saddles it stops at
         members = np.asarray(sorted(members, key=lambda lane: (scale[lane], lane)))
         # lanes are dealt out like cards, so that chunks are alike in work
@@ -116,7 +117,6 @@ def cut(grid: Grid, options: Options, chunk_size: int | None) -> list[Chunk]:
             used = tuple(grid.costs[i] for i in sorted(set(part["cost"].tolist())))
             part["cost"] = np.searchsorted(sorted(set(part["cost"].tolist())), part["cost"])
             chunks.append(Chunk(len(chunks), index, used, part, depth, width, graded, options))
-        del kind
     return chunks
 
 
@@ -137,9 +137,13 @@ def _is_graded(cost: Cost, depth: int, width: int, scale: float, options: Option
     """Whether starts of this scale need graded coordinates: by their law, so that the seed plays no part."""
     if options.solver is not None:
         return False
+    return flow._is_tiny(cost, _constant(cost, depth, width, scale))
+
+
+def _constant(cost: Cost, depth: int, width: int, value: float) -> DeepLinearNetwork:
+    """A network of these sizes with one value in all entries."""
     sizes = layer_sizes(depth, width, cost.shape)
-    typical = DeepLinearNetwork(jnp.full(size, scale) for size in zip(sizes[1:], sizes[:-1], strict=True))
-    return flow._is_tiny(cost, typical)
+    return DeepLinearNetwork(jnp.full(size, value) for size in zip(sizes[1:], sizes[:-1], strict=True))
 
 
 def run_chunk(
@@ -166,7 +170,7 @@ def run_chunk(
     first = lane(0)
     _, method = flow.prepare(
         first.cost,
-        jax.tree.map(jnp.ones_like, lanes.start_network(first, _shape(chunk, None))),
+        _constant(first.cost, chunk.depth, chunk.width, 1.0),
         solver=options.solver,
         observables=options.observables,
         max_saves=max(options.max_saves, 4),
@@ -184,7 +188,7 @@ def run_chunk(
     return arrays | {"lane_steps": np.asarray([tally.useful, tally.computed])}
 
 
-def _shape(chunk: Chunk, method: Any) -> Shape:
+def _shape(chunk: Chunk, method: Method) -> Shape:
     options = chunk.options
     return Shape(
         method,
@@ -237,7 +241,7 @@ def describe(grid: Grid, options: Options, chunks: Sequence[Chunk]) -> dict[str,
     return {
         **{axis: [value if axis == "cost" else _plain(value) for value in grid.values[axis]] for axis in AXES},
         "dims": list(grid.dims),
-        "cost": [f"{type(cost).__name__} {_digest(cost)}" for cost in grid.costs],
+        "cost": [_name(cost) for cost in grid.costs],
         "shape": list(grid.costs[0].shape),
         "t1": options.t1,
         "save_at": None if options.save_at is None else options.save_at.tolist(),
@@ -245,9 +249,7 @@ def describe(grid: Grid, options: Options, chunks: Sequence[Chunk]) -> dict[str,
         "max_steps": options.max_steps,
         "gradient_tolerance": options.gradient_tolerance,
         "rank_tolerance": options.rank_tolerance,
-        "solver": "default"
-        if options.solver is None
-        else f"{type(options.solver).__name__} {_digest(options.solver)}",
+        "solver": "default" if options.solver is None else _name(options.solver),
         "observables": sorted(options.observables),
         "save_matrices": options.save_matrices,
         "chunks": [len(chunk.index) for chunk in chunks],
@@ -259,10 +261,16 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value.item() if isinstance(value, np.generic) else value))
 
 
-def _digest(tree: Any) -> str:
-    """A short fingerprint of a pytree's numbers and structure."""
+def _name(tree: Any) -> str:
+    """A cost's or a solver's kind, with a fingerprint of its numbers and structure."""
     leaves, structure = jax.tree.flatten(tree)
-    text = hashlib.sha256(str(structure).encode())
+    text = hashlib.sha256(_without_addresses(str(structure)))
     for leaf in leaves:
-        text.update(str(leaf).encode() if isinstance(leaf, str) else np.asarray(leaf).tobytes())
-    return text.hexdigest()[:12]
+        number = isinstance(leaf, bool | int | float | np.ndarray | jax.Array)
+        text.update(np.asarray(leaf).tobytes() if number else _without_addresses(str(leaf)))
+    return f"{type(tree).__name__} {text.hexdigest()[:12]}"
+
+
+def _without_addresses(text: str) -> bytes:
+    """Functions by their names only: their addresses change from process to process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text).encode()

@@ -20,14 +20,13 @@ def run_here(
     """Run chunks one after another on the local devices; the report counts over all of them."""
     done = Tally()
     for chunk in chunks:
-        latest = Tally()
+        begun = done
 
-        def tell(tally: Tally, latest: Tally = latest) -> None:
-            vars(latest).update(vars(tally))
-            report(_sum(done, tally))
+        def tell(tally: Tally, begun: Tally = begun) -> None:
+            report(_sum(begun, tally))
 
         result = run_chunk(chunk, devices=devices, num_lanes=num_lanes, report=tell)
-        done = _sum(done, latest)
+        done = _sum(done, _tally(result))
         report(done)
         yield chunk, result
 
@@ -55,9 +54,7 @@ def run_on_client(
                 failed.append((chunk.number, future.exception()))
                 continue
             result = future.result()
-            useful, computed = (int(x) for x in result["lane_steps"])
-            lost = int(np.isin(result["stop_reason"], Tally.FAILURES).sum())
-            done = _sum(done, Tally(len(chunk.index), lost, useful, computed))
+            done = _sum(done, _tally(result))
             report(done)
             yield chunk, result
     finally:
@@ -65,6 +62,11 @@ def run_on_client(
     if failed:
         numbers = ", ".join(str(number) for number, _ in failed)
         raise RuntimeError(f"chunks {numbers} failed on the cluster: {failed[0][1]}") from failed[0][1]
+
+
+def _tally(result: Result) -> Tally:
+    reasons = result["stop_reason"]
+    return Tally(len(reasons), int(np.isin(reasons, Tally.FAILURES).sum()), *(int(x) for x in result["lane_steps"]))
 
 
 def _sum(a: Tally, b: Tally) -> Tally:

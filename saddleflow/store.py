@@ -94,8 +94,8 @@ class Store:
                 os.replace(fresh, target)
         except OSError as error:
             raise OSError(
-                f"chunk {number} could not be written to the store {str(self.path)!r}: {error.strerror or error}. The "
-                "chunks before it are kept: make room and call again with the same arguments."
+                f"chunk {number} could not be written to the store {str(self.path)!r}: {error.strerror or error}. "
+                "The chunks before it are kept: make room and call again with the same arguments."
             ) from error
         finally:
             shutil.rmtree(fresh, ignore_errors=True)

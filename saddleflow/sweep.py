@@ -44,19 +44,21 @@ UNITS = {
     "width": ("neurons", "hidden width w"),
     "depth": ("layers", "number of layers L"),
     "rtol": ("1", "relative tolerance"),
+    "cost": ("1", "place in the list of costs"),
+    "seed": ("1", "the start is drawn with jax.random.key(seed)"),
 }
 
 
 def sweep(
-    cost: Cost | Sequence[Cost],
+    cost: Any,
     *,
-    depth: int | Sequence[int],
-    width: int | Sequence[int],
-    gamma: float | Sequence[float] = 1.0,
-    alpha: float | Sequence[float] = 1.0,
-    seed: int | Sequence[int] = 0,
-    rtol: float | Sequence[float] = 1e-4,
-    t1: float | None = None,
+    depth: Any,
+    width: Any,
+    gamma: Any = 1.0,
+    alpha: Any = 1.0,
+    seed: Any = 0,
+    rtol: Any = 1e-4,
+    t1: Any = None,
     save_at: Any = None,
     max_saves: int = 64,
     save_matrices: bool = False,
@@ -106,6 +108,7 @@ def sweep(
         lanes: places of one compiled program; None: 1 on a CPU, more on an accelerator.
         chunk_size: lanes of a chunk at most; None: a 32nd of them, between 8 and 256.
         progress: show a meter on terminals and in notebooks.
+        **unknown: refused, with the nearest known name.
 
     Returns:
         A dataset with the dims above: train_cost, test_cost (where there is a test set), gradient_norm, rank,
@@ -206,6 +209,7 @@ def _options(
 ) -> Options:
     if t1 is not None:
         require_positive("t1", t1)
+        t1 = float(t1)
     if rank_tolerance is not None:
         require_positive("rank_tolerance", rank_tolerance)
     require_integer("max_saves", max_saves, 4)
@@ -217,6 +221,7 @@ def _options(
         save_at = np.concatenate([[0.0], np.geomspace(t1 * 1e-6, t1, save_at - 1)])
     if save_at is not None:
         times, t1 = _check_save_at(save_at, t1)
+        t1 = float(t1)
         save_at = np.asarray(times)
     return Options(
         t1,
