@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import diffrax
@@ -175,7 +175,7 @@ def run_chunk(
         observables=options.observables,
         max_saves=max(options.max_saves, 4),
     )
-    method = method.__class__(**(vars(method) | {"graded": chunk.graded}))
+    method = replace(method, graded=chunk.graded)
     results, tally = lanes.run(
         [(place, lane(place)) for place in range(len(chunk.index))],
         _shape(chunk, method),
@@ -198,7 +198,7 @@ def _shape(chunk: Chunk, method: Method) -> Shape:
         options.gradient_tolerance,
         chunk.depth,
         chunk.width,
-        tuple(chunk.costs[0].shape),
+        chunk.costs[0].shape,
         options.num_rows,
     )
 

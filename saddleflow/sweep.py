@@ -218,7 +218,8 @@ def _options(
     if isinstance(save_at, int) and not isinstance(save_at, bool):
         require_integer("save_at", save_at, 2)
         require(t1 is not None, "t1", "be given where save_at is a number of times", t1, "The times end there.")
-        save_at = np.concatenate([[0.0], np.geomspace(t1 * 1e-6, t1, save_at - 1)])
+        last = t1 or 0.0
+        save_at = np.concatenate([[0.0], np.geomspace(last * 1e-6, last, save_at - 1)])
     if save_at is not None:
         times, t1 = _check_save_at(save_at, t1)
         t1 = float(t1)

@@ -1,0 +1,103 @@
+"""Figure 5: rank, nuclear norm and gradient norm along the runs of figure 2.
+
+As in the paper: the rank with tolerance 1e-1, the nuclear norm below it, the gradient norm of the parameters below
+that. That its "network matrices" are the end-to-end matrices is a guess.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+from scipy.signal import find_peaks
+
+from saddleflow import plotting
+from saddleflow.figures.f2_regimes import NAMES, figure2, regime, write_data
+
+DIP = 3.0  # a dip of the gradient norm is at least this deep on both sides
+
+
+def figure5(**arguments: Any) -> xr.Dataset:
+    """The sweep of figure 2, which has all that figure 5 shows; arguments as there."""
+    return figure2(**arguments)
+
+
+def dips(gradient_norm: np.ndarray) -> np.ndarray:
+    """Rows where the gradient norm dips by a factor `DIP`; the end does not count."""
+    return find_peaks(-np.log(gradient_norm), prominence=np.log(DIP))[0]
+
+
+def rank_times(time: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """First times at which each rank from 1 to the last is reached, in log time; infinite where none is."""
+    return np.asarray([time[np.argmax(rank >= k)] for k in range(1, rank[-1] + 1)])
+
+
+def verdicts(data: xr.Dataset) -> list[str]:
+    """One line a statement of the caption: holds or fails, with its numbers."""
+    time, statements = data.time.values, []
+    width = int(data.width.values[-1])
+    for gamma in data.gamma.values:
+        runs = data.sel(gamma=gamma, width=width)
+        spread = [
+            np.ptp(np.log10(rank_times(time, rank)[rank_times(time, rank) > 0])) for rank in runs["rank"].values
+        ]
+        counts = [len(dips(norm)) for norm in runs.gradient_norm.values]
+        label = f"{NAMES[regime(gamma)]} (gamma = {gamma:g}), w = {width}"
+        if regime(gamma) == 2:
+            text = f"{label}: the gradient norm dips, {min(counts)} to {max(counts)} times a run"
+            statements.append((text, min(counts) >= 1))
+            share = np.mean([_aligned(time, run) for run in _seeds(runs)])
+            text = (
+                f"{label}: of the nuclear norm's growth, {share:.0%} falls within a factor 1.25 of the times when "
+                "the rank rises (asked: 60 %)"
+            )
+            statements.append((text, bool(share > 0.6)))
+            text = f"{label}: ranks come one after another, over {np.mean(spread):.2f} decades of time"
+            statements.append((text, bool(np.mean(spread) > 0.3)))
+        elif regime(gamma) == 0:
+            text = f"{label}: no dip of the gradient norm before the end ({max(counts)} at most)"
+            statements.append((text, max(counts) == 0))
+    return [f"{'holds' if holds else 'FAILS'}: {text}" for text, holds in statements]
+
+
+def _seeds(runs: xr.Dataset):
+    return (runs.isel(seed=place) for place in range(runs.sizes["seed"]))
+
+
+def _aligned(time: np.ndarray, run: xr.Dataset) -> float:
+    """Share of the nuclear norm's rise that falls near (in log time) a rise of the rank."""
+    rises = time[1:][np.diff(run["rank"].values) > 0]
+    growth = np.clip(np.diff(run.nuclear_norm.values), 0, None)
+    near = np.abs(np.log(time[1:, None] / rises)).min(axis=1) < np.log(1.25) if len(rises) else np.zeros(len(growth))
+    return float(growth[near.astype(bool)].sum() / growth.sum())
+
+
+def draw(data: xr.Dataset, seed: int = 0) -> Figure:
+    """Three rows (rank, nuclear norm, gradient norm), a column a regime, a colour a width; one seed drawn strong."""
+    rows = (("rank", "rank"), ("nuclear_norm", "nuclear norm"), ("gradient_norm", "gradient norm"))
+    with plotting.style():
+        figure, panels = plt.subplots(
+            3, data.sizes["gamma"], figsize=(7.2, 5.0), sharex=True, sharey="row", squeeze=False
+        )
+        time = data.time.values[1:]
+        for column, gamma in enumerate(data.gamma.values):
+            for (name, label), axes in zip(rows, panels[:, column], strict=True):
+                for width, colour in zip(data.width.values, plotting.CYCLE, strict=False):
+                    curves = data[name].sel(gamma=gamma, width=width).values[:, 1:]
+                    step = {"drawstyle": "steps-post"} if name == "rank" else {}
+                    axes.plot(time, curves.T, color=colour, lw=0.4, alpha=0.3, **step)
+                    axes.plot(time, curves[seed], color=colour, label=f"w = {width}", **step)
+                axes.set(xscale="log", xlim=(1e-4, time[-1]))
+                if column == 0:
+                    axes.set_ylabel(label)
+            panels[2, column].set(yscale="log", xlabel="time t of the flow", ylim=(1e-3, None))
+            panels[0, column].set_title(f"{NAMES[regime(gamma)]}, γ = {gamma:g}")
+        panels[0, 0].legend(loc="upper left")
+    return figure
+
+
+def write(data: xr.Dataset, folder: Path, force: bool = False) -> list[Path]:
+    """Write figure5.png, figure5.pdf and figure5.nc into a folder; returns the paths."""
+    return write_data(data, draw(data), folder, "figure5", force)
