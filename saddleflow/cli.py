@@ -1,9 +1,9 @@
-"""The command line: `saddleflow flow`, `saddleflow sweep`, `saddleflow figure`. Thin: it parses, calls the library and prints."""
+"""The command line: `saddleflow flow`, `sweep`, `figure`. Thin: it parses, calls the library and prints."""
 
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import matplotlib as mpl
@@ -163,9 +163,7 @@ def sweep(
     held_out: Annotated[float, typer.Option(help="Share of its known entries kept for the test cost.")] = 0.1,
     t1: Annotated[float | None, typer.Option(help="End of each flow; default: a certified minimum.")] = None,
     num_times: Annotated[int | None, typer.Option(help="Saved times, logarithmic up to t1.")] = None,
-    store: Annotated[
-        Path | None, typer.Option(help="A zarr folder that keeps finished chunks, to go on later.")
-    ] = None,
+    store: Annotated[Path | None, typer.Option(help="A zarr folder of finished chunks, to go on from.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to run on.")] = None,
     out: Annotated[Path, typer.Option(help="The dataset as NetCDF.")] = Path("sweep.nc"),
     force: Force = False,
@@ -180,7 +178,7 @@ def sweep(
     * `saddleflow sweep alpha=1e-1,1e-3,1e-5 seed=0:4 depth=3`
     """
     check_writable(out, force)
-    axes = {"depth": 3, "width": 100} | dict(map(_parse_axis, grid))
+    axes: dict[str, Any] = {"depth": 3, "width": 100} | dict(map(_parse_axis, grid))
     if data is None:
         cost = MatrixCompletion.random(
             jax.random.key(task_seed), shape=_parse_shape(shape), rank=rank, observed=observed

@@ -167,7 +167,7 @@ def draw(data: xr.Dataset) -> Figure:
                 xscale="log",
                 yscale="log",
                 xlabel="time t of the flow",
-                title=f"{NAMES[regime(gamma)]}, γ = {gamma:g}",
+                title=f"{NAMES[regime(gamma)]}, $\\gamma$ = {gamma:g}",
                 xlim=(1e-4, float(data.time[-1])),
                 ylim=(1e-4, 2 * float(data.train_cost[..., 0].max())),
             )

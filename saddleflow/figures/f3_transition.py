@@ -101,7 +101,7 @@ def verdicts(data: xr.Dataset) -> list[str]:
             bool((rank.sel(gamma=high, width=widths[-1]) <= 2).all()),
         ),
         (
-            f"the transition sharpens with w: the error falls from 75 % to 25 % of its height over {_list(steep)} in gamma",
+            f"the transition sharpens with w: from 75 % to 25 % of the error within {_list(steep)} in gamma",
             bool(steep[-1] < steep[0]),
         ),
         (
@@ -142,8 +142,8 @@ def draw(data: xr.Dataset) -> Figure:
                 axes.errorbar(data.gamma.values + shift, mean, spread, label=f"w = {width}", **style)
         left.axhline(1, color=plotting.MUTED, lw=0.7, ls=":")
         left.annotate("zero predictor", (float(data.gamma[-1]), 1), color=plotting.MUTED, ha="right", va="bottom")
-        left.set(xlabel="γ", ylabel="test error / zero predictor", title="test error at convergence")
-        right.set(xlabel="γ", ylabel="rank of A", title="rank at convergence")
+        left.set(xlabel=r"$\gamma$", ylabel="test error / zero predictor", title="test error at convergence")
+        right.set(xlabel=r"$\gamma$", ylabel="rank of A", title="rank at convergence")
         left.set_ylim(bottom=0)
         right.set_ylim(bottom=0)
         right.legend()

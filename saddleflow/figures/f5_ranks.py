@@ -93,7 +93,7 @@ def draw(data: xr.Dataset, seed: int = 0) -> Figure:
                 if column == 0:
                     axes.set_ylabel(label)
             panels[2, column].set(yscale="log", xlabel="time t of the flow", ylim=(1e-3, None))
-            panels[0, column].set_title(f"{NAMES[regime(gamma)]}, γ = {gamma:g}")
+            panels[0, column].set_title(f"{NAMES[regime(gamma)]}, $\\gamma$ = {gamma:g}")
         panels[0, 0].legend(loc="upper left")
     return figure
 
