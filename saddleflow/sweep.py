@@ -140,6 +140,14 @@ def sweep(
     kept = None if store is None else Store(store, configuration, versions)
     if kept is not None and kept.complete:
         return _named(kept.load())
+    processes = jax.process_count()
+    require(
+        len(chunks) >= processes,
+        "chunk_size",
+        f"leave a chunk for each of the {processes} JAX processes",
+        f"{len(chunks)} chunk(s)",
+        "Pass a smaller chunk_size.",
+    )
     mine = cluster.share(chunks)
     there = [] if kept is None else [chunk for chunk in mine if kept.has(chunk.number)]
     missing = [chunk for chunk in mine if chunk not in there]
