@@ -42,7 +42,7 @@ def peer(cost, start, rtol):
         None,
         start,
         args=cost,
-        saveat=diffrax.SaveAt(ts=TIMES, fn=lambda t, y, args: y.end_to_end()),
+        saveat=diffrax.SaveAt(ts=jnp.asarray(TIMES), fn=lambda t, y, args: y.end_to_end()),
         stepsize_controller=diffrax.PIDController(rtol=rtol, atol=0.2 * rtol * rms, pcoeff=0.4, icoeff=0.3),
         max_steps=None,
         throw=False,
@@ -110,9 +110,10 @@ def alphas() -> None:
     begin = time.perf_counter()
     data = sf.sweep(task(), depth=3, width=10, alpha=[1e-1, 1e-3, 1e-5, 1e-7, 1e-9], seed=range(10), rtol=1e-3)
     steps = (data.num_accepted_steps + data.num_rejected_steps).mean("seed")
+    converged = int((data.stop_reason == "converged").sum())
     CONSOLE.print(
         f"5 alphas x 10 seeds: {time.perf_counter() - begin:.1f} s, lane use {data.attrs['lane_utilisation']:.3f}, "
-        f"mean steps {[round(float(x)) for x in steps]}, converged {int((data.stop_reason == 'converged').sum())} of 50"
+        f"mean steps {[round(float(x)) for x in steps]}, converged {converged} of 50"
     )
 
 
