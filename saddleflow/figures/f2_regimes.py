@@ -169,7 +169,7 @@ def draw(data: xr.Dataset) -> Figure:
                 xlabel="time t of the flow",
                 title=f"{NAMES[regime(gamma)]}, $\\gamma$ = {gamma:g}",
                 xlim=(1e-4, float(data.time[-1])),
-                ylim=(1e-4, 2 * float(data.train_cost[..., 0].max())),
+                ylim=(1e-3, 2 * float(data.train_cost[..., 0].max())),
             )
         panels[0, 0].set_ylabel("train cost")
         panels[0, 0].legend(loc="lower left")

@@ -88,7 +88,8 @@ def verdicts(data: xr.Dataset) -> list[str]:
     statements = [
         (f"all lanes end at a certified minimum ({int(converged.sum())} of {converged.size})", bool(converged.all())),
         (
-            f"NTK (gamma = {low:g}): almost full rank where wide (w >= 100): shares of the full one {_list(fullness)} at w = {widths}",
+            f"NTK (gamma = {low:g}): almost full rank where w >= 100: shares of the full one "
+            f"{_list(fullness)} at w = {widths}",
             bool(fullness[data.width.values >= 100].min() > 0.9),
         ),
         (f"NTK: test error at or above the zero predictor's: {_list(ntk)} of it", bool(ntk.min() > 0.9)),

@@ -30,7 +30,7 @@ def dips(gradient_norm: np.ndarray) -> np.ndarray:
 
 
 def rank_times(time: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """First times at which each rank from 1 to the last is reached, in log time; infinite where none is."""
+    """First times at which each rank from 1 to the last is reached."""
     return np.asarray([time[np.argmax(rank >= k)] for k in range(1, rank[-1] + 1)])
 
 
@@ -40,9 +40,6 @@ def verdicts(data: xr.Dataset) -> list[str]:
     width = int(data.width.values[-1])
     for gamma in data.gamma.values:
         runs = data.sel(gamma=gamma, width=width)
-        spread = [
-            np.ptp(np.log10(rank_times(time, rank)[rank_times(time, rank) > 0])) for rank in runs["rank"].values
-        ]
         counts = [len(dips(norm)) for norm in runs.gradient_norm.values]
         label = f"{NAMES[regime(gamma)]} (gamma = {gamma:g}), w = {width}"
         if regime(gamma) == 2:
@@ -54,6 +51,8 @@ def verdicts(data: xr.Dataset) -> list[str]:
                 "the rank rises (asked: 60 %)"
             )
             statements.append((text, bool(share > 0.6)))
+            rises = [rank_times(time, rank) for rank in runs["rank"].values]
+            spread = [np.log10(times[-1] / times[times > 0][0]) for times in rises]
             text = f"{label}: ranks come one after another, over {np.mean(spread):.2f} decades of time"
             statements.append((text, bool(np.mean(spread) > 0.3)))
         elif regime(gamma) == 0:
