@@ -55,8 +55,8 @@ def verdicts(data: xr.Dataset) -> list[str]:
             statements.append((text, min(counts) >= 1))
             delays = np.concatenate([_delays(time, run) for run in _seeds(runs)])
             text = (
-                f"{label}: {len(delays) / len(counts):.1f} jumps of the nuclear norm a run, each after a rise of the rank "
-                f"by a factor {np.median(delays):.3f} in time (median; at most {delays.max():.3f}; asked: 1.5)"
+                f"{label}: {len(delays) / len(counts):.1f} jumps of the nuclear norm a run, each after a rise of the "
+                f"rank by a factor {np.median(delays):.3f} in time (median; at most {delays.max():.3f}; asked: 1.5)"
             )
             statements.append((text, bool(delays.max() < 1.5)))
             rises = [rank_times(time, rank) for rank in runs["rank"].values]
