@@ -25,7 +25,7 @@ def test_jumps_and_dips():
     np.testing.assert_allclose(f5_ranks.jumps(time, nuclear), [1, 4], rtol=0.05)
     norm = np.exp(2 * np.cos(4 * np.log(time)))
     run = xr.Dataset({"train_cost": ("time", np.ones(400)), "gradient_norm": ("time", norm)})
-    assert len(f5_ranks.dips(run)) == 3
+    assert len(f5_ranks.dips(run)) == 2
 
 
 @pytest.mark.slow
