@@ -22,6 +22,7 @@ from saddleflow.network import DeepLinearNetwork, balanced, gaussian  # noqa: E4
 from saddleflow.reading import read_matrix  # noqa: E402
 from saddleflow.reduced_law import sample_reduced  # noqa: E402
 from saddleflow.reduction import reduce_width  # noqa: E402
+from saddleflow.sweep import sweep  # noqa: E402
 from saddleflow.symmetry import balancedness, include, rotate  # noqa: E402
 from saddleflow.trajectory import Trajectory, load  # noqa: E402
 
@@ -49,5 +50,6 @@ __all__ = [
     "rotate",
     "saddle_to_saddle",
     "sample_reduced",
+    "sweep",
     "theory",
 ]

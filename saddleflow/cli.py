@@ -1,4 +1,4 @@
-"""The command line: `saddleflow flow`, `saddleflow figure`. Thin: it parses, calls the library and prints."""
+"""The command line: `saddleflow flow`, `sweep`, `figure`. Thin: it parses, calls the library and prints."""
 
 import inspect
 import sys
@@ -21,6 +21,7 @@ from saddleflow.files import check_writable, written_whole
 from saddleflow.flow import gradient_flow
 from saddleflow.network import gaussian
 from saddleflow.reading import read_matrix
+from saddleflow.sweep import sweep as run_sweep
 from saddleflow.trajectory import Trajectory
 
 app = typer.Typer(
@@ -145,6 +146,70 @@ def _parse_settings(settings: list[str], function: Callable) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"`{name}` must read as {kind.__name__}, but got {text!r}.") from error
     return arguments
+
+
+@app.command()
+def sweep(
+    grid: Annotated[list[str], typer.Argument(help="name=value, name=1,2,3 or name=0:10; see below.")],
+    shape: Annotated[str, typer.Option(help="Rows x columns of the random task.")] = "10x10",
+    rank: Annotated[int, typer.Option(help="Rank of the task's target.")] = 3,
+    observed: Annotated[float, typer.Option(help="Observed share of the task.")] = 0.8,
+    task_seed: Annotated[int, typer.Option(help="Draws the task.")] = 0,
+    data: Annotated[Path | None, typer.Option(help="A matrix with gaps instead: .csv, .npy or .parquet.")] = None,
+    held_out: Annotated[float, typer.Option(help="Share of its known entries kept for the test cost.")] = 0.1,
+    t1: Annotated[float | None, typer.Option(help="End of each flow; default: a certified minimum.")] = None,
+    num_times: Annotated[int | None, typer.Option(help="Saved times, logarithmic up to t1.")] = None,
+    store: Annotated[Path | None, typer.Option(help="A zarr folder of finished chunks, to go on from.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to run on.")] = None,
+    out: Annotated[Path, typer.Option(help="The dataset as NetCDF.")] = Path("sweep.nc"),
+    force: Force = False,
+) -> None:
+    """Run a grid of flows on a matrix completion task: every combination of the values given.
+
+    Names: depth, width, gamma, alpha, seed, rtol. A list or a range becomes a dim of the dataset.
+
+    Examples:
+    * `saddleflow sweep gamma=0.75,1,1.5 width=10,100 seed=0:10 --store sweep.zarr`
+
+    * `saddleflow sweep alpha=1e-1,1e-3,1e-5 seed=0:4 depth=3`
+    """
+    check_writable(out, force)
+    axes: dict[str, Any] = {"depth": 3, "width": 100} | dict(map(_parse_axis, grid))
+    if data is None:
+        cost = MatrixCompletion.random(
+            jax.random.key(task_seed), shape=_parse_shape(shape), rank=rank, observed=observed
+        )
+    else:
+        cost = read_matrix(data, held_out=held_out, seed=task_seed)
+    client = None
+    if scheduler is not None:
+        from dask.distributed import Client
+
+        client = Client(scheduler)
+    result = run_sweep(cost, **axes, t1=t1, save_at=num_times, store=store, client=client)
+    with written_whole(out, force) as temporary:
+        result.to_netcdf(temporary, engine="h5netcdf")
+    reasons, counts = np.unique(result["stop_reason"].values, return_counts=True)
+    ends = ", ".join(f"{count} {reason}" for reason, count in zip(reasons, counts, strict=True))
+    typer.echo(f"Sweep over {dict(result['stop_reason'].sizes)}: {counts.sum()} lanes")
+    typer.echo(f"  ends     : {ends}")
+    typer.echo(f"  steps    : {int((result.num_accepted_steps + result.num_rejected_steps).sum())}")
+    typer.echo(f"  lane use : {result.attrs['lane_utilisation']:.3f}")
+    typer.echo(f"written: {out}")
+
+
+def _parse_axis(text: str) -> tuple[str, object]:
+    name, equals, values = text.partition("=")
+    require(equals and values, "grid", "read like gamma=0.75,1 or seed=0:10", text)
+    number = int if name in ("depth", "width", "seed") else float
+    try:
+        if ":" in values:
+            first, last = map(int, values.split(":"))
+            return name, list(range(first, last))
+        found = [number(value) for value in values.split(",")]
+    except ValueError:
+        raise ValueError(f"`{name}` must be {number.__name__}s, as in 1,2,3 or 0:10, but got {values!r}.") from None
+    return name, found if "," in values else found[0]
 
 
 def _parse_shape(text: str) -> tuple[int, int]:

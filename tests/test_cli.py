@@ -2,6 +2,7 @@ import csv
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import saddleflow as sf
 from saddleflow import cli
@@ -27,6 +28,20 @@ def test_flow_on_a_random_task(tmp_path, monkeypatch, capsys):
     assert code == 2
     assert "--force" in error
     assert run(monkeypatch, capsys, *arguments, "--force")[0] == 0
+
+
+def test_sweep(tmp_path, monkeypatch, capsys):
+    out, store = tmp_path / "sweep.nc", tmp_path / "sweep.zarr"
+    arguments = ["sweep", "width=4", "depth=2", "seed=0:2", "--shape", "3x3", "--rank", "1", "--store", store]
+    code, text, _ = run(monkeypatch, capsys, *arguments, "--out", out)
+    assert code == 0
+    assert "2 lanes" in text
+    assert "2 converged" in text
+    with xr.open_dataset(out, engine="h5netcdf") as data:
+        assert data.train_cost.dims == ("seed", "sample")
+    code, _, error = run(monkeypatch, capsys, *arguments, "--task-seed", 1, "--out", tmp_path / "other.nc")
+    assert code == 2
+    assert "another configuration (cost:" in error
 
 
 def test_flow_fills_the_gaps_of_a_matrix(tmp_path, monkeypatch, capsys):
@@ -62,6 +77,9 @@ def test_flow_fills_the_gaps_of_a_matrix(tmp_path, monkeypatch, capsys):
         (["figure", "7"], "`number` must be one of 1"),
         (["figure", "1", "widht=3"], "`settings` must be name=value with a name of ['depth'"),
         (["figure", "4", "width=ten"], "`width` must read as int"),
+        (["sweep", "gamma"], "`grid` must read like"),
+        (["sweep", "gamma=a"], "`gamma` must be floats"),
+        (["sweep", "gama=1,2"], "Did you mean `gamma`?"),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path, monkeypatch, capsys, arguments, message):
@@ -79,7 +97,7 @@ def test_settings_of_a_figure_have_the_types_of_its_defaults():
 
 
 def test_help_has_examples(monkeypatch, capsys):
-    for command in ("flow", "figure"):
+    for command in ("flow", "figure", "sweep"):
         code, text, _ = run(monkeypatch, capsys, command, "--help")
         assert code == 0
         assert f"saddleflow {command}" in text

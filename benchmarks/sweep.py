@@ -1,0 +1,167 @@
+"""Sweeps: lane use, beside a Python loop and a naive vmap of diffrax's Tsit5; and a phase diagram of 4,624 lanes.
+
+Run: python benchmarks/sweep.py [mixed | alphas | phase]   (all three by default)
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import LogNorm
+from rich.console import Console
+from rich.table import Table
+
+import saddleflow as sf
+from saddleflow import geometry, plotting
+
+CONSOLE = Console()
+VMAP_LIMIT = 600.0  # seconds until the naive vmap is given up
+TIMES = np.array([0.0, 10.0, 100.0, 1000.0])
+MIXED = {"gamma": [0.75, 1.0, 1.25, 1.5, 1.75, 2.0], "seed": list(range(8))}
+
+
+def task() -> sf.MatrixCompletion:
+    return sf.MatrixCompletion.random(jax.random.key(3))
+
+
+def peer(cost, start, rtol):
+    """One solve by diffrax's Tsit5, with absolute tolerances as our own runs have them."""
+    rms = geometry.norm(start) / jnp.sqrt(float(start.num_parameters))
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(geometry.gradient_flow_field),
+        diffrax.Tsit5(),
+        0.0,
+        TIMES[-1],
+        None,
+        start,
+        args=cost,
+        saveat=diffrax.SaveAt(ts=jnp.asarray(TIMES), fn=lambda t, y, args: y.end_to_end()),
+        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=0.2 * rtol * rms, pcoeff=0.4, icoeff=0.3),
+        max_steps=None,
+        throw=False,
+    ).ys
+
+
+def starts() -> list[sf.DeepLinearNetwork]:
+    return [
+        sf.gaussian(jax.random.key(seed), depth=4, width=10, shape=(10, 10), gamma=gamma)
+        for gamma in MIXED["gamma"]
+        for seed in MIXED["seed"]
+    ]
+
+
+def naive_vmap(rtol: float) -> None:
+    cost = task()
+    batch = jax.tree.map(lambda *x: jnp.stack(x), *starts())
+    begin = time.perf_counter()
+    jax.block_until_ready(jax.jit(jax.vmap(lambda start: peer(cost, start, rtol)))(batch))
+    print(time.perf_counter() - begin)
+
+
+def mixed() -> None:
+    cost = task()
+    options = {"depth": 4, "width": 10, "save_at": TIMES, "save_matrices": True}
+    shape = (-1, len(TIMES), 10, 10)
+    reference = sf.sweep(cost, **MIXED, **options, rtol=1e-9).end_to_end.values.reshape(shape)
+
+    def error(matrices: np.ndarray) -> float:
+        """Median over lanes of the largest error of A at a saved time."""
+        return float(np.median(np.linalg.norm(matrices - reference, axis=(-2, -1)).max(axis=-1)))
+
+    table = Table(title=f"6 gammas x 8 seeds, w = 10, L = 4, 10x10, to t = {TIMES[-1]:g}")
+    for name in ("method", "rtol", "median error", "seconds, first call", "seconds", "lane use"):
+        table.add_column(name, justify="right")
+    for rtol in (1e-3, 1e-4, 1e-5):
+        seconds = []
+        for _ in range(2):
+            begin = time.perf_counter()
+            data = sf.sweep(cost, **MIXED, **options, rtol=rtol)
+            seconds.append(time.perf_counter() - begin)
+        use = f"{data.attrs['lane_utilisation']:.3f}"
+        numbers = (f"{error(data.end_to_end.values.reshape(shape)):.1e}", *(f"{x:.2f}" for x in seconds))
+        table.add_row("sf.sweep", f"{rtol:.0e}", *numbers, use)
+    solve = jax.jit(peer)
+    lanes = starts()
+    for rtol in (1e-5, 1e-6, 1e-7):
+        begin = time.perf_counter()
+        jax.block_until_ready(solve(cost, lanes[-1], rtol))
+        first = time.perf_counter() - begin
+        begin = time.perf_counter()
+        matrices = np.stack([np.asarray(solve(cost, start, rtol)) for start in lanes])
+        row = (f"{error(matrices):.1e}", f"{first:.2f}", f"{time.perf_counter() - begin:.2f}", "")
+        table.add_row("loop of Tsit5", f"{rtol:.0e}", *row)
+    try:
+        command = [sys.executable, __file__, "naive"]
+        run = subprocess.run(command, timeout=VMAP_LIMIT, capture_output=True, text=True, check=True)
+        table.add_row("one vmap of Tsit5", "1e-06", "", f"{float(run.stdout):.2f}", "", "")
+    except subprocess.TimeoutExpired:
+        table.add_row("one vmap of Tsit5", "1e-06", "", f"given up at {VMAP_LIMIT:.0f}", "", "")
+    CONSOLE.print(table)
+
+
+def alphas() -> None:
+    begin = time.perf_counter()
+    data = sf.sweep(task(), depth=3, width=10, alpha=[1e-1, 1e-3, 1e-5, 1e-7, 1e-9], seed=range(10), rtol=1e-3)
+    steps = (data.num_accepted_steps + data.num_rejected_steps).mean("seed")
+    converged = int((data.stop_reason == "converged").sum())
+    CONSOLE.print(
+        f"5 alphas x 10 seeds: {time.perf_counter() - begin:.1f} s, lane use {data.attrs['lane_utilisation']:.3f}, "
+        f"mean steps {[round(float(x)) for x in steps]}, converged {converged} of 50"
+    )
+
+
+def phase(out: Path) -> None:
+    """Rank-1 completion of a 5x5 matrix: where in (gamma, alpha) does the flow find it?"""
+    cost = sf.MatrixCompletion.random(jax.random.key(0), shape=(5, 5), rank=1, observed=0.6)
+    begin = time.perf_counter()
+    data = sf.sweep(
+        cost,
+        depth=3,
+        width=100,
+        gamma=np.linspace(0.5, 2.5, 17),
+        alpha=np.geomspace(1e-2, 1, 17),
+        seed=range(16),
+        rtol=1e-3,
+        gradient_tolerance=1e-3,
+        max_saves=4,
+    )
+    seconds = time.perf_counter() - begin
+    CONSOLE.print(
+        f"phase diagram: {data.stop_reason.size} lanes in {seconds:.1f} s, lane use "
+        f"{data.attrs['lane_utilisation']:.3f}, converged {int((data.stop_reason == 'converged').sum())}"
+    )
+    error = data.test_cost.isel(sample=-1).median("seed") / float(cost.test(jnp.zeros((5, 5))))
+    with plotting.style():
+        figure, axes = plt.subplots(figsize=(4.2, 3.2))
+        grid = error.transpose("alpha", "gamma")
+        mesh = axes.pcolormesh(grid.gamma, grid.alpha, grid, norm=LogNorm(1e-4, 1), cmap="viridis", rasterized=True)
+        figure.colorbar(mesh, label="test error / zero predictor", extend="both")
+        axes.set(
+            yscale="log", xlabel=r"$\gamma$", ylabel=r"scale $\alpha$ of the start", title="median over 16 starts"
+        )
+    paths = plotting.save_figure(figure, out / "phase_diagram", force=True)
+    CONSOLE.print(f"written: {', '.join(map(str, paths))}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="?", choices=["mixed", "alphas", "phase", "naive"])
+    parser.add_argument("--out", type=Path, default=Path())
+    arguments = parser.parse_args()
+    if arguments.what == "naive":
+        naive_vmap(1e-6)
+        return
+    for name, run in (("mixed", mixed), ("alphas", alphas), ("phase", lambda: phase(arguments.out))):
+        if arguments.what in (None, name):
+            run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""A sweep cut into chunks: the grid of lanes, and a chunk as a pure task from numbers to numbers.
+
+A chunk is what is computed, stored or sent to another machine as one piece. Its lanes have one shape and run in one
+compiled program; which lanes form a chunk depends on the grid alone.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from saddleflow import flow, lanes
+from saddleflow import observables as obs
+from saddleflow.costs import Cost
+from saddleflow.lanes import Lane, Shape, Tally
+from saddleflow.network import DeepLinearNetwork, layer_sizes
+from saddleflow.stepping import REASONS, Method
+from saddleflow.trajectory import RELATIVE_RANK_TOLERANCE
+
+# The dims a sweep can have, in the order of the dataset.
+AXES = ("cost", "depth", "gamma", "alpha", "width", "seed", "rtol")
+
+# A chunk holds a 32nd of the lanes, within these bounds: small enough to spread, large enough to keep workers busy.
+SMALLEST_CHUNK, LARGEST_CHUNK = 8, 256
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all lanes of a sweep share beside the grid."""
+
+    t1: float | None
+    save_at: Float[np.ndarray, " times"] | None
+    max_saves: int
+    max_steps: int
+    gradient_tolerance: float
+    rank_tolerance: float | None
+    solver: diffrax.AbstractSolver | None
+    observables: dict[str, Callable[..., Any]]
+    save_matrices: bool
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a lane's result."""
+        return self.max_saves if self.save_at is None else len(self.save_at)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The lanes of a sweep: all combinations of the axes' values; `dims` are the axes given as sequences."""
+
+    costs: tuple[Cost, ...]
+    values: dict[str, tuple[Any, ...]]
+    dims: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of lanes."""
+        return int(np.prod([len(self.values[axis]) for axis in AXES]))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the dims."""
+        return tuple(len(self.values[axis]) for axis in self.dims)
+
+    def coordinates(self) -> dict[str, np.ndarray]:
+        """The value of every axis at every lane, lanes in row-major order; of the costs their places."""
+        columns = zip(*itertools.product(*(self.values[axis] for axis in AXES)), strict=True)
+        return {axis: np.asarray(column) for axis, column in zip(AXES, columns, strict=True)}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Lanes of one shape, with all that is needed to run them; a pure task."""
+
+    number: int
+    index: Int[np.ndarray, " lanes"]  # rows of the grid
+    costs: tuple[Cost, ...]
+    coordinates: dict[str, np.ndarray] = field(repr=False)
+    depth: int
+    width: int
+    graded: bool
+    options: Options = field(repr=False)
+
+
+def cut(grid: Grid, options: Options, chunk_size: int | None) -> list[Chunk]:
+    """The chunks of a sweep: lanes of one program together, those with the most work to be foreseen first."""
+    if chunk_size is None:
+        chunk_size = min(max(-(-grid.size // 32), SMALLEST_CHUNK), LARGEST_CHUNK)
+    table = grid.coordinates()
+    scale = table["alpha"] * table["width"] ** (-table["gamma"] / 2)
+    kinds = _kinds(grid.costs)
+    tiny: dict[Any, bool] = {}
+    groups: dict[Any, list[int]] = {}
+    for lane in range(grid.size):
+        cost, depth, width = (int(table[axis][lane]) for axis in ("cost", "depth", "width"))
+        key = (cost, depth, width, float(scale[lane]))
+        if key not in tiny:
+            tiny[key] = _is_graded(grid.costs[cost], depth, width, float(scale[lane]), options)
+        groups.setdefault((kinds[cost], depth, width, tiny[key]), []).append(lane)
+    chunks = []
+    for (_, depth, width, graded), members in groups.items():
+        # the smaller the start, the more saddles it stops at
+        members = np.asarray(sorted(members, key=lambda lane: (scale[lane], lane)))
+        # lanes are dealt out like cards, so that chunks are alike in work
+        for start in range(-(-len(members) // chunk_size)):
+            index = members[start :: -(-len(members) // chunk_size)]
+            part = {axis: values[index] for axis, values in table.items()}
+            used = tuple(grid.costs[i] for i in sorted(set(part["cost"].tolist())))
+            part["cost"] = np.searchsorted(sorted(set(part["cost"].tolist())), part["cost"])
+            chunks.append(Chunk(len(chunks), index, used, part, depth, width, graded, options))
+    return chunks
+
+
+def _kinds(costs: Sequence[Cost]) -> list[int]:
+    """Numbers that are equal for costs which one compiled program can serve."""
+    seen: list[Any] = []
+    kinds = []
+    for cost in costs:
+        leaves, structure = jax.tree.flatten(cost)
+        kind = (structure, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves])
+        if kind not in seen:
+            seen.append(kind)
+        kinds.append(seen.index(kind))
+    return kinds
+
+
+def _is_graded(cost: Cost, depth: int, width: int, scale: float, options: Options) -> bool:
+    """Whether starts of this scale need graded coordinates: by their law, so that the seed plays no part."""
+    if options.solver is not None:
+        return False
+    return flow._is_tiny(cost, _constant(cost, depth, width, scale))
+
+
+def _constant(cost: Cost, depth: int, width: int, value: float) -> DeepLinearNetwork:
+    """A network of these sizes with one value in all entries."""
+    sizes = layer_sizes(depth, width, cost.shape)
+    return DeepLinearNetwork(jnp.full(size, value) for size in zip(sizes[1:], sizes[:-1], strict=True))
+
+
+def run_chunk(
+    chunk: Chunk,
+    *,
+    devices: int | Sequence[Any] | None = None,
+    num_lanes: int | None = None,
+    report: Callable[[Tally], None] = lambda tally: None,
+) -> dict[str, np.ndarray]:
+    """Compute a chunk; the same numbers whatever the devices, the machine or the company.
+
+    Returns:
+        Arrays by name, first axis the chunk's lanes, and the tally of lane-steps.
+    """
+    options, table = chunk.options, chunk.coordinates
+
+    def lane(place: int) -> Lane:
+        return Lane(
+            chunk.costs[table["cost"][place]],
+            np.asarray(table["seed"][place]),
+            *(np.asarray(table[axis][place], float) for axis in ("gamma", "alpha", "rtol")),
+        )
+
+    first = lane(0)
+    _, method = flow.prepare(
+        first.cost,
+        _constant(first.cost, chunk.depth, chunk.width, 1.0),
+        solver=options.solver,
+        observables=options.observables,
+        max_saves=max(options.max_saves, 4),
+    )
+    method = replace(method, graded=chunk.graded)
+    results, tally = lanes.run(
+        [(place, lane(place)) for place in range(len(chunk.index))],
+        _shape(chunk, method),
+        devices=lanes.find_devices(devices),
+        num_lanes=num_lanes,
+        report=report,
+    )
+    rows = [_rows(results[place], options) for place in range(len(chunk.index))]
+    arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return arrays | {"lane_steps": np.asarray([tally.useful, tally.computed])}
+
+
+def _shape(chunk: Chunk, method: Method) -> Shape:
+    options = chunk.options
+    return Shape(
+        method,
+        options.save_at,
+        options.t1,
+        options.max_steps,
+        options.gradient_tolerance,
+        chunk.depth,
+        chunk.width,
+        chunk.costs[0].shape,
+        options.num_rows,
+    )
+
+
+def _rows(result: dict[str, Any], options: Options) -> dict[str, np.ndarray]:
+    """A lane's result as arrays with the rows first; NaN (rank -1) where the lane did not get."""
+    rows, valid = result["rows"], np.arange(options.num_rows) < result["num_rows"]
+
+    def masked(values: Any) -> np.ndarray:
+        values = np.asarray(values, float)
+        return np.where(valid.reshape(-1, *[1] * (values.ndim - 1)), values, np.nan)
+
+    names = ["train_cost", "gradient_norm", *(["test_cost"] if "test_cost" in rows else [])]
+    kept = {name: masked(rows[name]) for name in names}
+    if options.save_at is None:
+        kept["time"] = masked(rows["time"])
+    matrices = masked(rows["end_to_end"])
+    values = np.full((options.num_rows, min(matrices.shape[1:])), np.nan)
+    finite = np.isfinite(matrices).all(axis=(1, 2))
+    if finite.any():
+        values[finite] = np.linalg.svd(matrices[finite], compute_uv=False)
+    tolerance = options.rank_tolerance
+    if tolerance is None:
+        tolerance = RELATIVE_RANK_TOLERANCE * values.max(initial=0.0, where=np.isfinite(values))
+    kept |= {
+        "singular_values": values,
+        "nuclear_norm": obs.nuclear_norm(values),
+        "rank": np.where(finite, obs.rank(np.nan_to_num(values), tolerance), -1),
+        "rank_tolerance": np.asarray(tolerance),
+    }
+    if options.save_matrices:
+        kept["end_to_end"] = matrices
+    for name, observed in rows["observables"].items():
+        kept[f"observable_{name}"] = masked(observed)
+    return kept | {name: np.asarray(value) for name, value in result["numerics"].items()}
+
+
+def describe(grid: Grid, options: Options, chunks: Sequence[Chunk]) -> dict[str, Any]:
+    """The whole configuration of a sweep in plain numbers and strings: equal for sweeps that give equal datasets."""
+    return {
+        **{axis: [value if axis == "cost" else _plain(value) for value in grid.values[axis]] for axis in AXES},
+        "dims": list(grid.dims),
+        "cost": [_name(cost) for cost in grid.costs],
+        "shape": list(grid.costs[0].shape),
+        "t1": options.t1,
+        "save_at": None if options.save_at is None else options.save_at.tolist(),
+        "max_saves": options.max_saves,
+        "max_steps": options.max_steps,
+        "gradient_tolerance": options.gradient_tolerance,
+        "rank_tolerance": options.rank_tolerance,
+        "solver": "default" if options.solver is None else _name(options.solver),
+        "observables": sorted(options.observables),
+        "save_matrices": options.save_matrices,
+        "chunks": [len(chunk.index) for chunk in chunks],
+        "stop_reasons": list(REASONS),
+    }
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value.item() if isinstance(value, np.generic) else value))
+
+
+def _name(tree: Any) -> str:
+    """A cost's or a solver's kind, with a fingerprint of its numbers and structure."""
+    leaves, structure = jax.tree.flatten(tree)
+    text = hashlib.sha256(_without_addresses(str(structure)))
+    for leaf in leaves:
+        number = isinstance(leaf, bool | int | float | np.ndarray | jax.Array)
+        text.update(np.asarray(leaf).tobytes() if number else _without_addresses(str(leaf)))
+    return f"{type(tree).__name__} {text.hexdigest()[:12]}"
+
+
+def _without_addresses(text: str) -> bytes:
+    """Functions by their names only: their addresses change from process to process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text).encode()

@@ -1,0 +1,85 @@
+"""Where the chunks of a sweep run: here, on the workers of a Dask client, or divided among JAX processes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from saddleflow.chunks import Chunk, run_chunk
+from saddleflow.lanes import Tally
+
+Result = dict[str, np.ndarray]
+Report = Callable[[Tally], None]
+
+
+def run_here(
+    chunks: Sequence[Chunk], devices: Any, num_lanes: int | None, report: Report
+) -> Iterator[tuple[Chunk, Result]]:
+    """Run chunks one after another on the local devices; the report counts over all of them."""
+    done = Tally()
+    for chunk in chunks:
+        begun = done
+
+        def tell(tally: Tally, begun: Tally = begun) -> None:
+            report(_sum(begun, tally))
+
+        result = run_chunk(chunk, devices=devices, num_lanes=num_lanes, report=tell)
+        done = _sum(done, _tally(result))
+        report(done)
+        yield chunk, result
+
+
+def run_on_client(
+    chunks: Sequence[Chunk], client: Any, num_lanes: int | None, report: Report
+) -> Iterator[tuple[Chunk, Result]]:
+    """Run chunks as Dask tasks, in whatever order they finish; a lost worker's chunk is run again by Dask.
+
+    Raises:
+        RuntimeError: a chunk raised; the others are finished and handed over first.
+    """
+    from dask.distributed import as_completed
+
+    # float64 is switched on when a worker unpickles a chunk, for that imports this package
+    futures = {
+        client.submit(run_chunk, chunk, num_lanes=num_lanes, key=f"saddleflow-{id(chunks)}-{chunk.number}"): chunk
+        for chunk in chunks
+    }
+    done, failed = Tally(), []
+    try:
+        for future in as_completed(list(futures)):
+            chunk = futures[future]
+            if future.status == "error":
+                failed.append((chunk.number, future.exception()))
+                continue
+            result = future.result()
+            done = _sum(done, _tally(result))
+            report(done)
+            yield chunk, result
+    finally:
+        client.cancel(list(futures))
+    if failed:
+        numbers = ", ".join(str(number) for number, _ in failed)
+        raise RuntimeError(f"chunks {numbers} failed on the cluster: {failed[0][1]}") from failed[0][1]
+
+
+def _tally(result: Result) -> Tally:
+    reasons = result["stop_reason"]
+    return Tally(len(reasons), int(np.isin(reasons, Tally.FAILURES).sum()), *(int(x) for x in result["lane_steps"]))
+
+
+def _sum(a: Tally, b: Tally) -> Tally:
+    return Tally(a.done + b.done, a.failed + b.failed, a.useful + b.useful, a.computed + b.computed)
+
+
+def share(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """This JAX process's part of the chunks; all of them where there is one process."""
+    return list(chunks[jax.process_index() :: jax.process_count()])
+
+
+def gather(arrays: Result) -> Result:
+    """Lanes of all processes together: each holds zeros where a lane was another's."""
+    if jax.process_count() == 1:
+        return arrays
+    return {name: np.asarray(multihost_utils.process_allgather(x)).sum(axis=0) for name, x in arrays.items()}

@@ -1,0 +1,37 @@
+"""A small sweep as a process of its own, for the tests: python sweeping.py OUT [devices N | process I PORT].
+
+OUT is a store (.zarr), or a NetCDF file for the dataset.
+"""
+
+import sys
+
+import diffrax
+import jax
+
+GRID = {"depth": 2, "width": 4, "gamma": [1.0, 1.5], "seed": list(range(6)), "chunk_size": 2, "max_saves": 8}
+
+
+def sweep(store=None, **further):
+    import saddleflow as sf  # after JAX has been told of its devices and processes
+
+    cost = sf.MatrixCompletion.random(jax.random.key(1), shape=(3, 3), rank=2, observed=0.75)
+    return sf.sweep(cost, **(GRID | {"solver": diffrax.Tsit5()} | further), store=store)
+
+
+def main(out, mode=None, number=0, port=0):
+    if mode == "devices":
+        jax.config.update("jax_num_cpu_devices", int(number))
+        further = {"chunk_size": 12}
+    elif mode == "process":
+        jax.distributed.initialize(f"localhost:{port}", 2, int(number))
+        further = {}
+    print("begin", flush=True)
+    if mode is None:
+        sweep(out)
+    else:
+        sweep(**further).to_netcdf(out, engine="h5netcdf")
+    print("end", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,193 @@
+import json
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import saddleflow as sf
+from saddleflow import lanes
+from saddleflow.chunks import cut
+from saddleflow.sweep import _grid, _options
+
+COST = sf.MatrixCompletion.random(jax.random.key(1), shape=(4, 4), rank=2, observed=0.75)
+GRID = {"depth": 3, "width": 6, "gamma": [1.0, 1.5], "seed": [0, 1, 2]}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return sf.sweep(COST, **GRID)
+
+
+def assert_same(a, b):
+    assert set(a) == set(b)
+    for name in a:
+        x, y = a[name], b[name].sel({dim: a[dim] for dim in a[name].dims if dim in a.coords})
+        if x.dtype.kind in "US":
+            assert (x.values == y.values).all(), name
+        else:
+            np.testing.assert_allclose(x, y, rtol=1e-12, atol=0, err_msg=name)
+
+
+def test_dims_are_the_keywords_that_are_sequences(data):
+    assert data.train_cost.dims == ("gamma", "seed", "sample")
+    assert data.singular_values.dims == ("gamma", "seed", "sample", "mode")
+    assert data.stop_reason.dims == ("gamma", "seed")
+    assert (data.stop_reason == "converged").all()
+    assert data.train_cost.attrs["units"] == "cost"
+    assert json.loads(data.attrs["configuration"])["gamma"] == [1.0, 1.5]
+    assert data.attrs["lane_utilisation"] >= 0.9
+
+
+def test_a_lane_is_its_lone_run(data):
+    for gamma in GRID["gamma"]:
+        start = sf.gaussian(jax.random.key(2), depth=3, width=6, shape=(4, 4), gamma=gamma)
+        alone = sf.gradient_flow(COST, start, rtol=1e-4)
+        lane = data.sel(gamma=gamma, seed=2)
+        assert float(lane.end_time) == pytest.approx(alone.time[-1], rel=1e-3)
+        np.testing.assert_allclose(lane.singular_values[-1], alone.singular_values[-1], atol=1e-3)
+        assert int(lane["rank"][-1]) == alone.rank[-1]
+        assert str(lane.stop_reason.values) == alone.stop_reason
+        np.testing.assert_allclose(lane.train_cost[0], alone.train_cost[0], rtol=1e-12)
+        assert float(lane.balancedness_drift) < 1e-3
+
+
+def test_neither_order_nor_chunks_nor_company_matter(data):
+    shuffled = sf.sweep(COST, depth=3, width=6, gamma=[1.5, 1.0], seed=[2, 0, 1], chunk_size=2)
+    assert_same(data, shuffled)
+    alone = sf.sweep(COST, depth=3, width=6, gamma=1.5, seed=1)
+    assert_same(alone, data.sel(gamma=1.5, seed=1))
+
+
+def test_places_of_one_program_do_not_know_each_other():
+    """Several places under vmap: refilled as they end, the same whatever the order."""
+    grid = {"depth": 2, "width": 4, "lanes": 2, "rtol": 1e-3, "solver": diffrax.Tsit5()}
+    data = sf.sweep(COST, gamma=[0.5, 1.0, 2.0], seed=[0, 1], **grid)
+    assert_same(data, sf.sweep(COST, gamma=[2.0, 1.0, 0.5], seed=[1, 0], chunk_size=3, **grid))
+    assert 0.5 < data.attrs["lane_utilisation"] <= 1
+
+
+def test_all_dims_at_once():
+    costs = [COST, sf.MatrixCompletion.random(jax.random.key(2), shape=(4, 4), rank=1, observed=0.75)]
+    data = sf.sweep(
+        costs,
+        depth=[2, 3],
+        width=[5],
+        gamma=[1],
+        alpha=[0.5, 1],
+        seed=range(2),
+        rtol=[1e-3, 1e-4],
+        t1=5,
+        save_at=4,
+        solver=diffrax.Tsit5(),
+    )
+    dims = ("cost", "depth", "gamma", "alpha", "width", "seed", "rtol")
+    assert data.stop_reason.dims == dims
+    assert data.train_cost.shape == (2, 2, 1, 2, 1, 2, 2, 4)
+    np.testing.assert_allclose(data.time, [0, 5e-6, 5e-3, 5])
+    assert (data.stop_reason == "t1").all()
+    one = data.isel(cost=1, depth=0, gamma=0, alpha=0, width=0, seed=1, rtol=1)
+    start = 0.5 * sf.gaussian(jax.random.key(1), depth=2, width=5, shape=(4, 4), gamma=1)
+    alone = sf.gradient_flow(costs[1], start, rtol=1e-4, t1=5.0, save_at=data.time.values, solver=diffrax.Tsit5())
+    np.testing.assert_allclose(one.train_cost, alone.train_cost, rtol=1e-3)
+    np.testing.assert_allclose(one.test_cost, alone.test_cost, rtol=1e-3)
+
+
+def test_observables_and_matrices():
+    data = sf.sweep(COST, depth=2, width=4, seed=[0, 1], observables=["layer_norms"], save_matrices=True, max_saves=8)
+    assert data.observable_layer_norms.shape == (2, 8, 2)
+    assert data.end_to_end.dims == ("seed", "sample", "n_out", "n_in")
+    np.testing.assert_allclose(
+        np.linalg.norm(data.end_to_end, axis=(-2, -1)), np.sqrt((data.singular_values**2).sum("mode")), rtol=1e-9
+    )
+
+
+@pytest.mark.slow
+def test_tiny_starts_have_a_program_of_their_own():
+    data = sf.sweep(COST, depth=3, width=6, alpha=[1e-9, 0.1], max_saves=8)
+    assert (data.stop_reason == "converged").all()
+    assert data.train_cost.isel(sample=-1).max() < 1e-4
+
+
+class Exploding(sf.MatrixCompletion):
+    """Not finite as soon as A has grown: a lane made to fail."""
+
+    def gradient(self, matrix):
+        return super().gradient(matrix) + jnp.where(jnp.abs(matrix).max() > 1.0, jnp.nan, 0.0)
+
+
+def test_a_lane_that_diverges_is_flagged_and_stops_nobody():
+    bad = Exploding(COST.target, COST.observed)
+    data = sf.sweep([bad, COST], depth=3, width=6, seed=[0, 1])
+    assert (data.stop_reason.sel(cost=0) == "non_finite").all()
+    assert np.isfinite(data.train_cost.sel(cost=0)).all()
+    assert_same(sf.sweep(COST, depth=3, width=6, seed=[0, 1]), data.sel(cost=1))
+
+
+def test_rows_that_a_lane_did_not_reach_are_missing():
+    data = sf.sweep(COST, depth=3, width=6, save_at=[0.0, 1.0, 1e9], max_steps=5)
+    assert data.stop_reason == "max_steps"
+    assert np.isnan(data.train_cost.values).tolist()[-1]
+    assert data["rank"].values[-1] == -1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gamma": []}, "`gamma` must hold at least one value"),
+        ({"seed": [1, 1]}, r"`seed` must hold each value once, but got '\[1\] twice'"),
+        ({"gama": [1]}, "`gama` is no argument of a sweep. Did you mean `gamma`?"),
+        ({"xyzzy": 1}, "Known: cost, depth"),
+        ({"depth": 1}, "`depth` must be an integer >= 2"),
+        ({"alpha": [0.0, 1.0]}, "`alpha` must be finite and positive"),
+        ({"gamma": np.nan}, "`gamma` must be finite"),
+        ({"gamma": -1}, "`gamma` must not be negative"),
+        ({"rtol": 2}, "`rtol` must lie"),
+        ({"width": 2.5}, "`width` must be an integer"),
+        ({"seed": [[1], [2]]}, "`seed` must be a number or a list"),
+        ({"devices": 99}, "`devices` must be at least 1 and at most"),
+        ({"lanes": 0}, "`lanes` must be an integer"),
+        ({"save_at": 5}, "`t1` must be given where save_at is a number"),
+        ({"save_at": [3, 1]}, "`save_at` must be sorted"),
+        ({"t1": -1}, "`t1` must be finite and positive"),
+        ({"max_saves": 1}, "`max_saves`"),
+    ],
+)
+def test_bad_input(change, message):
+    with pytest.raises(ValueError, match=message):
+        sf.sweep(COST, **(GRID | change))
+
+
+def test_bad_costs():
+    other = sf.MatrixCompletion.random(jax.random.key(1), shape=(4, 3), rank=2, observed=0.75)
+    with pytest.raises(ValueError, match="`cost` must have one shape for all"):
+        sf.sweep([COST, other], **GRID)
+    with pytest.raises(ValueError, match="`cost` must be a saddleflow cost"):
+        sf.sweep(lambda a: 0.0, **GRID)
+
+
+def test_what_does_not_fit_is_refused_before_it_is_compiled():
+    with pytest.raises(ValueError, match=r"a forecast of .* GB"):
+        sf.sweep(COST, depth=3, width=6, max_saves=10**10)
+
+
+def test_chunks_depend_on_the_grid_alone():
+    axes = {"depth": 3, "width": [6, 8], "gamma": [1.0, 1.5], "alpha": 1.0, "seed": tuple(range(10)), "rtol": 1e-4}
+    grid = _grid(COST, **axes)
+    options = _options(None, None, 8, 100, 1e-4, None, None, None, False)
+    chunks = cut(grid, options, 7)
+    assert all(len(chunk.index) <= 7 for chunk in chunks)
+    assert sorted(np.concatenate([chunk.index for chunk in chunks])) == list(range(grid.size))
+    for chunk in chunks:
+        assert set(chunk.coordinates["width"]) == {chunk.width}
+
+
+def test_an_error_in_a_worker_reaches_the_caller(monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(lanes, "_begin", broken)
+    monkeypatch.setattr(lanes, "check_memory", lambda *arguments: None)
+    with pytest.raises(RuntimeError, match="out of order"):
+        sf.sweep(COST, **GRID)
