@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import diffrax
@@ -171,11 +171,12 @@ def run_chunk(
     _, method = flow.prepare(
         first.cost,
         _constant(first.cost, chunk.depth, chunk.width, 1.0),
-        solver=options.solver,
+        # under vmap the default would pay for its explicit steps and its stiff ones at every step
+        solver=flow.STIFF if options.solver is None else options.solver,
         observables=options.observables,
+        graded=chunk.graded,
         max_saves=max(options.max_saves, 4),
     )
-    method = replace(method, graded=chunk.graded)
     results, tally = lanes.run(
         [(place, lane(place)) for place in range(len(chunk.index))],
         _shape(chunk, method),

@@ -36,6 +36,9 @@ START_SHARE = 0.2
 # A burst is timed to last about this long, so that meters move and wall-clock budgets are kept.
 BURST_SECONDS = 0.2
 
+# The stiff method as it fits networks.
+STIFF = Rosenbrock(local_model=flow_jacobian, check_symmetry=False)
+
 # Networks kept near saddles hold this many numbers at most (but four networks always).
 MAX_DIP_NUMBERS = 10_000_000
 
@@ -218,8 +221,7 @@ def prepare(
     )
     if solver is None:
         # Graded coordinates are the stiff method's: a plateau among rounding is no place to be explicit.
-        solver = Rosenbrock(local_model=flow_jacobian, check_symmetry=False)
-        solver = solver if graded else Switching(solver)
+        solver = STIFF if graded else Switching(STIFF)
     if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         raise ValueError(
             "`solver` must be an adaptive diffrax solver, with an error estimate, but got "

@@ -28,7 +28,7 @@ from saddleflow import flow, stepping
 from saddleflow.checks import require
 from saddleflow.costs import Cost
 from saddleflow.network import DeepLinearNetwork, gaussian
-from saddleflow.solvers import Rosenbrock, Work
+from saddleflow.solvers import Rosenbrock
 from saddleflow.stepping import FlowState, Method, Settings
 from saddleflow.symmetry import balancedness
 
@@ -145,7 +145,7 @@ def _finish(running: Running, lane: Lane, shape: Shape) -> dict[str, Any]:
     end = stepping.plain_network(state)
     rows, num_rows = state.rows, state.num_rows
     if shape.save_at is None:
-        last = stepping.observe(cost, end, state.time, method)
+        last = stepping.observe(cost, end, state.clock, method)
         # the last step may have fallen between two rows
         missing = state.num_accepted % state.stride != 0
         rows = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]).at[num_rows].set(y), rows, last)
@@ -166,9 +166,10 @@ def _finish(running: Running, lane: Lane, shape: Shape) -> dict[str, Any]:
         "num_rejected_steps": state.num_rejected,
         "balancedness_drift": jnp.max(jnp.stack(change)) / jnp.where(scale > 0, scale, 1.0),
     }
-    if isinstance(state.solver_state, Work):
-        numerics["num_vector_field_evaluations"] = state.solver_state.vector_fields
-        numerics["num_hessian_vector_products"] = state.solver_state.products
+    if isinstance(method.solver, CountingSolver):
+        work = method.solver.work(state.solver_state)
+        numerics["num_vector_field_evaluations"] = work.vector_fields
+        numerics["num_hessian_vector_products"] = work.products
     return {"rows": rows, "num_rows": num_rows, "numerics": numerics}
 
 

@@ -24,7 +24,7 @@ from saddleflow.lanes import Tally, find_devices
 from saddleflow.network import layer_sizes
 from saddleflow.stepping import REASONS
 from saddleflow.store import Store
-from saddleflow.trajectory import _versions
+from saddleflow.trajectory import versions as package_versions
 
 # Units and meaning of what a dataset may hold.
 UNITS = {
@@ -136,7 +136,7 @@ def sweep(
     require(client is None or devices is None, "devices", "not be given together with client", devices)
     find_devices(devices)
     chunks = cut(grid, options, chunk_size)
-    configuration, versions = describe(grid, options, chunks), _versions()
+    configuration, versions = describe(grid, options, chunks), package_versions()
     kept = None if store is None else Store(store, configuration, versions)
     if kept is not None and kept.complete:
         return _named(kept.load())
