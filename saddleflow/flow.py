@@ -21,6 +21,7 @@ from saddleflow.certificate import certified_flow, reduce_where_smaller
 from saddleflow.checks import is_concrete, require, require_finite, require_integer, require_positive
 from saddleflow.clock import SegmentedTime
 from saddleflow.costs import Cost
+from saddleflow.graded import is_tiny
 from saddleflow.jacobian import flow_jacobian
 from saddleflow.network import DeepLinearNetwork
 from saddleflow.reduction import ReducedNetwork
@@ -211,7 +212,7 @@ def prepare(
     if save_at is not None:
         save_at, t1 = _check_save_at(save_at, t1)
     stiff = solver is None or isinstance(solver, Rosenbrock)
-    graded = stiff and _is_tiny(cost, network) if graded is None else graded
+    graded = stiff and is_tiny(cost, network) if graded is None else graded
     require(
         stiff or not graded,
         "graded",
@@ -270,25 +271,6 @@ def prepare(
         num_dips=num_dips,
     )
     return settings, method
-
-
-def _is_tiny(cost: Cost, network: DeepLinearNetwork) -> bool:
-    """Whether rounding would decide escapes in plain coordinates: layers near eps^(1/(L-1)) of learned ones.
-
-    A learned layer is of the size |A|^(1/L), with |A| where the steepest line from zero has its minimum.
-    """
-    # what a random layer's largest singular value is; a deficient one's is larger, and grading it does no harm
-    largest = jnp.max(
-        jnp.stack(
-            [jnp.sqrt(jnp.mean(layer**2)) * sum(math.sqrt(size) for size in layer.shape) for layer in network.layers]
-        )
-    )
-    gradient = cost.gradient(jnp.zeros(cost.shape))
-    curvature = jnp.sum(gradient * jax.jvp(cost.gradient, (jnp.zeros(cost.shape),), (gradient,))[1])
-    if not all(map(is_concrete, (largest, curvature))):
-        return False
-    learned = float(jnp.linalg.norm(gradient) ** 3 / curvature) ** (1 / network.depth) if curvature > 0 else math.inf
-    return float(largest) < 100 * stepping.EPSILON ** (1 / (network.depth - 1)) * learned
 
 
 def _check_save_at(save_at: Any, t1: float | None) -> tuple[Array, float]:

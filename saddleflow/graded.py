@@ -9,16 +9,24 @@ up to rounding on a plateau, are then computed once for all layers. Computed lay
 break the conservation of balancedness, and push the learned part along its symmetries, by the length of a step.
 """
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from saddleflow import geometry
+from saddleflow.checks import is_concrete
 from saddleflow.costs import Cost
 from saddleflow.curvature import Curvature, Grams, Matrix
 from saddleflow.factor import svd
 from saddleflow.network import DeepLinearNetwork
+
+EPSILON = 2.0**-52
+
+# No entry is asked to be quieter than this many roundings of its row's or column's largest.
+NOISE = 16
 
 # At rest: a step has become so long that rounding is amplified to this.
 REST = 1e-4
@@ -93,7 +101,7 @@ def below_resolution(
     stiffness = sum(jnp.sum(m**2) * jnp.sum(n**2) for m, n in zip(left, right, strict=True))
     largest = stiffness * jnp.linalg.norm(curved) / jnp.linalg.norm(matrix)
     rate = jnp.linalg.norm(gradient) * unlearned ** (network.depth - 2)
-    rounding = jnp.finfo(float).eps * largest
+    rounding = EPSILON * largest
     return jnp.any(gaps > 0) & (rounding > rate) & (rounding * step_size > REST)
 
 
@@ -145,3 +153,32 @@ class FramedCurvature(Curvature):
         """The Gram matrix, the same in every frame."""
         out, into = self.frame.rotations[-1], self.frame.rotations[0]
         return self.curvature.gram(tuple(out.T @ p @ out for p in left), tuple(into.T @ q @ into for q in right))
+
+
+def noise(layer: Float[Array, "_ _"]) -> Float[Array, "_ _"]:
+    """What rounding leaves of an entry in graded coordinates: the rounding of the largest in its row or column.
+
+    A learned direction is held by forces that are known to rounding of the whole, so where it crosses an unlearned
+    one no entry can be asked to be quieter than that, however small it is.
+    """
+    size = jnp.abs(layer)
+    return NOISE * EPSILON * jnp.maximum(jnp.max(size, axis=1, keepdims=True), jnp.max(size, axis=0, keepdims=True))
+
+
+def is_tiny(cost: Cost, network: DeepLinearNetwork) -> bool:
+    """Whether rounding would decide escapes in plain coordinates: layers near eps^(1/(L-1)) of learned ones.
+
+    A learned layer is of the size |A|^(1/L), with |A| where the steepest line from zero has its minimum.
+    """
+    # what a random layer's largest singular value is; a deficient one's is larger, and grading it does no harm
+    largest = jnp.max(
+        jnp.stack(
+            [jnp.sqrt(jnp.mean(layer**2)) * sum(math.sqrt(size) for size in layer.shape) for layer in network.layers]
+        )
+    )
+    gradient = cost.gradient(jnp.zeros(cost.shape))
+    curvature = jnp.sum(gradient * jax.jvp(cost.gradient, (jnp.zeros(cost.shape),), (gradient,))[1])
+    if not all(map(is_concrete, (largest, curvature))):
+        return False
+    learned = float(jnp.linalg.norm(gradient) ** 3 / curvature) ** (1 / network.depth) if curvature > 0 else math.inf
+    return float(largest) < 100 * EPSILON ** (1 / (network.depth - 1)) * learned

@@ -20,7 +20,7 @@ from saddleflow import geometry
 from saddleflow.clock import Clock
 from saddleflow.costs import Cost
 from saddleflow.dips import Dips
-from saddleflow.graded import Frame, FramedCost, below_resolution, grade
+from saddleflow.graded import Frame, FramedCost, below_resolution, grade, noise
 from saddleflow.network import DeepLinearNetwork
 from saddleflow.observables import Observable
 from saddleflow.solvers import CountingSolver, PredictiveController
@@ -62,9 +62,6 @@ STEP_SHARE = 0.1
 
 # In graded coordinates the spaces are turned anew after this many steps, accepted or not.
 REGRADE = 50
-
-# In graded coordinates no entry is asked to be quieter than this many roundings of its row's or column's largest.
-NOISE = 16
 
 Row = dict[str, Any]
 
@@ -361,7 +358,7 @@ def _numerics(method: Method, settings: Settings, network: DeepLinearNetwork):
     if isinstance(solver, CountingSolver):
         atol = settings.atol
         if method.graded:
-            atol = jax.tree.map(lambda layer: settings.atol + _resolution(layer), network)
+            atol = jax.tree.map(lambda layer: settings.atol + noise(layer), network)
         return solver.with_tolerances(settings.rtol, atol), PredictiveController(rtol=settings.rtol, atol=atol)
     # an explicit method's step is often held by stability: the proportional part damps the rejections
     controller = diffrax.PIDController(
@@ -378,16 +375,6 @@ def _numerics(method: Method, settings: Settings, network: DeepLinearNetwork):
             [getattr(controller, name) for name in names],
         )
     return solver, controller
-
-
-def _resolution(layer: Float[Array, "_ _"]) -> Float[Array, "_ _"]:
-    """What rounding leaves of an entry in graded coordinates: the rounding of the largest in its row or column.
-
-    A learned direction is held by forces that are known to rounding of the whole, so where it crosses an unlearned
-    one no entry can be asked to be quieter than that, however small it is.
-    """
-    size = jnp.abs(layer)
-    return NOISE * EPSILON * jnp.maximum(jnp.max(size, axis=1, keepdims=True), jnp.max(size, axis=0, keepdims=True))
 
 
 def _order(solver: diffrax.AbstractAdaptiveSolver) -> Any:
