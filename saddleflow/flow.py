@@ -81,7 +81,8 @@ def gradient_flow(
         t1: end of the run, in time of the flow; None runs until something else ends it.
         save_at: sorted times to save at (dense output); None saves the solver's own steps, thinned to at
             most `max_saves` rows, start and end always among them.
-        solver: any adaptive diffrax solver; default: the stiff `saddleflow.solvers.Rosenbrock`, matrix-free.
+        solver: any adaptive diffrax solver; default: `saddleflow.solvers.Switching`, which takes matrix-free
+            stiff steps and explicit ones as the flow demands (from tiny starts its stiff part alone, `Rosenbrock`).
         observables: a mapping from names to functions (cost, network) -> array, or names of registered ones
             (`saddleflow.observables.REGISTRY`), evaluated inside the loop at every saved time.
         stop: a function (time, network) -> boolean that ends the run after an accepted step ("stop").

@@ -62,8 +62,13 @@ def test_the_explicit_step_has_order_eight(reference):
     term = diffrax.ODETerm(lambda t, y, args: -(y**3) + jnp.sin(3 * t))
     start = jnp.array([0.5, -0.4])
     exact = np.asarray(reference(term.vector_field, start, np.array([2.0])))[-1]
+    solver, times = diffrax.Dopri8(), (0.3, 0.55)
+    theirs = solver.step(term, *times, start, None, solver.init(term, *times, start, None), True)
+    ours = explicit_step(term, times[0], times[1] - times[0], start, None, term.vf(times[0], start, None))
+    for a, b in zip(ours, (*theirs[:2], theirs[2]["k"]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-14)
     errors = []
-    for count in (6, 12):
+    for count in (4, 16):
 
         def step(y, t, h=2.0 / count):
             y1, error, stages = explicit_step(term, t, h, y, None, term.vf(t, y, None))
@@ -73,7 +78,7 @@ def test_the_explicit_step_has_order_eight(reference):
         errors.append(np.abs(end - exact).max())
         assert np.asarray(estimates).max() > 0
         assert np.asarray(last).max() < 1e-14  # first same as last
-    assert np.log2(errors[0] / errors[1]) > 7
+    assert np.log2(errors[0] / errors[1]) / 2 > 6.8  # the coarse steps are not small yet
 
 
 def test_an_escape_is_explicit_and_a_stiff_tail_is_not(spectral, reference):
