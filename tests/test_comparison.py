@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,10 +72,10 @@ def test_a_table_over_alpha(path):
 
 def test_bad_input_is_named(path, flows):
     with pytest.raises(ValueError, match="Run it with save_networks=True"):
-        comparison.Curve(COST, sf.gradient_flow(COST, path.points[1].network, t1=0.1, progress=False))
+        comparison.Curve(COST, dataclasses.replace(flows[0], networks=None))
+    deeper = sf.gaussian(jax.random.key(0), depth=4, width=3, shape=(3, 3), gamma=1.0)
     with pytest.raises(ValueError, match="`path` must have the trajectory's depth"):
-        shallow = sf.gaussian(jax.random.key(0), depth=2, width=3, shape=(3, 3), gamma=1.0)
-        comparison.compare(COST, sf.gradient_flow(COST, shallow, t1=0.1, progress=False), path)
+        comparison.compare(COST, dataclasses.replace(flows[0], network=deeper), path)
     with pytest.raises(ValueError, match="`references` must be no wider"):
         comparison.align([path.points[1].network], [path.points[2].network])
     with pytest.raises(ValueError, match="`references` must be 1 networks"):
