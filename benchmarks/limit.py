@@ -8,8 +8,8 @@ stage, at equal cost, and of the points where stages end.
 Table 2: for random tasks (10x10, rank 3, 80 % observed) and L = 2, 3, 4, the plateau costs of the flow from `alpha *
 theta_0` (width 20, variance 1/w) against the saddles of `saddle_to_saddle`: the relative gap (largest of a task's
 saddles; median and maximum over tasks), and on how many tasks the flow shows a plateau at every rank; where it shows
-none, the cost of its nearest approach to the saddle counts. L = 2 needs smaller alphas: escapes are exponential, and what separates the
-first from the second direction is alpha^(1 - s_2/s_1) only.
+none, the cost of its nearest approach to the saddle counts. What separates the escape along the first singular pair
+from the second is alpha^(1 - s_2/s_1): where two values are close, 1e-4 is not yet small.
 """
 
 import argparse
