@@ -92,5 +92,12 @@ def label(
     """A word beside a curve or point, in its colour."""
     how = {"ha": "left", "va": "center", **how}
     axes.annotate(
-        text, at, xytext=offset, textcoords="offset points", color=colour, annotation_clip=False, fontsize=7, **how
+        text,
+        (at[0], at[1]),
+        xytext=(offset[0], offset[1]),
+        textcoords="offset points",
+        color=colour,
+        annotation_clip=False,
+        fontsize=7,
+        **how,
     )
