@@ -18,6 +18,7 @@ from rich.table import Table
 
 import saddleflow as sf
 from saddleflow import flow, plotting
+from saddleflow.reduced_law import SampledNetwork
 
 DEPTH, SHAPE, SEEDS = 4, (5, 5), 10
 GAMMAS = (0.75, 1.0, 1.5, 2.0)
@@ -66,7 +67,7 @@ def crossing(cost, network, settings, method, level):
     return early + (late - early) * (before - level) / (before - after)
 
 
-def lane(width: int, gamma: float, seed: int, levels: int) -> sf.reduced_law.SampledNetwork:
+def lane(width: int, gamma: float, seed: int, levels: int) -> SampledNetwork:
     return sf.sample_reduced(jax.random.key(seed), depth=DEPTH, width=width, shape=SHAPE, gamma=gamma, levels=levels)
 
 

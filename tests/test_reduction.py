@@ -48,6 +48,7 @@ def test_the_error_meets_the_tolerance_and_the_estimate_is_honest(depth, gamma, 
     assert run.reduced.error_estimate == run.reduction_error_estimate
 
 
+@pytest.mark.slow
 def test_a_full_basis_is_the_full_network():
     network = start(3, 5)
     run = sf.gradient_flow(COST, sf.reduce_width(network, 1e-6), rtol=1e-8)
@@ -56,6 +57,7 @@ def test_a_full_basis_is_the_full_network():
     assert error(run, network, 1e-9) < 1e-6
 
 
+@pytest.mark.slow
 def test_unequal_widths():
     widths = (7, 50)
     network = sf.gaussian(jax.random.key(0), depth=3, width=widths, shape=(3, 3), variance=0.05)
@@ -67,6 +69,7 @@ def test_unequal_widths():
         assert sampled.reduced_widths[order.index(7)] == 7
 
 
+@pytest.mark.slow
 def test_auto_reduces_where_that_is_smaller():
     wide, narrow = start(3, 80), start(3, 6)
     run = sf.gradient_flow(COST, wide, rtol=1e-4, t1=1.0, reduce_width="auto")
@@ -105,6 +108,7 @@ def test_what_was_never_drawn_is_refused():
     np.testing.assert_allclose(run.observables["gap"], run.train_cost)
 
 
+@pytest.mark.slow
 def test_sampled_norm_is_that_of_the_full_network():
     """|W_l|^2 has mean n_l n_{l-1} variance; the frozen part is all but everything of it."""
     run = sf.gradient_flow(COST, sample(jax.random.key(0), width=10**6), t1=0.01, observables=["layer_norms"])
@@ -113,10 +117,13 @@ def test_sampled_norm_is_that_of_the_full_network():
 
 def test_growth_extends_and_does_not_redraw():
     sampled = sample(jax.random.key(0), width=1000)
+    generator = np.random.default_rng(0)
     layers = [np.asarray(layer)[None] for layer in sampled.network.layers]
+    assert sampled.grow(Snapshots(layers), 1e-3) is sampled  # the start itself leaks nothing
+    layers = [layer + 0.1 * generator.standard_normal(layer.shape) for layer in layers]
     grown = sampled.grow(Snapshots(layers), 1e-3)
     assert grown is not sampled
-    assert all(new > old for new, old in zip(grown.reduced_widths, sampled.reduced_widths, strict=True))
+    assert sum(grown.reduced_widths) > sum(sampled.reduced_widths)
     for new, old in zip(grown.network.layers, sampled.network.layers, strict=True):
         np.testing.assert_allclose(new[: old.shape[0], : old.shape[1]], old, atol=1e-14)
     # revealed rows and columns lie within the known directions, so the extension is zero there
@@ -138,7 +145,9 @@ def closed_form_moments(depth, width, n, variance):
     return mean, square
 
 
-@pytest.mark.parametrize(("depth", "width", "levels"), [(2, 4, 1), (3, 7, 2), (4, 9, 5)])
+@pytest.mark.parametrize(
+    ("depth", "width", "levels"), [(2, 4, 1), (3, 7, 2), pytest.param(4, 9, 5, marks=pytest.mark.slow)]
+)
 def test_moments_at_the_start(depth, width, levels):
     draw = jax.jit(jax.vmap(lambda key: sample(key, depth, width, levels).end_to_end()))
     count = 40_000
@@ -149,6 +158,7 @@ def test_moments_at_the_start(depth, width, levels):
         assert abs(values.mean() - expected) <= 4.5 * values.std() / np.sqrt(count)
 
 
+@pytest.mark.slow
 def test_a_reduction_that_fills_the_spaces_has_the_law_of_the_full_network():
     """Frozen squares zero, widths the full ones, entries Gaussian in norm: E|W_l|^2, Var|W_l|^2."""
     draws = jax.vmap(lambda key: sample(key, 3, 8, 6))(jax.random.split(jax.random.key(2), 20_000))
