@@ -151,9 +151,17 @@ def run_chunk(
     *,
     devices: int | Sequence[Any] | None = None,
     num_lanes: int | None = None,
+    workers: int | None = None,
     report: Callable[[Tally], None] = lambda tally: None,
 ) -> dict[str, np.ndarray]:
     """Compute a chunk; the same numbers whatever the devices, the machine or the company.
+
+    Args:
+        chunk: the task.
+        devices: as `lanes.find_devices` takes them.
+        num_lanes: places of a compiled program, as in `lanes.run`.
+        workers: threads, as in `lanes.run`.
+        report: told the tally after each burst.
 
     Returns:
         Arrays by name, first axis the chunk's lanes, and the tally of lane-steps.
@@ -182,6 +190,7 @@ def run_chunk(
         _shape(chunk, method),
         devices=lanes.find_devices(devices),
         num_lanes=num_lanes,
+        workers=workers,
         report=report,
     )
     rows = [_rows(results[place], options) for place in range(len(chunk.index))]

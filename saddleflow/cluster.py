@@ -1,5 +1,6 @@
 """Where the chunks of a sweep run: here, on the workers of a Dask client, or divided among JAX processes."""
 
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -41,9 +42,11 @@ def run_on_client(
     """
     from dask.distributed import as_completed
 
+    name = f"saddleflow-{uuid.uuid4().hex[:8]}"
+    # a task takes one thread: a Dask worker runs as many tasks as it has threads
     # float64 is switched on when a worker unpickles a chunk, for that imports this package
     futures = {
-        client.submit(run_chunk, chunk, num_lanes=num_lanes, key=f"saddleflow-{id(chunks)}-{chunk.number}"): chunk
+        client.submit(run_chunk, chunk, num_lanes=num_lanes, workers=1, key=f"{name}-{chunk.number}"): chunk
         for chunk in chunks
     }
     done, failed = Tally(), []
@@ -60,7 +63,7 @@ def run_on_client(
     finally:
         client.cancel(list(futures))
     if failed:
-        numbers = ", ".join(str(number) for number, _ in failed)
+        numbers = ", ".join(map(str, sorted(number for number, _ in failed)))
         raise RuntimeError(f"chunks {numbers} failed on the cluster: {failed[0][1]}") from failed[0][1]
 
 

@@ -350,6 +350,7 @@ def run(
     *,
     devices: Sequence[Any],
     num_lanes: int | None = None,
+    workers: int | None = None,
     report: Callable[[Tally], None] = lambda tally: None,
 ) -> tuple[dict[int, Any], Tally]:
     """Run all lanes of one shape; the longest ones should come first.
@@ -357,8 +358,9 @@ def run(
     Args:
         lanes: pairs of a label, which comes back with the result, and a lane.
         shape: what they share.
-        devices: local devices, one worker each; a single CPU device gets a worker a core.
+        devices: local devices.
         num_lanes: places of a worker's program; None: see `lanes_per_program`.
+        workers: threads of each device; None: one, but a single CPU device gets one a core.
         report: told the tally after each burst.
 
     Returns:
@@ -369,18 +371,18 @@ def run(
     """
     lanes = list(lanes)
     num_lanes = lanes_per_program(devices[0]) if num_lanes is None else num_lanes
-    single = len(devices) == 1 and devices[0].platform == "cpu"
-    workers = list(devices) * (_cores() if single else 1)
-    workers = workers[: max(1, -(-len(lanes) // num_lanes))]
+    if workers is None:
+        workers = _cores() if len(devices) == 1 and devices[0].platform == "cpu" else 1
+    placed = (list(devices) * workers)[: max(1, -(-len(lanes) // num_lanes))]
     if lanes:
-        check_memory(lanes[0][1], shape, num_lanes, devices, len(workers))
+        check_memory(lanes[0][1], shape, num_lanes, devices, len(placed))
     pool = _Pool(queue.SimpleQueue(), report)
     for lane in lanes:
         pool.waiting.put(lane)
     locks = {device: threading.Lock() for device in devices}
     threads = [
         threading.Thread(target=_work, args=(pool, shape, num_lanes, device, locks[device]), daemon=True)
-        for device in workers
+        for device in placed
     ]
     for thread in threads:
         thread.start()
