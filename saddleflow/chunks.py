@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from saddleflow import flow, lanes
 from saddleflow import observables as obs
 from saddleflow.costs import Cost
+from saddleflow.graded import is_tiny
 from saddleflow.lanes import Lane, Shape, Tally
 from saddleflow.network import DeepLinearNetwork, layer_sizes
 from saddleflow.stepping import REASONS, Method
@@ -137,7 +138,7 @@ def _is_graded(cost: Cost, depth: int, width: int, scale: float, options: Option
     """Whether starts of this scale need graded coordinates: by their law, so that the seed plays no part."""
     if options.solver is not None:
         return False
-    return flow._is_tiny(cost, _constant(cost, depth, width, scale))
+    return is_tiny(cost, _constant(cost, depth, width, scale))
 
 
 def _constant(cost: Cost, depth: int, width: int, value: float) -> DeepLinearNetwork:

@@ -32,10 +32,12 @@ def lane_by_lane(function: Callable[..., Any]) -> Callable[..., Any]:
 @lane_by_lane
 def svd(matrix: Float[Array, "m n"]) -> tuple[Array, Array, Array]:
     """Full singular value decomposition `(U, s, V^T)`."""
-    return tuple(jnp.linalg.svd(matrix))
+    u, s, vh = jnp.linalg.svd(matrix)
+    return u, s, vh
 
 
 @lane_by_lane
 def qr(matrix: Float[Array, "m n"]) -> tuple[Array, Array]:
     """Reduced factorisation `(Q, R)`."""
-    return tuple(jnp.linalg.qr(matrix))
+    q, r = jnp.linalg.qr(matrix)
+    return q, r

@@ -27,7 +27,7 @@ from saddleflow.network import DeepLinearNetwork
 from saddleflow.reduction import ReducedNetwork
 from saddleflow.solvers import MAX_ASYMMETRY, CountingSolver, Rosenbrock, Switching, asymmetry
 from saddleflow.stepping import REASONS, FlowState, Method, Settings
-from saddleflow.symmetry import balancedness
+from saddleflow.symmetry import balancedness_drift
 from saddleflow.trajectory import Trajectory
 
 # The error of an entry is weighed against max(|entry|, this share of the start's rms entry): relative to what
@@ -398,13 +398,3 @@ def _work(solver: diffrax.AbstractSolver, solver_state: Any, num_steps: int) -> 
         return {"num_vector_field_evaluations": None, "num_hessian_vector_products": None}
     evaluations = num_steps * (tableau.num_stages - tableau.fsal) + int(tableau.fsal)
     return {"num_vector_field_evaluations": evaluations, "num_hessian_vector_products": 0}
-
-
-def balancedness_drift(start: DeepLinearNetwork, end: DeepLinearNetwork) -> float:
-    """Largest change of a conserved matrix D_l, over the largest squared layer norm of start and end."""
-    change = max(
-        float(jnp.linalg.norm(after - before))
-        for before, after in zip(balancedness(start), balancedness(end), strict=True)
-    )
-    scale = max(float(jnp.sum(layer**2)) for layer in (*start.layers, *end.layers))
-    return change / scale if scale > 0 else 0.0

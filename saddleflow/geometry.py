@@ -94,6 +94,6 @@ def rests(cost: Cost, network: DeepLinearNetwork) -> tuple[Float[Array, ""], Boo
     left, right = partial_products(network)
     matrix_gradient = cost.gradient(left[0] @ network.layers[0])
     forces = pull_back(left, right, matrix_gradient)
-    terms = pull_back(*(tuple(map(jnp.abs, side)) for side in (left, right)), jnp.abs(matrix_gradient))
+    terms = pull_back(tuple(map(jnp.abs, left)), tuple(map(jnp.abs, right)), jnp.abs(matrix_gradient))
     quiet = [jnp.all(jnp.abs(f) <= ROUNDING * t) for f, t in zip(forces.layers, terms.layers, strict=True)]
     return norm(forces), jnp.all(jnp.stack(quiet))

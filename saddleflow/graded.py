@@ -91,7 +91,7 @@ def below_resolution(
     It applies at rest, where steps have become long; on the way to it escapes are safe at every scale.
     """
     count = min(len(s) for s in spectra)
-    sizes = sum(jnp.log(jnp.maximum(s[:count], 1e-300)) for s in spectra) / network.depth
+    sizes = jnp.mean(jnp.stack([jnp.log(jnp.maximum(s[:count], 1e-300)) for s in spectra]), axis=0)
     alive = sizes > jnp.log(1e-290)
     gaps = jnp.where(alive[1:], sizes[:-1] - sizes[1:], -jnp.inf)
     unlearned = jnp.exp(sizes[jnp.argmax(gaps) + 1]) if count > 1 else jnp.inf

@@ -27,7 +27,7 @@ from saddleflow.costs import Cost
 from saddleflow.factor import svd
 from saddleflow.network import DeepLinearNetwork, layer_sizes
 from saddleflow.paths import GreedyPath, Saddle
-from saddleflow.symmetry import include
+from saddleflow.symmetry import balancedness_drift, include
 from saddleflow.theory import blow_up_time, escape_speed
 from saddleflow.trajectory import Trajectory
 
@@ -354,7 +354,7 @@ def _descend(cost, network, num_steps, learning_rate, num_saves, width) -> tuple
             "num_steps": num_steps,
             "num_accepted_steps": num_steps,
             "num_rejected_steps": 0,
-            "balancedness_drift": flow.balancedness_drift(network, end),
+            "balancedness_drift": balancedness_drift(network, end),
             "seconds": time.perf_counter() - begin,
         },
         configuration={

@@ -28,7 +28,7 @@ from saddleflow import flow, stepping
 from saddleflow.checks import require
 from saddleflow.costs import Cost
 from saddleflow.network import DeepLinearNetwork, gaussian
-from saddleflow.solvers import Rosenbrock
+from saddleflow.solvers import CountingSolver, Rosenbrock
 from saddleflow.stepping import FlowState, Method, Settings
 from saddleflow.symmetry import balancedness
 

@@ -186,7 +186,7 @@ def _crossing(clock, train_cost, gradient_norm, first: int, last: int, level: fl
     if not (step > 0 and values[0] > level >= values[1]):
         return row, 0.0
     curve = CubicHermiteSpline([0.0, 1.0], values - level, -(gradient_norm[row : row + 2] ** 2) * step)
-    return row, step * float(brentq(curve, 0.0, 1.0))
+    return row, step * float(brentq(curve, 0.0, 1.0))  # pyright: ignore[reportArgumentType]
 
 
 def _speed(clock, gradient_norm, dip: int, escape: int, depth: int) -> float:

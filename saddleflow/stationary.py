@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -292,10 +293,9 @@ def _ends(product: Callable[[Array], Array], size: int) -> tuple[float, float]:
     if size < MIN_LANCZOS:
         values = np.linalg.eigvalsh(np.asarray(jax.lax.map(product, jnp.eye(size))))
         return float(values[0]), float(values[-1])
-    operator = LinearOperator((size, size), matvec=lambda v: np.asarray(product(v)), dtype=float)
+    operator: Any = LinearOperator((size, size), lambda v: np.asarray(product(v)))  # pyright: ignore
     start = np.random.default_rng(0).standard_normal(size)
     least, largest = (
-        eigsh(operator, k=1, which=which, v0=start, tol=1e-8, ncv=40, return_eigenvectors=False)[0]
-        for which in ("SA", "LA")
+        eigsh(operator, k=1, which=which, v0=start, ncv=40, return_eigenvectors=False)[0] for which in ("SA", "LA")
     )
     return float(least), float(largest)

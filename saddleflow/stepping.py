@@ -38,18 +38,8 @@ REASONS = (
     "stationary_saddle",
     "below_resolution",
 )
-(
-    RUNNING,
-    CONVERGED,
-    T1,
-    MAX_STEPS,
-    UNDERFLOW,
-    NON_FINITE,
-    STOP,
-    MAX_SECONDS,
-    STATIONARY,
-    BELOW_RESOLUTION,
-) = range(len(REASONS))
+RUNNING, CONVERGED, T1, MAX_STEPS, UNDERFLOW, NON_FINITE, STOP, MAX_SECONDS = range(8)
+STATIONARY, BELOW_RESOLUTION = 8, 9
 
 # This many rejections in a row shrink h by at least 1e-20: nothing but underflow or NaN does that.
 MAX_CONSECUTIVE_REJECTIONS = 60
@@ -259,7 +249,7 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     if isinstance(solver, CountingSolver):
         dropped = solver.rejected_state(dropped, solver_state)
     network = jax.tree.map(kept, candidate, state.network)
-    clock = jax.tree.map(kept, state.clock.tick(h, end - begin), state.clock)
+    clock = jax.tree.map(kept, state.clock.tick(h, jnp.asarray(end - begin)), state.clock)
     accepted = state.num_accepted + keep
     rejections = jnp.where(keep, 0, state.consecutive_rejections + 1)
 
@@ -291,6 +281,7 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
             reason,
         )
     gradient, rests = geometry.rests(cost, network)
+    dips = state.dips and state.dips.follow(network, state.frame, gradient, clock.time, jnp.asarray(keep))
     reason = jnp.where(keep & rests & (reason == RUNNING), STATIONARY, reason)
     reason = jnp.where(keep & _converged(cost, matrix, settings), CONVERGED, reason)
     return FlowState(
@@ -298,7 +289,9 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
         frame=state.frame,
         clock=clock,
         step_size=jnp.asarray(end - begin),
-        dips=None if state.dips is None else state.dips.follow(network, state.frame, gradient, clock.time, keep),
+        dips=None
+        if state.dips is None
+        else state.dips.follow(network, state.frame, gradient, clock.time, jnp.asarray(keep)),
         solver_state=_arrays(jax.tree.map(kept, solver_state, dropped)),
         controller_state=_arrays(controller_state),
         num_accepted=accepted,

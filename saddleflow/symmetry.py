@@ -78,3 +78,13 @@ def balancedness(network: DeepLinearNetwork) -> tuple[Float[Array, "*batch _ _"]
         jnp.matrix_transpose(above) @ above - below @ jnp.matrix_transpose(below)
         for below, above in zip(network.layers, network.layers[1:], strict=False)
     )
+
+
+def balancedness_drift(start: DeepLinearNetwork, end: DeepLinearNetwork) -> float:
+    """Largest change of a conserved matrix D_l, over the largest squared layer norm of start and end."""
+    change = max(
+        float(jnp.linalg.norm(after - before))
+        for before, after in zip(balancedness(start), balancedness(end), strict=True)
+    )
+    scale = max(float(jnp.sum(layer**2)) for layer in (*start.layers, *end.layers))
+    return change / scale if scale > 0 else 0.0
