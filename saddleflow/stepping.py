@@ -289,9 +289,7 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
         frame=state.frame,
         clock=clock,
         step_size=jnp.asarray(end - begin),
-        dips=None
-        if state.dips is None
-        else state.dips.follow(network, state.frame, gradient, clock.time, jnp.asarray(keep)),
+        dips=dips,
         solver_state=_arrays(jax.tree.map(kept, solver_state, dropped)),
         controller_state=_arrays(controller_state),
         num_accepted=accepted,
