@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -43,10 +44,11 @@ def run_on_client(
     from dask.distributed import as_completed
 
     name = f"saddleflow-{uuid.uuid4().hex[:8]}"
-    # a task takes one thread: a Dask worker runs as many tasks as it has threads
+    # A task takes one thread: a Dask worker runs as many tasks as it has threads. (Bound here, for `submit` has a
+    # `workers` of its own, which would pin every chunk to the Dask worker of that name.)
     # float64 is switched on when a worker unpickles a chunk, for that imports this package
     futures = {
-        client.submit(run_chunk, chunk, num_lanes=num_lanes, workers=1, key=f"{name}-{chunk.number}"): chunk
+        client.submit(partial(run_chunk, num_lanes=num_lanes, workers=1), chunk, key=f"{name}-{chunk.number}"): chunk
         for chunk in chunks
     }
     done, failed = Tally(), []

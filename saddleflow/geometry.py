@@ -85,15 +85,20 @@ def norm(tree: DeepLinearNetwork) -> Float[Array, ""]:
     return unit * jnp.sqrt(sum(jnp.sum((leaf / unit) ** 2) for leaf in tree.layers))
 
 
-def rests(cost: Cost, network: DeepLinearNetwork) -> tuple[Float[Array, ""], Bool[Array, ""]]:
-    """The norm of the gradient, and whether every entry of it is zero or a cancellation that rounding leaves.
+def rests(cost: Cost, network: DeepLinearNetwork, graded: bool) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+    """The norm of the gradient, and whether it is zero or a cancellation that rounding leaves.
 
-    Entry by entry, so that in graded coordinates a tiny force on an unlearned direction, computed from small
-    numbers alone, is not taken for the rounding of a learned one.
+    In graded coordinates that is asked of every entry: a tiny force on an unlearned direction, computed from small
+    numbers alone, is not taken for the rounding of a learned one. In others each entry has the rounding of all. The
+    cost's own gradient is taken to be known to the rounding of what A adds to it.
     """
     left, right = partial_products(network)
-    matrix_gradient = cost.gradient(left[0] @ network.layers[0])
+    matrix = left[0] @ network.layers[0]
+    matrix_gradient, added = jax.jvp(cost.gradient, (matrix,), (matrix,))
     forces = pull_back(left, right, matrix_gradient)
-    terms = pull_back(tuple(map(jnp.abs, left)), tuple(map(jnp.abs, right)), jnp.abs(matrix_gradient))
+    sizes = jnp.abs(matrix_gradient) + jnp.abs(added)
+    terms = pull_back(tuple(map(jnp.abs, left)), tuple(map(jnp.abs, right)), sizes)
+    if not graded:
+        return norm(forces), norm(forces) <= ROUNDING * norm(terms)
     quiet = [jnp.all(jnp.abs(f) <= ROUNDING * t) for f, t in zip(forces.layers, terms.layers, strict=True)]
     return norm(forces), jnp.all(jnp.stack(quiet))

@@ -269,12 +269,12 @@ def hessian_spectrum(cost: Cost, network: DeepLinearNetwork, rank: int) -> Hessi
 
     Standing: derived; checked against dense Hessians in the tests.
     """
-    least, largest, index = 0.0, 0.0, 0
+    least, largest, index, strengths = 0.0, 0.0, 0, np.zeros(0)
     if network.depth == 2:
-        strengths = np.linalg.svd(np.asarray(cost.gradient(network.end_to_end())), compute_uv=False)
         free = network.hidden_widths[0] - rank
-        least, largest = (-strengths[0], strengths[0]) if free else (0.0, 0.0)
-        index = free * int(np.sum(strengths > ZERO * strengths[0]))
+        strengths = np.linalg.svd(np.asarray(cost.gradient(network.end_to_end())), compute_uv=False)
+        strengths = np.repeat(strengths, free)
+        least, largest = -np.max(strengths, initial=0.0), np.max(strengths, initial=0.0)
     if rank > 0:
         flat, unravel = ravel_pytree(truncate(network, rank).network)
         product = jax.jit(
@@ -284,7 +284,8 @@ def hessian_spectrum(cost: Cost, network: DeepLinearNetwork, rank: int) -> Hessi
         least, largest = min(least, ends[0]), max(largest, ends[1])
         if ends[0] < -ZERO * largest:
             values = np.linalg.eigvalsh(np.asarray(jax.lax.map(product, jnp.eye(flat.size))))
-            index += int(np.sum(values < -ZERO * largest))
+            index = int(np.sum(values < -ZERO * largest))
+    index += int(np.sum(strengths > ZERO * largest))
     return HessianSpectrum(index, float(least), float(largest))
 
 
@@ -293,7 +294,7 @@ def _ends(product: Callable[[Array], Array], size: int) -> tuple[float, float]:
     if size < MIN_LANCZOS:
         values = np.linalg.eigvalsh(np.asarray(jax.lax.map(product, jnp.eye(size))))
         return float(values[0]), float(values[-1])
-    operator: Any = LinearOperator((size, size), lambda v: np.asarray(product(v)))  # pyright: ignore
+    operator: Any = LinearOperator((size, size), lambda v: np.asarray(product(v)), dtype=float)  # pyright: ignore
     start = np.random.default_rng(0).standard_normal(size)
     least, largest = (
         eigsh(operator, k=1, which=which, v0=start, ncv=40, return_eigenvectors=False)[0] for which in ("SA", "LA")

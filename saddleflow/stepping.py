@@ -45,6 +45,9 @@ STATIONARY, BELOW_RESOLUTION = 8, 9
 MAX_CONSECUTIVE_REJECTIONS = 60
 EPSILON = 2.0**-52
 
+# Beyond it squares, and with them norms and inner products, are not finite.
+LARGEST_GRADIENT = 1e150
+
 # The results, not the steps, are what `rtol` promises: within 10 x rtol of exact solutions (tests/test_exact.py).
 # Our own solver's error estimate, a third-order one for a fourth-order step, is cautious enough for that; where
 # local errors add up unmitigated (explicit methods), a step gets this share of the tolerance.
@@ -108,7 +111,7 @@ def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Me
     """The state before the first step; stops at once where the field is not finite or the cost is minimal."""
     solver, controller = _numerics(method, settings, network)
     zero, one = jnp.zeros(()), jnp.ones(())
-    gradient, rests = geometry.rests(cost, network)
+    gradient, rests = geometry.rests(cost, network, method.graded)
     # A first step that moves the network by a hundredth. (diffrax's own guess falls back on an absolute 1e-6
     # where things move slowly, which a run in other units would notice.)
     step_size = jnp.where(gradient > 0, 0.01 * geometry.norm(network) / gradient, one)
@@ -280,8 +283,9 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
             STOP,
             reason,
         )
-    gradient, rests = geometry.rests(cost, network)
+    gradient, rests = geometry.rests(cost, network, method.graded)
     dips = state.dips and state.dips.follow(network, state.frame, gradient, clock.time, jnp.asarray(keep))
+    reason = jnp.where(gradient > LARGEST_GRADIENT, NON_FINITE, reason)
     reason = jnp.where(keep & rests & (reason == RUNNING), STATIONARY, reason)
     reason = jnp.where(keep & _converged(cost, matrix, settings), CONVERGED, reason)
     return FlowState(

@@ -11,7 +11,8 @@ NETWORK = sf.gaussian(jax.random.key(1), depth=4, width=(5, 7, 6), shape=(4, 3),
 
 
 def test_grading_is_a_change_of_coordinates():
-    graded, frame = grade(*grade(NETWORK, Frame.of(NETWORK)))
+    once, frame, _ = grade(NETWORK, Frame.of(NETWORK))
+    graded, frame, _ = grade(once, frame)
     for rotation in frame.rotations:
         np.testing.assert_allclose(rotation @ rotation.T, np.eye(len(rotation)), atol=1e-13)
     for back, layer in zip(frame.undo(graded).layers, NETWORK.layers, strict=True):
@@ -26,16 +27,18 @@ def test_learned_and_unlearned_directions_do_not_share_entries():
     )
     noise = sf.gaussian(jax.random.key(1), depth=4, width=6, shape=(4, 3), variance=1.0)
     tiny = jax.tree.map(lambda a, b: a + 1e-9 * b, learned, noise)
-    graded, _ = grade(tiny, Frame.of(tiny))
+    graded, _, spectra = grade(tiny, Frame.of(tiny))
     for layer in graded.layers:
         assert float(jnp.abs(layer[0, 0])) > 1
         assert float(jnp.abs(layer[1:, 1:]).max()) < 1e-7
+    for layer, values in zip(graded.layers, spectra, strict=True):
+        np.testing.assert_allclose(values, np.linalg.svd(layer, compute_uv=False), rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["completion", "mse", "huber"])
 def test_a_framed_cost_is_the_cost(name):
     cost = costs()[name]
-    graded, frame = grade(NETWORK, Frame.of(NETWORK))
+    graded, frame, _ = grade(NETWORK, Frame.of(NETWORK))
     framed = FramedCost(cost, frame)
     matrix = graded.end_to_end()
     assert float(framed(matrix)) == pytest.approx(float(cost(NETWORK.end_to_end())), rel=1e-12)

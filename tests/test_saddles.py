@@ -63,15 +63,15 @@ def test_visits_of_a_run_and_what_is_behind_them(depth):
         assert visit.index == ((3 - visit.rank) * (8 - visit.rank) if depth == 2 else 0)
     # whitened, C = |A - S|^2: twice the largest eigenvalue L s^(2 - 2/L) of the learned part
     assert visits[1].hessian_range[1] == pytest.approx(2 * depth * 3.0 ** (2 - 2 / depth), rel=1e-3)
-    assert visits[1].escape_time == pytest.approx(trajectory.time[visits[1].escape[0]], rel=0.05)
+    row = visits[1].escape[0]
+    assert trajectory.time[row] <= visits[1].escape_time <= trajectory.time[row + 1]
     assert math.isfinite(visits[2].escape_speed)
 
 
 @pytest.mark.parametrize(("depth", "rank"), [(2, 0), (2, 1), (2, 2), (3, 1), (4, 2)])
 def test_the_hessian_at_a_saddle_is_the_dense_one(depth, rank):
     target = np.random.default_rng(depth).standard_normal((4, 3))
-    mask = np.random.default_rng(1).random((4, 3)) < 0.8
-    cost = sf.MatrixCompletion(target, mask)
+    cost = sf.MeanSquaredError.teacher(target)  # completion's infimum over a rank need not be attained
     u, s, vh = np.linalg.svd(target, full_matrices=False)
     guess = sf.balanced(jnp.asarray((u[:, :rank] * s[:rank]) @ vh[:rank]), depth=depth, width=4)
     # a descent within the rank, so that what is polished is what a flow visits
@@ -166,7 +166,7 @@ def test_arc_length_of_a_straight_path():
     """A balanced mode moves along a ray: its path is as long as the distance."""
     cost = sf.MeanSquaredError.teacher(np.diag([2.0, 0.0, 0.0]))
     start = sf.balanced(jnp.diag(jnp.array([1e-3, 0.0, 0.0])), depth=2, width=3)
-    run = sf.gradient_flow(cost, start, rtol=1e-8, t1=3.0, progress=False)
+    run = sf.gradient_flow(cost, start, rtol=1e-8, save_at=np.linspace(0, 3, 2001), progress=False)
     moved = jax.tree.map(lambda a, b: a - b, run.network, start)
     assert run.arc_length[-1] == pytest.approx(float(sf.geometry.norm(moved)), rel=1e-3)
 
@@ -203,8 +203,11 @@ def homogeneous_end(depth, theta, gradient):
         def has_test(self):
             return False
 
-    run = sf.gradient_flow(Linear(gradient), theta, rtol=1e-6, progress=False, max_steps=4000)
-    assert run.stop_reason in ("step_size_underflow", "non_finite")
+    # what is left of the time is 1 / (s |theta|^(L-2))
+    run = sf.gradient_flow(
+        Linear(gradient), theta, rtol=1e-6, stop=lambda time, network: sf.geometry.norm(network) > 1e6, progress=False
+    )
+    assert run.stop_reason == "stop"
     return run.time[-1]
 
 
@@ -231,18 +234,21 @@ def test_escape_times_follow_the_homogeneous_flow(depth):
     assert abs(scaled[-1] - end) < abs(scaled[0] - end) or math.isclose(scaled[0], end, rel_tol=1e-4)
 
 
-def expected_end(depth, alpha):
-    return "below_resolution" if alpha < {2: 0, 3: 0, 4: 1e-8, 6: 1e-3}[depth] else "converged"
+# What is resolved at this scale for certain, and what rounding is certain to decide; between them the target matters.
+RESOLVED = {2: 0.0, 3: 1e-12, 4: 1e-7, 6: 1e-3}
+LOST = {2: 0.0, 3: 1e-17, 4: 1e-9, 6: 1e-5}
 
 
 @pytest.mark.parametrize("alpha", [1e-4, 1e-15])
 @pytest.mark.parametrize("depth", [2, 3, 4, 6])
 def test_no_saddle_is_called_converged(depth, alpha):
     _, run = flow(depth, alpha, rtol=1e-3)
-    assert run.stop_reason == expected_end(depth, alpha)
     if run.stop_reason == "converged":
+        assert alpha >= LOST[depth]
         assert run.train_cost[-1] < 1e-6
     else:
+        assert alpha < RESOLVED[depth]
+        assert run.stop_reason == "below_resolution"
         assert run.rank[-1] < 3
 
 
