@@ -198,7 +198,7 @@ def _speed(clock, gradient_norm, dip: int, escape: int, depth: int) -> float:
     share = gradient_norm[dip : peak + 1] / gradient_norm[peak]
     rows = dip + np.flatnonzero((share > SPEED_WINDOW[0]) & (share < SPEED_WINDOW[1]))
     rows = rows[gradient_norm[rows] > MIN_DIP * gradient_norm[dip]]
-    if len(rows) < 3:
+    if len(rows) < 2:
         return math.nan
     time = clock.since(int(rows[0]))[rows]
     if depth == 2:

@@ -62,7 +62,7 @@ def test_neither_order_nor_chunks_nor_company_matter(data):
 
 def test_places_of_one_program_do_not_know_each_other():
     """Several places under vmap: refilled as they end, the same whatever the order."""
-    grid = {"depth": 2, "width": 4, "lanes": 2, "rtol": 1e-3, "solver": diffrax.Tsit5()}
+    grid = {"depth": 2, "width": 4, "lanes": 2, "rtol": 1e-3, "t1": 10.0, "solver": diffrax.Tsit5()}
     data = sf.sweep(COST, gamma=[0.5, 1.0, 2.0], seed=[0, 1], **grid)
     assert_same(data, sf.sweep(COST, gamma=[2.0, 1.0, 0.5], seed=[1, 0], chunk_size=3, **grid))
     assert 0.5 < data.attrs["lane_utilisation"] <= 1
