@@ -41,7 +41,7 @@ def below(half_square: float) -> Callable:
 
 def flow(network: sf.DeepLinearNetwork, stop: Callable) -> dict[str, int]:
     trajectory = sf.gradient_flow(
-        COST, network, rtol=1e-4, stop=stop, gradient_tolerance=1e-12, max_steps=5000, progress=False
+        COST, network, rtol=1e-4, stop=stop, gradient_tolerance=1e-12, max_steps=5000, graded=False, progress=False
     )
     assert trajectory.stop_reason == "stop"
     stats = trajectory.stats

@@ -1,0 +1,44 @@
+"""Tiny starts against an integration in 220 bits: another method, another arithmetic, plain coordinates."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from high_precision import Flow
+
+import saddleflow as sf
+
+TARGET = np.diag([3.0, 2.0, 1.0])
+
+
+def start(depth, alpha):
+    rng = np.random.default_rng(0)
+    sizes = [3] + [4] * (depth - 1) + [3]
+    shapes = zip(sizes[1:], sizes[:-1], strict=True)
+    return [alpha * rng.standard_normal(shape) / 2 for shape in shapes]
+
+
+def escapes(layers, rtol):
+    """Escape times, and the costs at which they are taken: half-way down from one plateau to the next."""
+    network = sf.DeepLinearNetwork(map(jnp.asarray, layers))
+    run = sf.gradient_flow(sf.MeanSquaredError.teacher(TARGET), network, rtol=rtol, progress=False)
+    assert run.stop_reason == "converged"
+    assert [visit.rank for visit in run.visits] == [0, 1, 2]
+    costs = [*(visit.cost for visit in run.visits), run.train_cost[-1]]
+    levels = [(above + below) / 2 for above, below in zip(costs, costs[1:], strict=False)]
+    return np.array([visit.escape_time for visit in run.visits]), levels
+
+
+@pytest.mark.parametrize(
+    ("depth", "alpha"),
+    [
+        (3, 1e-2),
+        pytest.param(3, 1e-8, marks=pytest.mark.slow),
+        pytest.param(4, 1e-6, marks=pytest.mark.slow),
+    ],
+)
+def test_escape_times_are_those_of_high_precision(depth, alpha):
+    rtol = 1e-4
+    layers = start(depth, alpha)
+    times, levels = escapes(layers, rtol)
+    exact = Flow(layers, TARGET).crossings(levels, tolerance=1e-8 * alpha)
+    np.testing.assert_allclose(times, exact, rtol=10 * rtol)
