@@ -25,7 +25,6 @@ from saddleflow.graded import is_tiny
 from saddleflow.lanes import Lane, Shape, Tally
 from saddleflow.network import DeepLinearNetwork, layer_sizes
 from saddleflow.stepping import REASONS, Method
-from saddleflow.trajectory import RELATIVE_RANK_TOLERANCE
 
 # The dims a sweep can have, in the order of the dataset.
 AXES = ("cost", "depth", "gamma", "alpha", "width", "seed", "rtol")
@@ -233,7 +232,7 @@ def _rows(result: dict[str, Any], options: Options) -> dict[str, np.ndarray]:
         values[finite] = np.linalg.svd(matrices[finite], compute_uv=False)
     tolerance = options.rank_tolerance
     if tolerance is None:
-        tolerance = RELATIVE_RANK_TOLERANCE * values.max(initial=0.0, where=np.isfinite(values))
+        tolerance = obs.default_rank_tolerance(values, kept["train_cost"])
     kept |= {
         "singular_values": values,
         "nuclear_norm": obs.nuclear_norm(values),

@@ -91,8 +91,8 @@ def gradient_flow(
         max_steps: steps at most, accepted and rejected ones.
         max_seconds: wall-clock budget in seconds, compilation included, kept to within about one burst (.2 s).
         gradient_tolerance: of the certificate, 1e-13 <= gradient_tolerance < 1.
-        rank_tolerance: absolute cut for the numerical rank; None: a hundredth of the run's largest
-            singular value.
+        rank_tolerance: absolute cut for the numerical rank; None: a hundredth of the largest
+            singular value until the cost has fallen half-way.
         graded: solve in graded coordinates (`saddleflow.graded`), which tiny starts need; None decides by the
             start's size. The default solver only; what is returned is in the coordinates of the start either way.
         progress: show a meter on terminals and in notebooks.

@@ -96,9 +96,28 @@ def ntk_rate(cost: Cost, network: DeepLinearNetwork) -> Float[Array, ""]:
     return jnp.sum(matrix * geometry.neural_tangent_kernel(network, matrix)) / jnp.sum(matrix**2)
 
 
+# The paper cuts at 1e-1 where the targets' singular values are of order 10.
+RELATIVE_RANK_TOLERANCE = 1e-2
+
+
 def rank(singular_values: Float[np.ndarray, "*time n"], tolerance: float) -> Int[np.ndarray, "*time"]:
     """Number of singular values above an absolute tolerance."""
     return np.sum(singular_values > tolerance, axis=-1)
+
+
+def default_rank_tolerance(
+    singular_values: Float[np.ndarray, "time n"], train_cost: Float[np.ndarray, " time"]
+) -> float:
+    """A hundredth of the largest singular value until the cost has fallen half-way.
+
+    Not of all the run: where observed entries leave it the freedom, a singular value grows without end.
+    """
+    finite = np.isfinite(train_cost) & np.isfinite(singular_values).all(axis=-1)
+    values, costs = singular_values[finite], train_cost[finite]
+    if not len(costs):
+        return 0.0
+    half = np.argmax(costs <= (costs[0] + costs.min()) / 2)
+    return float(RELATIVE_RANK_TOLERANCE * values[: half + 1].max())
 
 
 def nuclear_norm(singular_values: Float[np.ndarray, "*time n"]) -> Float[np.ndarray, "*time"]:

@@ -100,7 +100,7 @@ def sweep(
         solver: as in `gradient_flow`.
         max_steps: steps of a lane at most.
         gradient_tolerance: of the certificate, as in `gradient_flow`.
-        rank_tolerance: absolute cut for the rank; None: a hundredth of a lane's largest singular value.
+        rank_tolerance: absolute cut for the rank; None: see `gradient_flow`.
         store: folder of a zarr store: finished chunks are kept there, and the same call goes on where an earlier
             one ended.
         client: a `dask.distributed.Client` to run the chunks on.

@@ -25,10 +25,6 @@ from saddleflow.network import DeepLinearNetwork
 from saddleflow.reduction import ReducedNetwork
 from saddleflow.saddles import SaddleVisit, find_visits, inspect, nearest
 
-# The numerical rank counts singular values above this share of the largest one seen in the run. The paper cuts
-# at 1e-1 where the targets' singular values are of order 10.
-RELATIVE_RANK_TOLERANCE = 1e-2
-
 
 @dataclass(frozen=True, repr=False)
 class Trajectory:
@@ -55,8 +51,8 @@ class Trajectory:
         configuration: what ran: cost, network, solver, tolerances. Plain numbers and strings.
         reduced: the reduced network that ran (`saddleflow.reduction`), else None; not saved.
         singular_values: of A, in descending order, shape (time, min(n_out, n_in)).
-        rank_tolerance: singular values above it count for `rank`; given as None, a hundredth of the run's
-            largest singular value.
+        rank_tolerance: singular values above it count for `rank`; given as None, a hundredth of the
+            largest singular value until the cost has fallen half-way.
     """
 
     time: Float[np.ndarray, " time"]
@@ -83,8 +79,7 @@ class Trajectory:
         values[finite] = np.linalg.svd(self.end_to_end[finite], compute_uv=False)
         object.__setattr__(self, "singular_values", values)
         if self.rank_tolerance is None:
-            largest = values.max(initial=0.0, where=np.isfinite(values))
-            object.__setattr__(self, "rank_tolerance", RELATIVE_RANK_TOLERANCE * float(largest))
+            object.__setattr__(self, "rank_tolerance", obs.default_rank_tolerance(values, self.train_cost))
 
     @property
     def rank(self) -> Int[np.ndarray, " time"]:

@@ -8,9 +8,9 @@ import pytest
 if version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0")
 
-import jax  # noqa: E402
+import jax
 
-import saddleflow as sf  # noqa: E402
+import saddleflow as sf
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,4 +1,4 @@
-"""Gradient flow of a small network in arbitrary precision: extrapolated, linearly implicit Euler steps on FLINT's reals.
+"""Gradient flow of a small network in 220 bits (FLINT): extrapolated, linearly implicit Euler steps.
 
 Independent of the package: another method, another arithmetic, plain coordinates, a dense Jacobian. The method is
 SEULEX (Hairer & Wanner, Solving ODEs II, section IV.9) of a fixed order: `num_levels` sequences of 1, 2, ... small
@@ -24,7 +24,7 @@ def _exact(matrix):
 
 
 class Flow:
-    """`dW_l/dt = -M_l^T 2 (A - S) N_l^T` of the cost |A - S|_F^2, with M_l and N_l the products above and below W_l."""
+    """`dW_l/dt = -M_l^T 2 (A - S) N_l^T`, of the cost |A - S|_F^2; M_l and N_l the products above and below W_l."""
 
     def __init__(self, layers, target):
         ctx.prec = BITS
@@ -87,10 +87,11 @@ class Flow:
     def step(self, flat, jacobian, h, num_levels):
         """The state after a step of h, and the largest entry of its error estimate."""
         size = len(flat)
+        identity = arb_mat([[int(row == column) for column in range(size)] for row in range(size)])
         table = []
         for level in range(1, num_levels + 1):
             part = h / level
-            inverse = _exact((arb_mat([[int(i == j) for j in range(size)] for i in range(size)]) - jacobian * part).inv())
+            inverse = _exact((identity - jacobian * part).inv())
             state = arb_mat(size, 1, flat)
             for _ in range(level):
                 slope = arb_mat(size, 1, self.field(state.entries()))
@@ -126,4 +127,4 @@ class Flow:
         def excess(share):
             return self.cost(self.step(flat, jacobian, h * arb(share), num_levels)[0]) - level
 
-        return h * arb(brentq(excess, 1e-9, 1.0, rtol=1e-12))
+        return h * arb(brentq(excess, 1e-9, 1.0, xtol=1e-12))

@@ -1,5 +1,7 @@
 """Tiny starts against an integration in 220 bits: another method, another arithmetic, plain coordinates."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ def escapes(layers, rtol):
     assert run.stop_reason == "converged"
     assert [visit.rank for visit in run.visits] == [0, 1, 2]
     costs = [*(visit.cost for visit in run.visits), run.train_cost[-1]]
-    levels = [(above + below) / 2 for above, below in zip(costs, costs[1:], strict=False)]
+    levels = [(above + below) / 2 for above, below in itertools.pairwise(costs)]
     return np.array([visit.escape_time for visit in run.visits]), levels
 
 

@@ -46,3 +46,11 @@ def test_registering_ones_own():
             obs.register(first_entry)
     finally:
         del obs.REGISTRY["first_entry"]
+
+
+def test_a_singular_value_that_runs_away_does_not_hide_the_others():
+    values = np.array([[0.0, 0.0], [5.0, 0.0], [10.0, 4.0], [1e5, 4.0]])
+    tolerance = obs.default_rank_tolerance(values, np.array([10.0, 9.0, 3.0, 0.0]))
+    assert tolerance == pytest.approx(0.1)
+    assert obs.rank(values, tolerance).tolist() == [0, 1, 2, 2]
+    assert obs.default_rank_tolerance(values[:1], np.array([np.nan])) == 0.0

