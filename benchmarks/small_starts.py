@@ -4,7 +4,7 @@
 
 Matrix completion, 10 x 10 of rank 3, 80 % observed; start alpha * theta_0 with variance 1/w; rtol 1e-3. Escape times
 are in units of alpha^-(L-2) (for L = 2 as they are). Without arguments: L = 2 to 5, to the smallest starts that
-float64 resolves.
+float64 resolves and one beyond.
 """
 
 import argparse
@@ -17,9 +17,9 @@ import saddleflow as sf
 
 SCALES = {
     2: (1e-3, 1e-8, 1e-12, 1e-15),
-    3: (1e-3, 1e-6, 1e-9, 1e-12, 1e-15),
-    4: (1e-3, 1e-5, 1e-7, 1e-9),
-    5: (1e-3, 1e-4, 1e-6),
+    3: (1e-3, 1e-6, 1e-9, 1e-12, 1e-15, 1e-18),
+    4: (1e-3, 1e-5, 1e-7, 1e-8, 1e-10),
+    5: (1e-3, 1e-4, 1e-5, 1e-7),
 }
 
 

@@ -86,16 +86,16 @@ def grade(network: DeepLinearNetwork, frame: Frame) -> tuple[DeepLinearNetwork, 
     return DeepLinearNetwork(layers), Frame(rotations), tuple(spectra)
 
 
-def below_resolution(
+def resolution(
     cost: Cost, network: DeepLinearNetwork, spectra: Spectra, step_size: Float[Array, ""]
-) -> Bool[Array, ""]:
-    """Whether rounding, not the start, would decide the next escape from the plateau that the network rests on.
+) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
+    """Whether rounding strains the plateau that the network rests on, and whether it would decide the next escape.
 
     Unlearned directions of the size a (the geometric mean over the layers, below the widest gap of their spectra)
     grow at the rate `s_1(grad C) a^(L-2)`. A step that follows it is `lambda / rate` times longer than the fastest
     relaxation takes, lambda the largest eigenvalue of the learned part, and amplifies rounding `eps` by that.
     Measured for L = 3 to 5: up to `eps lambda / rate` = 440 escape times are those of larger starts to 1 %, from
-    1,300 on they drift. It applies at rest, where steps have become long; on the way to it escapes are safe at every
+    1,300 on they drift; strained is what is above 1. It applies at rest, where steps have become long; on the way to it escapes are safe at every
     scale.
     """
     count = min(len(s) for s in spectra)
@@ -110,7 +110,8 @@ def below_resolution(
     largest = stiffness * jnp.linalg.norm(curved) / jnp.linalg.norm(matrix)
     rate = jnp.linalg.norm(gradient) * unlearned ** (network.depth - 2)
     rounding = EPSILON * largest
-    return jnp.any(gaps > 0) & (rounding > LIMIT * rate) & (rounding * step_size > REST)
+    rests = jnp.any(gaps > 0) & (rounding * step_size > REST)
+    return rests & (rounding > rate), rests & (rounding > LIMIT * rate)
 
 
 class FramedCost(Cost):

@@ -20,7 +20,7 @@ from saddleflow import geometry
 from saddleflow.clock import Clock
 from saddleflow.costs import Cost
 from saddleflow.dips import Dips
-from saddleflow.graded import Frame, FramedCost, below_resolution, grade, noise
+from saddleflow.graded import Frame, FramedCost, grade, noise, resolution
 from saddleflow.network import DeepLinearNetwork
 from saddleflow.observables import Observable
 from saddleflow.solvers import CountingSolver, PredictiveController
@@ -55,6 +55,9 @@ STEP_SHARE = 0.1
 
 # In graded coordinates the spaces are turned anew after this many steps, accepted or not.
 REGRADE = 50
+
+# So many turns in a row under strain, and rounding holds the run where it is. (Seen to get away: 7; to stay: 18.)
+MAX_STRAINED = 16
 
 Row = dict[str, Any]
 
@@ -96,6 +99,7 @@ class FlowState(eqx.Module):
     num_rejected: Int[Array, ""]
     consecutive_rejections: Int[Array, ""]
     met_non_finite: Bool[Array, ""]  # at the last rejection
+    strained: Int[Array, ""]  # turns into graded coordinates in a row that found rounding at work
     reason: Int[Array, ""]
     rows: Row
     num_rows: Int[Array, ""]
@@ -143,6 +147,7 @@ def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Me
         num_rejected=jnp.zeros((), int),
         consecutive_rejections=jnp.zeros((), int),
         met_non_finite=jnp.zeros((), bool),
+        strained=jnp.zeros((), int),
         reason=reason,
         rows=rows,
         num_rows=num_rows,
@@ -193,9 +198,13 @@ def advance(state: FlowState, cost: Cost, settings: Settings, method: Method, nu
 def _regrade(state: FlowState, cost: Cost) -> FlowState:
     assert state.frame is not None
     network, frame, spectra = grade(state.network, state.frame)
-    lost = below_resolution(FramedCost(cost, state.frame), state.network, spectra, state.step_size)
+    strains, lost = resolution(FramedCost(cost, state.frame), state.network, spectra, state.step_size)
+    strained = jnp.where(strains, state.strained + 1, 0)
+    lost |= strained >= MAX_STRAINED
     reason = jnp.where(lost & (state.reason == RUNNING), BELOW_RESOLUTION, state.reason)
-    return eqx.tree_at(lambda s: (s.network, s.frame, s.reason), state, (network, frame, reason))
+    return eqx.tree_at(
+        lambda s: (s.network, s.frame, s.strained, s.reason), state, (network, frame, strained, reason)
+    )
 
 
 def plain_network(state: FlowState) -> DeepLinearNetwork:
@@ -300,6 +309,7 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
         num_rejected=state.num_rejected + (1 - keep),
         consecutive_rejections=rejections,
         met_non_finite=met_non_finite,
+        strained=state.strained,
         reason=reason,
         rows=rows,
         num_rows=num_rows,
