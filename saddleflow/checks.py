@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Float
 
 
 def require(condition: Any, argument: str, expected: str, value: Any, remedy: str = "") -> None:
@@ -59,3 +60,16 @@ def require_float64(argument: str, value: Any) -> None:
         str(dtype),
         "Small initialisations vanish in float32: convert with `.astype('float64')`.",
     )
+
+
+def check_save_at(save_at: Any, t1: float | None) -> tuple[Float[np.ndarray, " times"], float]:
+    """The times to save at, and the end of the run: `t1`, or the last of the times."""
+    times = np.atleast_1d(np.asarray(save_at, float))
+    require(times.ndim == 1 and times.size > 0, "save_at", "be a list of times", f"shape {times.shape}")
+    require_finite("save_at", times)
+    require(bool(np.all(np.diff(times) >= 0)), "save_at", "be sorted", save_at, "Pass sorted(save_at).")
+    require(bool(times[0] >= 0), "save_at", "not be negative", float(times[0]), "Runs start at t = 0.")
+    last = float(times[-1])
+    require(last > 0 or t1 is not None, "save_at", "reach beyond t = 0", last)
+    require(t1 is None or last <= t1, "save_at", f"end by t1 = {t1}", last)
+    return times, last if t1 is None else t1

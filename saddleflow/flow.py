@@ -18,9 +18,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from saddleflow import geometry, stepping
 from saddleflow import observables as obs
 from saddleflow.certificate import certified_flow, reduce_where_smaller
-from saddleflow.checks import is_concrete, require, require_finite, require_integer, require_positive
+from saddleflow.checks import check_save_at, is_concrete, require, require_finite, require_integer, require_positive
 from saddleflow.clock import SegmentedTime
 from saddleflow.costs import Cost
+from saddleflow.factor import lane_by_lane
 from saddleflow.graded import is_tiny
 from saddleflow.jacobian import flow_jacobian
 from saddleflow.network import DeepLinearNetwork
@@ -147,6 +148,9 @@ def gradient_flow(
 def integrate(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Method) -> FlowState:
     """The core of `gradient_flow` as a pure function of arrays, for `jax.jit` and `jax.vmap`.
 
+    On CPUs a `vmap` takes its lanes one after another: in a batch each would wait for the slowest at every inner
+    loop, and pay for both branches of every condition.
+
     Args:
         cost: the convex cost.
         network: the start; under vmap one lane of many.
@@ -157,17 +161,18 @@ def integrate(cost: Cost, network: DeepLinearNetwork, settings: Settings, method
         The final state; `state.rows` holds `state.num_rows` saved rows, `state.reason` the index of the stop
         reason in `saddleflow.stepping.REASONS`.
     """
+    arrays, rest = eqx.partition((cost, network, settings, method), eqx.is_array)
+    return lane_by_lane(lambda arrays: _integrate(*eqx.combine(arrays, rest)))(arrays)
+
+
+def _integrate(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Method) -> FlowState:
     state = stepping.start(cost, network, settings, method)
-    dynamic, static = eqx.partition(state, eqx.is_array)
-
-    def burst(dynamic):
-        state = eqx.combine(dynamic, static)
-        # to the next thinning of the rows, or to the end
-        state = stepping.advance(state, cost, settings, method, settings.max_steps)
-        return eqx.filter(state, eqx.is_array)
-
-    dynamic = jax.lax.while_loop(lambda d: d.reason == stepping.RUNNING, burst, dynamic)
-    return eqx.combine(dynamic, static)
+    # burst by burst: to the next thinning of the rows, or to the end
+    return jax.lax.while_loop(
+        lambda state: state.reason == stepping.RUNNING,
+        lambda state: stepping.advance(state, cost, settings, method, settings.max_steps),
+        state,
+    )
 
 
 def prepare(
@@ -211,7 +216,8 @@ def prepare(
     if t1 is not None:
         require_positive("t1", t1)
     if save_at is not None:
-        save_at, t1 = _check_save_at(save_at, t1)
+        times, t1 = check_save_at(save_at, t1)
+        save_at = jnp.asarray(times)
     stiff = solver is None or isinstance(solver, Rosenbrock)
     graded = stiff and is_tiny(cost, network) if graded is None else graded
     require(
@@ -272,18 +278,6 @@ def prepare(
         num_dips=num_dips,
     )
     return settings, method
-
-
-def _check_save_at(save_at: Any, t1: float | None) -> tuple[Array, float]:
-    times = np.atleast_1d(np.asarray(save_at, float))
-    require(times.ndim == 1 and times.size > 0, "save_at", "be a list of times", f"shape {times.shape}")
-    require_finite("save_at", times)
-    require(bool(np.all(np.diff(times) >= 0)), "save_at", "be sorted", save_at, "Pass sorted(save_at).")
-    require(bool(times[0] >= 0), "save_at", "not be negative", float(times[0]), "Runs start at t = 0.")
-    last = float(times[-1])
-    require(last > 0 or t1 is not None, "save_at", "reach beyond t = 0", last)
-    require(t1 is None or last <= t1, "save_at", f"end by t1 = {t1}", last)
-    return jnp.asarray(times), last if t1 is None else t1
 
 
 _start = eqx.filter_jit(stepping.start)

@@ -14,7 +14,7 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from saddleflow import geometry
 from saddleflow.checks import is_concrete
@@ -30,6 +30,9 @@ NOISE = 16
 
 # Rounding, amplified, over what it is compared with: from here on it shows.
 LIMIT = 500
+
+# So many turns in a row under strain, and rounding holds the run where it is. (Seen to get away: 7; to stay: 18.)
+MAX_STRAINED = 16
 
 # At rest: a step has become so long that rounding is amplified to this.
 REST = 1e-4
@@ -87,16 +90,16 @@ def grade(network: DeepLinearNetwork, frame: Frame) -> tuple[DeepLinearNetwork, 
 
 
 def resolution(
-    cost: Cost, network: DeepLinearNetwork, spectra: Spectra, step_size: Float[Array, ""]
-) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
-    """Whether rounding strains the plateau that the network rests on, and whether it would decide the next escape.
+    cost: Cost, network: DeepLinearNetwork, spectra: Spectra, step_size: Float[Array, ""], strained: Int[Array, ""]
+) -> tuple[Int[Array, ""], Bool[Array, ""]]:
+    """How often in a row rounding strained the plateau that the network rests on; whether it decides the next escape.
 
     Unlearned directions of the size a (the geometric mean over the layers, below the widest gap of their spectra)
     grow at the rate `s_1(grad C) a^(L-2)`. A step that follows it is `lambda / rate` times longer than the fastest
     relaxation takes, lambda the largest eigenvalue of the learned part, and amplifies rounding `eps` by that.
     Measured for L = 3 to 5: up to `eps lambda / rate` = 440 escape times are those of larger starts to 1 %, from
-    1,300 on they drift; strained is what is above 1. It applies at rest, where steps have become long; on the way to it escapes are safe at every
-    scale.
+    1,300 on they drift; strained is what is above 1. It applies at rest, where steps have become long; on the way
+    to it escapes are safe at every scale.
     """
     count = min(len(s) for s in spectra)
     sizes = jnp.mean(jnp.stack([jnp.log(jnp.maximum(s[:count], 1e-300)) for s in spectra]), axis=0)
@@ -111,7 +114,8 @@ def resolution(
     rate = jnp.linalg.norm(gradient) * unlearned ** (network.depth - 2)
     rounding = EPSILON * largest
     rests = jnp.any(gaps > 0) & (rounding * step_size > REST)
-    return rests & (rounding > rate), rests & (rounding > LIMIT * rate)
+    strained = jnp.where(rests & (rounding > rate), strained + 1, 0)
+    return strained, rests & (rounding > LIMIT * rate) | (strained >= MAX_STRAINED)
 
 
 class FramedCost(Cost):

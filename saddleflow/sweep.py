@@ -16,10 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from saddleflow import cluster
 from saddleflow import observables as obs
-from saddleflow.checks import require, require_finite, require_integer, require_positive
+from saddleflow.checks import check_save_at, require, require_finite, require_integer, require_positive
 from saddleflow.chunks import AXES, Chunk, Grid, Options, cut, describe
 from saddleflow.costs import Cost
-from saddleflow.flow import _check_save_at
 from saddleflow.lanes import Tally, find_devices
 from saddleflow.network import layer_sizes
 from saddleflow.stepping import REASONS
@@ -229,9 +228,8 @@ def _options(
         last = t1 or 0.0
         save_at = np.concatenate([[0.0], np.geomspace(last * 1e-6, last, save_at - 1)])
     if save_at is not None:
-        times, t1 = _check_save_at(save_at, t1)
+        save_at, t1 = check_save_at(save_at, t1)
         t1 = float(t1)
-        save_at = np.asarray(times)
     return Options(
         t1,
         save_at,
