@@ -37,8 +37,8 @@ MAX_STRAINED = 16
 # At rest: a step has become so long that rounding is amplified to this.
 REST = 1e-4
 
-# Below this share of learned layers unlearned ones hide under the error weights of plain coordinates, and the times of
-# later escapes suffer (docs/small_starts.md has what was seen; it does not vanish above).
+# Below this share of learned layers unlearned ones hide under the error weights of plain coordinates, and the times
+# of later escapes suffer (docs/small_starts.md has what was seen; it does not vanish above).
 TINY = 1e-3
 
 Spectra = tuple[Float[Array, " _"], ...]
@@ -97,8 +97,8 @@ def resolution(
     Unlearned directions of the size a (the geometric mean over the layers, below the widest gap of their spectra)
     grow at the rate `s_1(grad C) a^(L-2)`. A step that follows it is `lambda / rate` times longer than the fastest
     relaxation takes, lambda the largest eigenvalue of the learned part, and amplifies rounding `eps` by that.
-    Seen for L = 3 to 5: up to `eps lambda / rate` = 440 escape times are those of larger starts to 1 %, at 610 one was
-    off by 1.4 %; strained is what is above 1. It applies at rest, where steps have become long; on the way to it
+    Seen for L = 3 to 5: up to `eps lambda / rate` = 440 escape times are those of larger starts to 1 %, at 610 one
+    was off by 1.4 %; strained is what is above 1. It applies at rest, where steps have become long; on the way to it
     escapes are safe at every scale.
     """
     count = min(len(s) for s in spectra)

@@ -268,3 +268,33 @@ def test_bad_shapes_and_starts(small_cost, small_network):
     broken = sf.DeepLinearNetwork([small_network.layers[0].at[0, 0].set(jnp.nan), *small_network.layers[1:]])
     with pytest.raises(ValueError, match=r"`network.layers\[0\]` must be finite"):
         sf.gradient_flow(small_cost, broken)
+
+
+def test_an_explicit_solver_needs_no_derivative_of_the_gradient(small_network):
+    @jax.custom_vjp
+    def loss(matrix):
+        return jnp.sum((matrix - 1.0) ** 2)
+
+    loss.defvjp(lambda matrix: (loss(matrix), matrix), lambda matrix, g: (2 * g * (matrix - 1.0),))
+
+    class ReverseOnly(sf.Cost):
+        @property
+        def shape(self):
+            return (4, 4)
+
+        @property
+        def has_test(self):
+            return False
+
+        def __call__(self, matrix):
+            return loss(matrix)
+
+        def test(self, matrix):
+            raise ValueError("no test set")
+
+        def gradient(self, matrix):
+            return jax.pure_callback(lambda a: 2 * (np.asarray(a) - 1.0), matrix, matrix)
+
+    run = sf.gradient_flow(ReverseOnly(), small_network, rtol=1e-3, t1=0.5, solver=diffrax.Tsit5(), progress=False)
+    assert run.stop_reason == "t1"
+    assert run.train_cost[-1] < run.train_cost[0]

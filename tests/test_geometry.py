@@ -16,7 +16,7 @@ def problem(depth, width, shape):
     return cost, *(sf.gaussian(k, depth=depth, width=width, shape=shape, variance=0.3) for k in keys)
 
 
-def close(ours, theirs):
+def assert_close(ours, theirs):
     for a, b in zip(ours.layers, theirs.layers, strict=True):
         assert float(jnp.linalg.norm(a - b)) <= 1e-12 * float(jnp.linalg.norm(b))
 
@@ -24,14 +24,14 @@ def close(ours, theirs):
 @pytest.mark.parametrize(("depth", "width", "shape"), CASES)
 def test_gradient_equals_autodiff(depth, width, shape):
     cost, network, _ = problem(depth, width, shape)
-    close(sf.gradient(cost, network), jax.grad(lambda theta: cost(theta.end_to_end()))(network))
+    assert_close(sf.gradient(cost, network), jax.grad(lambda theta: cost(theta.end_to_end()))(network))
 
 
 @pytest.mark.parametrize(("depth", "width", "shape"), CASES)
 def test_hessian_vector_product_equals_autodiff(depth, width, shape):
     cost, network, direction = problem(depth, width, shape)
     loss = jax.grad(lambda theta: cost(theta.end_to_end()))
-    close(sf.hessian_vector_product(cost, network, direction), jax.jvp(loss, (network,), (direction,))[1])
+    assert_close(sf.hessian_vector_product(cost, network, direction), jax.jvp(loss, (network,), (direction,))[1])
 
 
 def test_gradient_never_multiplies_wide_layers():

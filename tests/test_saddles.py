@@ -183,26 +183,28 @@ def test_balanced_modes_wait_in_proportion(depth):
     np.testing.assert_allclose(times / times[0], sf.theory.waiting_time_ratio(strengths), rtol=0.01)
 
 
-def homogeneous_end(depth, theta, gradient):
-    """When the flow of the homogeneous model `Tr(G^T A)` ends, which is its blow-up."""
+class Linear(sf.Cost):
+    """The homogeneous model `Tr(G^T A)`, without a lower bound."""
 
-    class Linear(sf.Cost):
-        slope: jax.Array
+    slope: jax.Array
 
-        @property
-        def shape(self):
-            return self.slope.shape
+    @property
+    def shape(self):
+        return self.slope.shape
 
-        def __call__(self, matrix):
-            return jnp.sum(self.slope * matrix)
+    def __call__(self, matrix):
+        return jnp.sum(self.slope * matrix)
 
-        def test(self, matrix):
-            return self(matrix)
+    def test(self, matrix):
+        return self(matrix)
 
-        @property
-        def has_test(self):
-            return False
+    @property
+    def has_test(self):
+        return False
 
+
+def homogeneous_end(theta, gradient):
+    """When the flow of the homogeneous model ends, which is its blow-up."""
     # what is left of the time is 1 / (s |theta|^(L-2))
     run = sf.gradient_flow(
         Linear(gradient), theta, rtol=1e-6, stop=lambda time, network: sf.geometry.norm(network) > 1e6, progress=False
@@ -228,19 +230,29 @@ def test_escape_times_follow_the_homogeneous_flow(depth):
     slope = np.polyfit(np.log(alphas), np.log(times), 1)[0]
     assert slope == pytest.approx(-(depth - 2), rel=0.01)
     theta = sf.gaussian(jax.random.key(0), depth=depth, width=8, shape=(3, 3), variance=1 / 8)
-    end = homogeneous_end(depth, theta, gradient)
+    end = homogeneous_end(theta, gradient)
     scaled = times * np.array(alphas) ** (depth - 2)
     assert scaled[-1] == pytest.approx(end, rel=0.01)
     assert abs(scaled[-1] - end) < abs(scaled[0] - end) or math.isclose(scaled[0], end, rel_tol=1e-4)
 
 
+def test_a_blow_up_ends_as_non_finite():
+    theta = sf.gaussian(jax.random.key(0), depth=3, width=8, shape=(3, 3), variance=1 / 8)
+    run = sf.gradient_flow(
+        Linear(-jnp.diag(jnp.asarray(STRENGTHS))), theta, rtol=1e-4, progress=False, max_steps=5000
+    )
+    assert run.stop_reason == "non_finite"
+    assert np.isfinite(run.time[-1])
+
+
 # What is resolved at this scale for certain, and what rounding is certain to decide; between them the target matters.
-RESOLVED = {2: 0.0, 3: 1e-15, 4: 1e-7, 6: 1e-3}
-LOST = {2: 0.0, 3: 1e-17, 4: 1e-9, 6: 1e-6}
+RESOLVED = {2: 0.0, 3: 1e-15, 4: 1e-7, 6: 1e-3, 8: 1e-2}
+LOST = {2: 0.0, 3: 1e-17, 4: 1e-9, 6: 1e-6, 8: 1e-4}
 
 
 @pytest.mark.parametrize(
-    ("depth", "alpha"), [(2, 1e-4), (2, 1e-15), (3, 1e-4), (3, 1e-15), (4, 1e-4), (4, 1e-15), (6, 1e-3), (6, 1e-15)]
+    ("depth", "alpha"),
+    [(2, 1e-4), (2, 1e-15), (3, 1e-4), (3, 1e-15), (4, 1e-4), (4, 1e-15), (6, 1e-3), (6, 1e-15), (8, 1e-15)],
 )
 def test_no_saddle_is_called_converged(depth, alpha):
     _, run = flow(depth, alpha, rtol=1e-3)

@@ -36,14 +36,14 @@ def undisturbed():
     return sweep()
 
 
-def kill_and_resume(tmp_path, undisturbed, moments):
-    """Kill a stored sweep after each of these delays, then let it finish."""
+def kill_and_resume(tmp_path, moments):
+    """Kill a stored sweep after each of these delays, then let it finish: the dataset, and exit codes of the killed."""
     store, cache = tmp_path / "sweep.zarr", tmp_path / "cache"
     begin = time.perf_counter()
     out, error = process(tmp_path / "whole.zarr", cache).communicate()
     assert out.split() == ["begin", "end"], error
     whole = time.perf_counter() - begin
-    kept = []
+    codes = []
     for share in moments:
         run = process(store, cache)
         assert run.stdout is not None
@@ -51,13 +51,14 @@ def kill_and_resume(tmp_path, undisturbed, moments):
         time.sleep(share * whole)
         run.send_signal(signal.SIGKILL)
         run.communicate()
-        kept.append(len(list(store.glob("chunks/0*"))))
-    assert_identical(sweep(store), undisturbed)
-    return kept
+        codes.append(run.returncode)
+    return sweep(store), codes
 
 
 def test_a_killed_sweep_resumes(tmp_path, undisturbed):
-    kill_and_resume(tmp_path, undisturbed, [0.3])
+    resumed, codes = kill_and_resume(tmp_path, [0.3])
+    assert codes == [-signal.SIGKILL]  # it was still at work
+    assert_identical(resumed, undisturbed)
 
 
 @pytest.mark.slow
@@ -66,7 +67,9 @@ def test_kill_9_at_twenty_moments(tmp_path, undisturbed):
     for attempt in range(4):
         folder = tmp_path / str(attempt)
         folder.mkdir()
-        kill_and_resume(folder, undisturbed, [rng.random() * 0.5 for _ in range(5)])
+        resumed, codes = kill_and_resume(folder, [rng.random() * 0.5 for _ in range(5)])
+        assert codes[0] == -signal.SIGKILL
+        assert_identical(resumed, undisturbed)
 
 
 def test_a_finished_store_is_read_back_and_opens_in_xarray(tmp_path, undisturbed):
