@@ -37,7 +37,7 @@ def undisturbed():
 
 
 def kill_and_resume(tmp_path, moments):
-    """Kill a stored sweep after each of these delays, then let it finish: the dataset, and exit codes of the killed."""
+    """Kill a stored sweep after each of these delays, then let it finish: the dataset, and the exit codes."""
     store, cache = tmp_path / "sweep.zarr", tmp_path / "cache"
     begin = time.perf_counter()
     out, error = process(tmp_path / "whole.zarr", cache).communicate()
