@@ -39,9 +39,9 @@ def below(half_square: float) -> Callable:
     return lambda time, network: COST(network.end_to_end()) <= bound
 
 
-def flow(network: sf.DeepLinearNetwork, stop: Callable) -> dict[str, int]:
+def flow(network: sf.DeepLinearNetwork, stop: Callable, graded: bool | None = None) -> dict[str, int]:
     trajectory = sf.gradient_flow(
-        COST, network, rtol=1e-4, stop=stop, gradient_tolerance=1e-12, max_steps=5000, graded=False, progress=False
+        COST, network, rtol=1e-4, stop=stop, gradient_tolerance=1e-12, max_steps=5000, graded=graded, progress=False
     )
     assert trajectory.stop_reason == "stop"
     stats = trajectory.stats
@@ -50,11 +50,12 @@ def flow(network: sf.DeepLinearNetwork, stop: Callable) -> dict[str, int]:
         stats[f"num_{name}"] for name in ("steps", "explicit_steps", "hessian_vector_products")
     )
     assert steps == stats["num_accepted_steps"] + stats["num_rejected_steps"]
-    assert 0 < explicit < steps
+    tiny = explicit == 0  # graded coordinates, by the stiff method alone
+    assert explicit < steps
     # six stages of a stiff step; thirteen of an explicit one, and its first unless known from the step before
     assert 0 <= stats["num_vector_field_evaluations"] - 6 * (steps - explicit) - 13 * explicit <= explicit
     # a product a step, and some at the start, for the spectral radius; an application a direction and a stage
-    directions = products - steps - POWER_ITERATIONS
+    directions = products - (0 if tiny else steps + POWER_ITERATIONS)
     assert stats["num_preconditioner_applications"] == directions + 6 * (steps - explicit)
     assert stats["mean_krylov_dimension"] == pytest.approx(directions / (steps - explicit))
     assert stats["mean_krylov_dimension"] <= stats["max_krylov_dimension"] <= directions
@@ -69,22 +70,37 @@ def test_a_deep_wide_network_to_the_end():
     assert stats["max_krylov_dimension"] <= 32  # of 22000 parameters: the basis is never overwritten
 
 
-@pytest.mark.parametrize(
-    ("depth", "decades", "first", "total"),
-    [
-        pytest.param(2, (1, 2, 3, 5, 7, 9, 11, 12), 50, 260, marks=pytest.mark.slow),
-        (3, (1, 2, 3, 4, 5), 85, 340),
-    ],
-)
-def test_steps_grow_like_the_logarithm_of_the_start(depth, decades, first, total):
-    """A decade in alpha lengthens the flow (by 10^(L-2) for L > 2) and adds a bounded number of steps."""
+SCALES = {2: (1, 2, 3, 5, 7, 9, 11, 12), 3: (1, 2, 3, 4, 5)}
+
+
+def steps_by_decade(depth: int, graded: bool | None) -> tuple[np.ndarray, np.ndarray]:
+    """Steps of the runs, and whether they went in graded coordinates; rejections are bounded in all."""
     theta, stop = start(depth, 20), below(1e-8)
-    runs = [flow(10.0**-decade * theta, stop) for decade in decades]
-    steps = np.array([run["num_steps"] for run in runs])
-    per_decade = np.diff(steps) / np.diff(decades)
+    runs = [flow(10.0**-decade * theta, stop, graded) for decade in SCALES[depth]]
+    for run in runs:
+        assert run["num_rejected_steps"] <= 0.15 * run["num_steps"]
+    return tuple(np.array([run[f"num_{name}"] for run in runs]) for name in ("steps", "explicit_steps"))
+
+
+@pytest.mark.parametrize(("depth", "first", "total"), [pytest.param(2, 50, 260, marks=pytest.mark.slow), (3, 85, 340)])
+def test_steps_grow_like_the_logarithm_of_the_start(depth, first, total):
+    """A decade in alpha lengthens the flow (by 10^(L-2) for L > 2) and adds a bounded number of steps."""
+    steps, _ = steps_by_decade(depth, graded=False)
+    per_decade = np.diff(steps) / np.diff(SCALES[depth])
     assert per_decade[0] <= first
     assert per_decade.max() <= 1.2 * per_decade[0]
     assert per_decade[-1] <= per_decade[0]
     assert steps[-1] <= total
-    for run in runs:
-        assert run["num_rejected_steps"] <= 0.15 * run["num_steps"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "most"), [(2, 25), (3, 60)])
+def test_the_default_takes_bounded_steps_a_decade(depth, most):
+    """As it comes: once dearer where graded coordinates begin, and linear in log(1/alpha) on both sides."""
+    steps, explicit = steps_by_decade(depth, graded=None)
+    graded, decades = explicit == 0, np.array(SCALES[depth])
+    assert graded[-1]
+    assert not graded[0]
+    for side in (graded, ~graded):
+        assert (np.diff(steps[side]) / np.diff(decades[side])).max() <= most
+    assert (steps[-1] - steps[0]) / (decades[-1] - decades[0]) <= 1.2 * most
