@@ -16,10 +16,12 @@ from saddleflow.theory.escape import (
     escape_speed,
     waiting_time_ratio,
 )
+from saddleflow.theory.homogeneous import HomogeneousEscape, homogeneous_escape, misalignment_rate
 from saddleflow.theory.modes import deep_mode, infinite_depth_mode_time, mode_time, two_layer_mode
 from saddleflow.theory.riccati import RiccatiSolution, lambda_balanced_layers, riccati_flow
 
 __all__ = [
+    "HomogeneousEscape",
     "RiccatiSolution",
     "balanced_flow",
     "balanced_vector_field",
@@ -28,8 +30,10 @@ __all__ = [
     "escape_direction",
     "escape_norm",
     "escape_speed",
+    "homogeneous_escape",
     "infinite_depth_mode_time",
     "lambda_balanced_layers",
+    "misalignment_rate",
     "mode_time",
     "riccati_flow",
     "two_layer_mode",
