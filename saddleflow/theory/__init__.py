@@ -9,6 +9,13 @@ confidence), *derived* (by us), *checked* (numerically, against something indepe
 """
 
 from saddleflow.theory.balanced import balanced_flow, balanced_vector_field
+from saddleflow.theory.distances import (
+    DistanceBound,
+    NearestPoint,
+    distance_exponents,
+    distance_to_minima,
+    distance_to_saddle,
+)
 from saddleflow.theory.escape import (
     blow_up_time,
     escape_direction,
@@ -19,23 +26,33 @@ from saddleflow.theory.escape import (
 from saddleflow.theory.homogeneous import HomogeneousEscape, homogeneous_escape, misalignment_rate
 from saddleflow.theory.modes import deep_mode, infinite_depth_mode_time, mode_time, two_layer_mode
 from saddleflow.theory.riccati import RiccatiSolution, lambda_balanced_layers, riccati_flow
+from saddleflow.theory.saddles import SaddleHessian, minimal_norm, saddle_escape_speed, saddle_hessian
 
 __all__ = [
+    "DistanceBound",
     "HomogeneousEscape",
+    "NearestPoint",
     "RiccatiSolution",
+    "SaddleHessian",
     "balanced_flow",
     "balanced_vector_field",
     "blow_up_time",
     "deep_mode",
+    "distance_exponents",
+    "distance_to_minima",
+    "distance_to_saddle",
     "escape_direction",
     "escape_norm",
     "escape_speed",
     "homogeneous_escape",
     "infinite_depth_mode_time",
     "lambda_balanced_layers",
+    "minimal_norm",
     "misalignment_rate",
     "mode_time",
     "riccati_flow",
+    "saddle_escape_speed",
+    "saddle_hessian",
     "two_layer_mode",
     "waiting_time_ratio",
 ]

@@ -67,8 +67,8 @@ def homogeneous_escape(
         layers: W_1, ..., W_L of any hidden widths, L >= 2, not all zero.
 
     Returns:
-        Time, good to about 1e-9 of itself, speed and direction. For L = 2 growth is exponential and the time infinite; the other two are
-        what they are for L > 2.
+        Time, good to about 1e-9 of itself, speed and direction. For L = 2 growth is exponential and the time
+        infinite; the other two mean what they do for L > 2.
 
     Raises:
         ValueError: layers that do not chain or do not fit G, all zero, entries that are not finite, or G zero.

@@ -182,7 +182,7 @@ def test_small_starts_of_a_loss_leave_at_the_time(layerwise_flow, depth):
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_misalignment_rate(depth):
-    """The distance of A's first left singular vector from u_1 as the norm of theta passes 1, from two small starts."""
+    """The distance of A's first left singular vector from u_1 as |theta| passes 1, from two small starts."""
     left = np.linalg.svd(GRADIENT)[0]
     start = random_layers(np.random.default_rng(7), depth, 3)
     start = flat(start) / np.linalg.norm(flat(start))
@@ -222,7 +222,7 @@ def test_misalignment_rate_at_its_ends():
         (lambda: theory.homogeneous_escape(np.zeros((1, 1)), [np.eye(1)] * 3), "`gradient` must be nonzero"),
         (
             lambda: theory.homogeneous_escape(np.eye(2), [np.eye(3)] * 3),
-            r"`gradient` must have .* \(3, 3\).*\(2, 2\)",
+            r"`gradient` must have .* got \(2, 2\)",
         ),
         (lambda: theory.homogeneous_escape(np.eye(2), [np.zeros((2, 2))] * 3), "`layers` must be nonzero"),
         (lambda: theory.homogeneous_escape(np.eye(2), [np.eye(2)]), "`layers` must hold .* '1 of them'"),
@@ -232,7 +232,7 @@ def test_misalignment_rate_at_its_ends():
         ),
         (
             lambda: theory.homogeneous_escape(np.eye(2), [np.eye(2), np.full((2, 2), np.nan)]),
-            r"`layers\[1\]` .* 'nan",
+            r"`layers\[1\]` .*'nan",
         ),
         (lambda: theory.misalignment_rate(np.zeros((2, 2))), "`gradient` must be nonzero"),
     ],
