@@ -90,7 +90,7 @@ def finely(cost, stage):
     """Costs and matrices of a stage at a fine grid of times, between its steps by the flow's own derivatives."""
     steps = np.arange(len(stage.time))
     times = np.interp(np.linspace(0, steps[-1], 20 * len(steps)), steps, stage.time)
-    matrices = Curve(cost, stage).at(times).end_to_end()
+    matrices = Curve(cost, stage).end_to_end(times)
     return np.asarray(jax.vmap(cost)(matrices)), np.asarray(matrices)
 
 

@@ -9,73 +9,43 @@ Run: python benchmarks/plateaus.py
 import math
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-import saddleflow as sf
-from saddleflow import flow, plotting
-from saddleflow.reduced_law import SampledNetwork
+from saddleflow import plotting, theory
+from saddleflow.claims.plateaus import LEVELS, SHAPE, first_plateaus, lane
 
-DEPTH, SHAPE, SEEDS = 4, (5, 5), 10
+DEPTH, SEEDS = 4, 10
 GAMMAS = (0.75, 1.0, 1.5, 2.0)
 WIDTHS = (10, 100, 1000, 10_000, 100_000, 1_000_000)
-LEVELS = 6
-SHARE = 0.6
 
 
 def main() -> None:
-    cost = sf.MatrixCompletion.random(jax.random.key(3), shape=SHAPE)
-    at_zero = float(cost(jnp.zeros(SHAPE)))
-
-    def below(time, network):
-        del time
-        return cost(network.end_to_end()) < SHARE * at_zero
-
-    _, method = flow.prepare(cost, lane(100, 1.0, 0, LEVELS).network, stop=below, max_saves=1000)
-    run = jax.jit(jax.vmap(lambda network, settings: crossing(cost, network, settings, method, SHARE * at_zero)))
     lengths = {}
     table = Table(title=f"first plateau, L = {DEPTH}, {SHAPE[0]}x{SHAPE[1]}, {SEEDS} seeds")
     for name in ("gamma", "width", "basis", "median", "spread", "deeper closure"):
         table.add_column(name, justify="right")
     for gamma in GAMMAS:
         for width in WIDTHS:
-            times, other = (plateaus(cost, run, below, gamma, width, levels) for levels in (LEVELS, LEVELS + 1))
+            times, other = (
+                first_plateaus(DEPTH, gamma, width, range(SEEDS), levels) for levels in (LEVELS, LEVELS + 1)
+            )
             lengths[gamma, width] = times
             table.add_row(
                 f"{gamma:g}",
                 f"{width:,}",
-                str(lane(width, gamma, 0, LEVELS).reduced_widths),
+                str(lane(DEPTH, width, gamma, 0).reduced_widths),
                 f"{np.median(times):.4g}",
                 f"{spread(times):.1e}",
                 f"{np.max(np.abs(np.log(other / times))):.1e}",
             )
     Console().print(table)
     for gamma in GAMMAS:
-        print(f"gamma {gamma:g}: w^{exponent(lengths, gamma):.3f} from w = 1000 on, predicted {predicted(gamma):g}")
+        expected = theory.plateau_exponent(DEPTH, gamma)
+        print(f"gamma {gamma:g}: w^{exponent(lengths, gamma):.3f} from w = 1000 on, predicted {expected:g}")
     draw(lengths)
-
-
-def crossing(cost, network, settings, method, level):
-    """Time at which the cost falls to a level, linear within the last step, which ended below it."""
-    state = flow.integrate(cost, network, settings, method)
-    ends = state.num_rows - 2 + jnp.arange(2)
-    (before, after), (early, late) = jax.vmap(cost)(state.rows["end_to_end"][ends]), state.rows["time"][ends]
-    return early + (late - early) * (before - level) / (before - after)
-
-
-def lane(width: int, gamma: float, seed: int, levels: int) -> SampledNetwork:
-    return sf.sample_reduced(jax.random.key(seed), depth=DEPTH, width=width, shape=SHAPE, gamma=gamma, levels=levels)
-
-
-def plateaus(cost, run, below, gamma: float, width: int, levels: int) -> np.ndarray:
-    lanes = [lane(width, gamma, seed, levels).network for seed in range(SEEDS)]
-    settings = [flow.prepare(cost, network, rtol=1e-6, stop=below, max_saves=1000)[0] for network in lanes]
-    stack = lambda *x: jnp.stack(x)  # noqa: E731
-    return np.asarray(run(jax.tree.map(stack, *lanes), jax.tree.map(stack, *settings)))
 
 
 def spread(times: np.ndarray) -> float:
@@ -88,18 +58,13 @@ def exponent(lengths, gamma: float) -> float:
     return float(np.polyfit(np.log(wide), [np.log(lengths[gamma, w]).mean() for w in wide], 1)[0])
 
 
-def predicted(gamma: float) -> float:
-    """Lazy: the kernel's rate w^((1-gamma)(L-1)); saddle-to-saddle: T ~ alpha^-(L-2), alpha = w^(-(gamma-1)/2)."""
-    return (gamma - 1) * (DEPTH - 1) if gamma < 1 else (gamma - 1) * (DEPTH - 2) / 2
-
-
 def draw(lengths) -> None:
     with plotting.style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(6.4, 2.8))
         for gamma, colour in zip(GAMMAS, plotting.CYCLE, strict=False):
             for seed in range(SEEDS):
                 left.loglog(WIDTHS, [lengths[gamma, w][seed] for w in WIDTHS], color=colour, lw=0.5, alpha=0.6)
-            label = rf"$\gamma$ = {gamma:g}: {exponent(lengths, gamma):.2f} ({predicted(gamma):g})"
+            label = rf"$\gamma$ = {gamma:g}: {exponent(lengths, gamma):.2f} ({theory.plateau_exponent(DEPTH, gamma):g})"
             left.loglog(
                 WIDTHS,
                 [np.exp(np.log(lengths[gamma, w]).mean()) for w in WIDTHS],

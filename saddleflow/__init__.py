@@ -13,7 +13,7 @@ if _jax.numpy.zeros(()).dtype != "float64":
         "(JAX_PLATFORMS=cpu), and do not switch jax_enable_x64 off (JAX_ENABLE_X64=0 is overridden at import)."
     )
 
-from saddleflow import figures, theory  # noqa: E402
+from saddleflow import claims, figures, theory  # noqa: E402
 from saddleflow.costs import Cost, MatrixCompletion, MeanSquaredError  # noqa: E402
 from saddleflow.flow import gradient_flow  # noqa: E402
 from saddleflow.geometry import gradient, hessian_vector_product, neural_tangent_kernel  # noqa: E402
@@ -36,6 +36,7 @@ __all__ = [
     "Trajectory",
     "balanced",
     "balancedness",
+    "claims",
     "figures",
     "gaussian",
     "gradient",

@@ -1,4 +1,4 @@
-"""The command line: `saddleflow flow`, `sweep`, `figure`. Thin: it parses, calls the library and prints."""
+"""The command line: `saddleflow flow`, `sweep`, `figure`, `verify`. Thin: it parses, calls the library and prints."""
 
 import inspect
 import sys
@@ -11,8 +11,9 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import typer
+from rich.console import Console
 
-from saddleflow import __version__, plotting
+from saddleflow import __version__, claims, plotting
 from saddleflow.checks import require
 from saddleflow.costs import MatrixCompletion
 from saddleflow.figures import FIGURES
@@ -196,6 +197,49 @@ def sweep(
     typer.echo(f"  steps    : {int((result.num_accepted_steps + result.num_rejected_steps).sum())}")
     typer.echo(f"  lane use : {result.attrs['lane_utilisation']:.3f}")
     typer.echo(f"written: {out}")
+
+
+@app.command()
+def verify(
+    full: Annotated[bool, typer.Option("--full/--quick", help="All sizes and seeds, or a few.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Check this claim; may be given several times.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the ledger as JSON, and as NetCDF beside it.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write a Markdown page with pictures.")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="Measure nothing: read this JSON.")] = None,
+    force: Force = False,
+) -> None:
+    """Check every claim of the paper, and our own: predicted, measured, verdict.
+
+    Exits with code 1 if a claim stated in the paper does not hold.
+
+    Examples:
+    * `saddleflow verify --quick`
+
+    * `saddleflow verify --only escape-time --only symmetry --json ledger.json`
+
+    * `saddleflow verify --ledger ledger.json --page claims.md`
+    """
+    outputs = [path for path in (json, json and json.with_suffix(".nc"), page) if path is not None]
+    for path in outputs:
+        check_writable(path, force)
+    if ledger is not None:
+        require(not (full or only or json), "ledger", "come without --full, --only and --json", str(ledger))
+        found = claims.Ledger.load_json(ledger)
+    else:
+        found = claims.verify("full" if full else "quick", only)
+    Console().print(found.table())
+    for entry in found.entries:
+        typer.echo(f"{entry.verdict:>6}  {entry.id} ({entry.standing}; {entry.seconds:.0f} s)")
+    if json is not None:
+        found.save_json(json, force=force)
+        with written_whole(json.with_suffix(".nc"), force) as temporary:
+            found.to_xarray().to_netcdf(temporary, engine="h5netcdf")
+    if page is not None:
+        outputs += claims.write_page(found, page, force=force)[1:]
+    if outputs:
+        typer.echo(f"written: {', '.join(map(str, outputs))}")
+    if found.failures:
+        raise typer.Exit(1)
 
 
 def _parse_axis(text: str) -> tuple[str, object]:

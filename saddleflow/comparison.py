@@ -6,10 +6,14 @@ of the hidden spaces. Here R^k is found at the plateau that ends a stage, t_alph
 and both curves are compared at the flow's own steps.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +34,9 @@ WINDOW = (0.01, 0.99)
 
 # Procrustes problems of neighbouring hidden spaces are solved in turns, this often.
 SWEEPS = 20
+
+# Rows of a trajectory are padded to a multiple of this for what is compiled.
+PADDED_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -94,11 +101,30 @@ def align(
 
 def lift(network: DeepLinearNetwork, frames: Sequence[Float[Array, "w k"]]) -> DeepLinearNetwork:
     """A small network in the hidden spaces of a large one: layers `R_l V_l R_{l-1}^T` (may have leading axes)."""
-    layers = list(network.layers)
+    return jax.tree.unflatten(jax.tree.structure(network), _lifted(network.layers, frames))
+
+
+def _lifted(layers: Sequence[Any], frames: Sequence[Any]) -> list[Any]:
+    layers = list(layers)
     for index, frame in enumerate(frames):
         layers[index] = frame @ layers[index]
         layers[index + 1] = layers[index + 1] @ frame.T
-    return jax.tree.unflatten(jax.tree.structure(network), layers)
+    return layers
+
+
+@eqx.filter_jit
+def _gradients(cost: Cost, networks: DeepLinearNetwork) -> DeepLinearNetwork:
+    return jax.vmap(lambda network: geometry.gradient(cost, network))(networks)
+
+
+def _product(layers: Sequence[np.ndarray]) -> np.ndarray:
+    """The end-to-end matrices of layers with leading axes, in numpy: their number varies, and would be compiled for."""
+    return reduce(lambda below, above: above @ below, layers)
+
+
+def _largest_norm(layers: Sequence[np.ndarray]) -> float:
+    """The largest |theta| of networks along a leading axis."""
+    return math.sqrt(sum(np.sum(layer**2, axis=(1, 2)) for layer in layers).max())
 
 
 class Curve:
@@ -115,15 +141,24 @@ class Curve:
     def __init__(self, cost: Cost, trajectory: Trajectory):
         if trajectory.networks is None:
             raise ValueError("`trajectory` must hold its networks. Run it with save_networks=True.")
-        gradients = jax.vmap(lambda network: geometry.gradient(cost, network))(trajectory.networks)
-        self.structure = jax.tree.structure(trajectory.networks)
         self.time, self.train_cost = trajectory.time, trajectory.train_cost
-        pairs = zip(trajectory.networks.layers, gradients.layers, strict=True)
-        self.splines = [CubicHermiteSpline(self.time, np.asarray(w), -np.asarray(g)) for w, g in pairs]
+        layers = [np.asarray(layer) for layer in trajectory.networks.layers]
+        # few lengths, few compilations: the last row is repeated
+        padding = (0, -len(self.time) % PADDED_ROWS)
+        padded = [np.pad(layer, (padding, (0, 0), (0, 0)), mode="edge") for layer in layers]
+        slopes = _gradients(cost, jax.tree.unflatten(jax.tree.structure(trajectory.networks), padded))
+        self.splines = [
+            CubicHermiteSpline(self.time, layer, -np.asarray(slope)[: len(self.time)])
+            for layer, slope in zip(layers, slopes.layers, strict=True)
+        ]
 
-    def at(self, times: Float[np.ndarray, " times"]) -> DeepLinearNetwork:
-        """The networks at given times, layers with a leading time axis."""
-        return jax.tree.unflatten(self.structure, [jnp.asarray(spline(times)) for spline in self.splines])
+    def at(self, times: Float[np.ndarray, " times"]) -> list[Float[np.ndarray, "times _ _"]]:
+        """The layers at given times."""
+        return [spline(times) for spline in self.splines]
+
+    def end_to_end(self, times: Float[np.ndarray, " times"]) -> Float[np.ndarray, "times n_out n_in"]:
+        """The end-to-end matrices at given times."""
+        return _product(self.at(times))
 
     def time_at_cost(self, cost: Cost, level: float) -> float:
         """The first time at which the cost falls to a level, by bisection of the interpolant."""
@@ -131,7 +166,7 @@ class Curve:
         low, high = self.time[max(index - 1, 0)], self.time[index]
         for _ in range(60):
             middle = 0.5 * (low + high)
-            matrix = jax.tree.map(lambda layer: layer[0], self.at(np.array([middle]))).end_to_end()
+            matrix = self.end_to_end(np.array([middle]))[0]
             low, high = (middle, high) if float(cost(matrix)) > level else (low, middle)
         return float(high)
 
@@ -160,25 +195,23 @@ def compare(cost: Cost, trajectory: Trajectory, path: GreedyPath) -> list[StageC
         middle = 0.5 * (saddle.cost + after.cost)
         if trajectory.train_cost[-1] > middle:
             break
-        frames = align([_nearest(trajectory, after.end_to_end)], [after.network])
+        frames = [np.asarray(f) for f in align([_nearest(trajectory, after.end_to_end)], [after.network])]
         ours = Curve(cost, stage)
         shift = flow.time_at_cost(cost, middle) - ours.time_at_cost(cost, middle)
         share = (saddle.cost - trajectory.train_cost) / (saddle.cost - after.cost)
         times = trajectory.time - shift
         inside = (share > WINDOW[0]) & (share < WINDOW[1]) & (times >= 0) & (times <= stage.time[-1])
-        network = jax.tree.map(lambda layer, rows=inside: layer[rows], trajectory.networks)
-        reference = lift(ours.at(times[inside]), frames)
-        difference = jax.tree.map(jnp.subtract, network, reference)
-        matrices = np.asarray(network.end_to_end()), np.asarray(reference.end_to_end())
+        network = [np.asarray(layer)[inside] for layer in trajectory.networks.layers]
+        reference = _lifted(ours.at(times[inside]), frames)
+        difference = [a - b for a, b in zip(network, reference, strict=True)]
+        matrices = _product(network), _product(reference)
         comparisons.append(
             StageComparison(
                 stage=index,
                 cost_gap=abs(plateaus.get(saddle.rank, np.nan) - saddle.cost) / saddle.cost,
                 time_shift=shift,
                 matrix_distance=_largest(matrices[0] - matrices[1]) / _largest(matrices[1]),
-                parameter_distance=float(
-                    jax.vmap(geometry.norm)(difference).max() / jax.vmap(geometry.norm)(reference).max()
-                ),
+                parameter_distance=_largest_norm(difference) / _largest_norm(reference),
             )
         )
     return comparisons

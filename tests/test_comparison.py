@@ -42,11 +42,10 @@ def test_curves_pass_between_steps_as_the_flow_does(flows):
     how = {"rtol": 1e-8, "save_at": middles, "progress": False}
     start = jax.tree.map(lambda layer: layer[0], flows[0].networks)
     exact = sf.gradient_flow(COST, start, **how)
-    np.testing.assert_allclose(curve.at(middles).end_to_end(), exact.end_to_end, atol=1e-3)
+    np.testing.assert_allclose(curve.end_to_end(middles), exact.end_to_end, atol=1e-3)
     level = 0.5 * (exact.train_cost[0] + exact.train_cost[-1])
     at = curve.time_at_cost(COST, level)
-    network = jax.tree.map(lambda layer: layer[0], curve.at(np.array([at])))
-    assert float(COST(network.end_to_end())) == pytest.approx(level, rel=1e-9)
+    assert float(COST(curve.end_to_end(np.array([at]))[0])) == pytest.approx(level, rel=1e-9)
 
 
 def test_smaller_starts_follow_the_greedy_path_more_closely(path, flows):

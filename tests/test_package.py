@@ -48,6 +48,7 @@ ORDER = [
     "cluster",
     "sweep",
     "figures",
+    "claims",
     "cli",
 ]
 

@@ -125,7 +125,7 @@ def verdicts(data: xr.Dataset) -> list[str]:
         elif len(wide) > 1:
             lengths = [_over_seeds(data, gamma, width, plateau_length).mean() for width in wide]
             exponent = float(np.polyfit(np.log(wide), np.log(lengths), 1)[0])
-            expected = (gamma - 1) * (_depth(data) - 2) / 2
+            expected = (gamma - 1) * (depth_of(data) - 2) / 2
             text = (
                 f"{NAMES[kind]} (gamma = {gamma:g}): plateau lengths {', '.join(f'{x:.3g}' for x in lengths)} at "
                 f"w = {', '.join(map(str, wide))}: w^{exponent:.3f} (derived: w^{expected:g})"
@@ -133,18 +133,19 @@ def verdicts(data: xr.Dataset) -> list[str]:
             statements.append((text, bool(abs(exponent - expected) < 0.1)))
     widths = data.width.values
     for gamma in data.gamma.values:
-        spread = [_spread(data, gamma, width) for width in widths]
-        numbers = ", ".join(f"{s:.3f}" for s in spread)
+        spreads = [spread(data, gamma, width) for width in widths]
+        numbers = ", ".join(f"{s:.3f}" for s in spreads)
         text = f"gamma = {gamma:g}: spread of log10 cost over seeds shrinks with w: {numbers}"
-        statements.append((text, bool(np.all(np.diff(spread) < 0))))
+        statements.append((text, bool(np.all(np.diff(spreads) < 0))))
     return [f"{'holds' if holds else 'FAILS'}: {text}" for text, holds in statements]
 
 
-def _depth(data: xr.Dataset) -> int:
+def depth_of(data: xr.Dataset) -> int:
+    """Number of layers of a sweep."""
     return int(json.loads(data.attrs["configuration"])["depth"][0])
 
 
-def _spread(data: xr.Dataset, gamma: float, width: int) -> float:
+def spread(data: xr.Dataset, gamma: float, width: int) -> float:
     """Standard deviation over seeds of log10 cost, averaged over the times until the cost has fallen to 1e-3."""
     curves = np.log10(data.train_cost.sel(gamma=gamma, width=width).values)
     live = curves.mean(axis=0) > curves[:, 0].mean() - 3

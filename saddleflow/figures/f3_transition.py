@@ -67,7 +67,7 @@ def compute(
     return data.assign(zero_predictor=((), zero, {"units": "cost", "long_name": "test cost of A = 0"}))
 
 
-def _ends(data: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+def ends(data: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
     """Test cost over the zero predictor's, and rank, at the end of every lane: (gamma, width, seed)."""
     end = data.isel(sample=-1).transpose("gamma", "width", "seed", ...)
     return end.test_cost / data.zero_predictor, end["rank"]
@@ -75,14 +75,14 @@ def _ends(data: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
 
 def verdicts(data: xr.Dataset) -> list[str]:
     """One line a statement of the caption: holds or fails, with its numbers."""
-    error, rank = _ends(data)
+    error, rank = ends(data)
     mean, spread = error.mean("seed"), error.std("seed")
     low, high = float(data.gamma[0]), float(data.gamma[-1])
     widths = [int(w) for w in data.width.values]
     full = np.minimum(data.singular_values.sizes["mode"], data.width)
     fullness = (rank.sel(gamma=low).mean("seed") / full).values
     ntk, saddle = mean.sel(gamma=low).values, mean.sel(gamma=high).values
-    steep = _steepness(data)
+    steep = steepness(data)
     unsure = spread.where(data.gamma > 1, drop=True).mean("gamma").values
     converged = data.stop_reason == "converged"
     statements = [
@@ -117,9 +117,9 @@ def _list(values) -> str:
     return ", ".join(f"{float(x):.3g}" for x in np.ravel(values))
 
 
-def _steepness(data: xr.Dataset) -> np.ndarray:
+def steepness(data: xr.Dataset) -> np.ndarray:
     """Distance in gamma over which the mean error falls from 75 % to 25 % of its largest value, a width each."""
-    error, _ = _ends(data)
+    error, _ = ends(data)
     gamma, found = data.gamma.values, []
     for width in data.width.values:
         curve = error.sel(width=width).mean("seed").values / float(error.sel(width=width).mean("seed").max())
@@ -130,7 +130,7 @@ def _steepness(data: xr.Dataset) -> np.ndarray:
 
 def draw(data: xr.Dataset) -> Figure:
     """Test error over the zero predictor's (left) and rank (right) against gamma, a colour a width; bars: one sd."""
-    error, rank = _ends(data)
+    error, rank = ends(data)
     with plotting.style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(6.6, 2.6))
         widths = data.width.values

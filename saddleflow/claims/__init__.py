@@ -1,0 +1,33 @@
+"""Every claim of arXiv 2106.15933 that could be read or is recalled, and ours beside it: predicted, measured, judged.
+
+`verify` runs the experiments. A claim that fails stays in the ledger as failed, with its measurement.
+"""
+
+from collections.abc import Sequence
+
+from saddleflow.claims import first_path, landscape
+from saddleflow.claims.ledger import Claim, Entry, Finding, Ledger
+from saddleflow.claims.ledger import verify as _verify
+from saddleflow.claims.page import write_page
+
+CLAIMS: tuple[Claim, ...] = (*first_path.CLAIMS, *landscape.CLAIMS)
+
+
+def verify(size: str = "quick", only: Sequence[str] | None = None, progress: bool = True) -> Ledger:
+    """Run the experiments of all claims, or of some; see `ledger.verify`.
+
+    Args:
+        size: "quick" (minutes) or "full" (an hour).
+        only: ids of the claims to check; None: all.
+        progress: show a meter on terminals and in notebooks.
+
+    Returns:
+        The ledger. Experiments are seeded: the same numbers every time on one machine.
+
+    Raises:
+        ValueError: another size, or an id that no claim has.
+    """
+    return _verify(CLAIMS, size, only, progress)
+
+
+__all__ = ["CLAIMS", "Claim", "Entry", "Finding", "Ledger", "verify", "write_page"]

@@ -1,0 +1,123 @@
+"""Theorem 1: how far a random start is from the minima and from the nearest saddle, as the width grows.
+
+Both distances are those of points that were found, so they are bounds from above: they can refute "at most" and show
+the exponent of a bound, but "at least" only in so far as nothing nearer was found.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+import saddleflow.theory as exact
+from saddleflow.claims.ledger import Claim, Finding, Size, exponents
+from saddleflow.network import gaussian
+
+DEPTH, TARGET = 4, np.diag([3.0, 2.0, 1.0])
+WIDTHS: dict[Size, tuple[int, ...]] = {"quick": (10, 30, 100), "full": (10, 30, 100, 300, 1000)}
+SEEDS: dict[Size, int] = {"quick": 4, "full": 10}
+# Exponents are fitted from w = 10 on, where corrections of relative order w^-1/2 are as large as a third: over the
+# decades of widths above they move a fitted exponent by up to this much.
+SLACK: dict[Size, float] = {"quick": 0.15, "full": 0.1}
+
+
+def _measured(measure: Callable, gamma: float, size: Size) -> np.ndarray:
+    """A distance for every seed and width: (seed, width)."""
+
+    def layers(seed: int, width: int) -> list[np.ndarray]:
+        theta = gaussian(jax.random.key(seed), depth=DEPTH, width=width, shape=TARGET.shape, gamma=gamma)
+        return [np.asarray(layer) for layer in theta.layers]
+
+    return np.array(
+        [[measure(layers(seed, w), TARGET).distance for w in WIDTHS[size]] for seed in range(SEEDS[size])]
+    )
+
+
+def _findings(gammas: Sequence[float], size: Size) -> list[Finding]:
+    findings = []
+    for gamma in gammas:
+        bounds = exact.distance_exponents(DEPTH, gamma)
+        for name, measure, (expected, kind) in (
+            ("d_m", exact.distance_to_minima, bounds.minima),
+            ("d_s", exact.distance_to_saddle, bounds.saddle),
+        ):
+            slopes = exponents(WIDTHS[size], _measured(measure, gamma, size))
+            quantity = f"gamma={gamma:g}: exponent of {name} in w, {kind}"
+            if kind == "O":
+                findings.append(Finding.at_most(quantity, expected + SLACK[size], slopes))
+            elif kind == "Omega":
+                findings.append(Finding.at_least(quantity, expected - SLACK[size], slopes))
+            else:
+                findings.append(Finding.near(quantity, expected, slopes, SLACK[size]))
+    return findings
+
+
+def lazy(size: Size) -> list[Finding]:
+    """Gamma below 1."""
+    return _findings((0.75, 0.875), size)
+
+
+def mean_field(size: Size) -> list[Finding]:
+    """Gamma at 1."""
+    return _findings((1.0,), size)
+
+
+def saddle_to_saddle(size: Size) -> list[Finding]:
+    """Gamma above 1."""
+    return _findings((1.5, 2.0), size)
+
+
+def limits(size: Size) -> list[Finding]:
+    """Prefactors in the widest networks."""
+    width, findings = WIDTHS[size][-1], []
+    gamma = 0.875
+    nearest = _measured(exact.distance_to_minima, gamma, size)[:, -1]
+    lazy_limit = np.linalg.norm(TARGET) / np.sqrt(DEPTH * width ** ((1 - gamma) * (DEPTH - 1)))
+    name = f"gamma={gamma:g}, w={width}: d_m / (|A*| / sqrt(L w^((1-gamma)(L-1))))"
+    # A_0 is not small yet at these widths: it enters as |A* - A_0|
+    findings.append(Finding.near(name, 1.0, nearest / lazy_limit, 0.25))
+    nearest = _measured(exact.distance_to_saddle, gamma, size)[:, -1]
+    name = f"gamma={gamma:g}, w={width}: d_s / w^((1-gamma)/2), a saddle that misses one mode"
+    findings.append(Finding.near(name, np.sqrt(2), nearest / width ** ((1 - gamma) / 2), 0.15))
+    gamma = 2.0
+    nearest = _measured(exact.distance_to_minima, gamma, size)[:, -1]
+    bound = exact.minimal_norm(TARGET, DEPTH)
+    # the gap falls as w^((1-gamma)/2)
+    name = f"gamma={gamma:g}, w={width}: d_m / |theta| of the least interpolant"
+    findings.append(Finding.near(name, 1.0, nearest / bound, 2 * width ** ((1 - gamma) / 2)))
+    nearest = _measured(exact.distance_to_saddle, gamma, size)[:, -1]
+    name = f"gamma={gamma:g}, w={width}: d_s / w^((1-gamma)/2), the origin-like saddle, sqrt(2 r)"
+    findings.append(Finding.near(name, np.sqrt(6), nearest / width ** ((1 - gamma) / 2), 0.2))
+    return findings
+
+
+CLAIMS: Sequence[Claim] = (
+    Claim(
+        "theorem-1-lazy",
+        "gamma < 1: a random start is close to a minimum and far from all saddles (Theorem 1; bounds from above)",
+        "d_m = O(w^(-(1-gamma)(L-1)/2)), d_s = Omega(w^((1-gamma)/2))",
+        "recalled",
+        lazy,
+    ),
+    Claim(
+        "theorem-1-mean-field",
+        "gamma = 1: a random start is at distances of order one from minima and saddles (Theorem 1; bounds from above)",
+        "d_m = Theta(1), d_s = Theta(1)",
+        "recalled",
+        mean_field,
+    ),
+    Claim(
+        "theorem-1-saddle",
+        "gamma > 1: a random start is close to a saddle and far from all minima (Theorem 1; bounds from above)",
+        "d_m = Omega(1), d_s = O(w^(-(gamma-1)/2))",
+        "recalled",
+        saddle_to_saddle,
+    ),
+    Claim(
+        "distance-limits",
+        "The distances' prefactors in wide networks",
+        "d_m ~ |A*| / sqrt(L w^((1-gamma)(L-1))), sqrt(L sum s_i^(2/L)); d_s ~ sqrt(2) w^((1-gamma)/2), sqrt(2r) ...",
+        "ours",
+        limits,
+    ),
+)

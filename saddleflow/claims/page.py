@@ -1,0 +1,95 @@
+"""A page from a ledger: every claim with its formula, prediction against measurement drawn, verdict."""
+
+import math
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from saddleflow import plotting
+from saddleflow.claims.ledger import Entry, Finding, Ledger
+from saddleflow.files import written_whole
+
+MARKS = {"holds": "holds", "fails": "**fails**", "error": "**ended in an error**"}
+
+
+def write_page(ledger: Ledger, path: str | Path, *, force: bool = False) -> list[Path]:
+    """Write the page as Markdown, and beside it one picture a claim (`stem_id.png`), each whole or not at all.
+
+    Args:
+        ledger: from `verify`, or read with `Ledger.load_json`.
+        path: of the page, `.md`.
+        force: overwrite files that exist.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        ValueError: a file that exists (without force), a folder that does not.
+    """
+    path = Path(path)
+    held = sum(entry.verdict == "holds" for entry in ledger.entries)
+    lines = [
+        "# Claims",
+        f"{held} of {len(ledger.entries)} claims hold. Written by `saddleflow verify --{ledger.size} --page PAGE`, with "
+        f"{', '.join(f'{name} {version}' for name, version in ledger.versions.items())}. Dots are measurements with "
+        "their 95 % intervals over seeds, bands what the claim allows, ticks predictions, each in units of its "
+        "prediction (of its bound's far end where the prediction is zero). \"Stated in the paper\" means its abstract and "
+        "its captions; \"recalled\" is said to be in its body, from memory; \"ours\" is derived here.",
+    ]
+    written = []
+    for entry in ledger.entries:
+        lines += [
+            f"## {entry.id}",
+            f"{entry.statement}.",
+            f"`{entry.formula}`",
+            f"Standing: {entry.standing}. Verdict: {MARKS[entry.verdict]}. {entry.seconds:.0f} s.",
+        ]
+        if entry.message:
+            lines.append(f"`{entry.message}`")
+        if not entry.findings:
+            continue
+        picture = path.with_name(f"{path.stem}_{entry.id}.png")
+        _draw(entry, picture, force)
+        written.append(picture)
+        lines.append(f"![{entry.id}: predictions and measurements]({picture.name})")
+        rows = ["| quantity | predicted | measured | must lie in | |", "|---|---|---|---|---|", *map(_row, entry.findings)]
+        lines.append("\n".join(rows))
+    with written_whole(path, force) as temporary:
+        temporary.write_text("\n\n".join(lines) + "\n")
+    return [path, *written]
+
+
+def _row(finding: Finding) -> str:
+    error = f" ± {finding.error:.2g}" if finding.error else ""
+    words = finding.quantity.replace("|", "\\|")
+    verdict = "holds" if finding.holds else "**fails**"
+    bounds = f"[{finding.low:.4g}, {finding.high:.4g}]"
+    return f"| {words} | {finding.predicted:.4g} | {finding.measured:.4g}{error} | {bounds} | {verdict} |"
+
+
+def _draw(entry: Entry, path: Path, force: bool) -> None:
+    with plotting.style():
+        figure, axes = plt.subplots(figsize=(6.4, 0.6 + 0.24 * len(entry.findings)))
+        for place, finding in enumerate(entry.findings):
+            _draw_finding(axes, place, finding)
+        axes.set_yticks(range(len(entry.findings)), [finding.quantity for finding in entry.findings])
+        axes.set(ylim=(len(entry.findings) - 0.5, -0.5), xlim=(-0.5, 2.5), xlabel="measured / predicted")
+        axes.tick_params(axis="y", length=0)
+        with written_whole(path, force) as temporary:
+            figure.savefig(temporary)
+        plt.close(figure)
+
+
+def _draw_finding(axes: Axes, place: int, finding: Finding) -> None:
+    ends = [abs(x) for x in (finding.low, finding.high) if math.isfinite(x) and x != 0]
+    unit = finding.predicted or max(ends, default=1.0)
+    low, high = sorted(max(min(x / unit, 9.0), -9.0) for x in (finding.low, finding.high))
+    axes.fill_between([low, high], place - 0.35, place + 0.35, color=plotting.MUTED, alpha=0.2, lw=0)
+    axes.plot([finding.predicted / unit] * 2, [place - 0.35, place + 0.35], color=plotting.INK, lw=1)
+    colour = plotting.BLUE if finding.holds else plotting.RED
+    at = finding.measured / unit
+    if not -0.5 <= at <= 2.5:  # beyond the frame: an arrow at its edge
+        axes.plot(2.45 if at > 0 else -0.45, place, ">" if at > 0 else "<", color=colour, ms=5, clip_on=False)
+        return
+    axes.errorbar(at, place, xerr=abs(finding.error / unit), fmt="o", color=colour, ms=4, lw=1, capsize=2)
