@@ -27,6 +27,7 @@ from saddleflow.theory.homogeneous import HomogeneousEscape, homogeneous_escape,
 from saddleflow.theory.modes import deep_mode, infinite_depth_mode_time, mode_time, two_layer_mode
 from saddleflow.theory.riccati import RiccatiSolution, lambda_balanced_layers, riccati_flow
 from saddleflow.theory.saddles import SaddleHessian, minimal_norm, saddle_escape_speed, saddle_hessian
+from saddleflow.theory.wide import lazy_flow, ntk_rate, plateau_exponent, wide_two_layer_flow
 
 __all__ = [
     "DistanceBound",
@@ -47,12 +48,16 @@ __all__ = [
     "homogeneous_escape",
     "infinite_depth_mode_time",
     "lambda_balanced_layers",
+    "lazy_flow",
     "minimal_norm",
     "misalignment_rate",
     "mode_time",
+    "ntk_rate",
+    "plateau_exponent",
     "riccati_flow",
     "saddle_escape_speed",
     "saddle_hessian",
     "two_layer_mode",
     "waiting_time_ratio",
+    "wide_two_layer_flow",
 ]

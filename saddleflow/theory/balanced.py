@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
-from scipy.integrate import solve_ivp
 
 from saddleflow.checks import require, require_integer
 from saddleflow.theory.arrays import as_matrix, as_times
+from saddleflow.theory.integration import integrate
 
 
 def balanced_vector_field(
@@ -95,23 +95,7 @@ def balanced_flow(
     require(strengths[0] > 0, "initial", "be nonzero", "the zero matrix", "The flow never leaves that saddle.")
     smallest = strengths[strengths > 1e-13 * strengths[0]][-1]
 
-    def velocity(_: float, flat: np.ndarray) -> np.ndarray:
-        matrix = flat.reshape(initial.shape)
-        return balanced_vector_field(matrix, cost_gradient(matrix), depth).ravel()
+    def velocity(matrix: np.ndarray) -> np.ndarray:
+        return balanced_vector_field(matrix, cost_gradient(matrix), depth)
 
-    # solve_ivp wants t_eval strictly ascending inside its span, and a span that is not empty.
-    moments, place = np.unique(np.append(0.0, times), return_inverse=True)
-    if moments.size == 1:
-        return np.repeat(initial[None], times.size, axis=0)
-    solution = solve_ivp(
-        velocity,
-        (0.0, moments[-1]),
-        initial.ravel(),
-        method="DOP853",
-        t_eval=moments,
-        rtol=rtol,
-        atol=1e-3 * rtol * smallest,
-    )
-    if not solution.success:
-        raise RuntimeError(f"the integration of the balanced flow stopped early: {solution.message}")
-    return solution.y.T[place[1:]].reshape(-1, *initial.shape)
+    return integrate("the balanced flow", velocity, initial, times, rtol=rtol, atol=1e-3 * rtol * smallest)
