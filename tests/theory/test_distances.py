@@ -86,7 +86,7 @@ def test_minima_against_constrained_minimisation(sizes, gamma):
     assert found.distance <= constrained_minimum(start, target, 12) * (1.02 if sizes[1] == 3 else 1 + 1e-5)
 
 
-@pytest.mark.parametrize("width", [30, 100, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("width", [30, 100, 300])
 def test_minima_of_large_starts_are_at_the_lazy_distance(width):
     """gamma = .9: scaled by w^((1-gamma)(L-1)/2) within 25% of |S - A_0| / sqrt(L); the notes saw 10-20%."""
     for seed in range(3):
