@@ -15,6 +15,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 import optimistix as optx
 from jax.flatten_util import ravel_pytree
@@ -35,6 +36,10 @@ MIN_GAP = 3.0
 
 # A Hessian's eigenvalue below this share of the largest counts as zero; one smaller than this is made dense.
 ZERO, MIN_LANCZOS = 1e-8, 60
+
+
+# A polish of more parameters than this is matrix-free; of fewer, a dense factorisation compiles and runs faster.
+MAX_DENSE = 1000
 
 
 class Truncation(eqx.Module):
@@ -128,7 +133,7 @@ def polish(
     """The stationary point of the loss nearest to a network.
 
     The network is truncated to its `rank` learned directions (the others become exactly zero); there
-    Levenberg-Marquardt solves `grad_theta = 0` together with the condition that the displacement is orthogonal to
+    Levenberg-Marquardt (matrix-free beyond 1000 parameters) solves `grad_theta = 0` together with the condition that the displacement is orthogonal to
     the orbit of critical points through the solution, `dW_l W_l^T = W_{l+1}^T dW_{l+1}`: so it is the nearest point
     of that orbit, and nothing slides along the symmetries. The condition also keeps the balancedness to first order.
 
@@ -217,7 +222,11 @@ def _nearest_in_full_rank(cost, network, rtol, *, max_steps):
     solution = optx.least_squares(
         residuals,
         # the displacement's own rounding is that of theta: nothing smaller is asked for
-        optx.LevenbergMarquardt(rtol=1e-14, atol=1e-14),
+        optx.LevenbergMarquardt(
+            rtol=1e-14,
+            atol=1e-14,
+            linear_solver=lx.QR() if network.num_parameters <= MAX_DENSE else lx.LSMR(rtol=1e-10, atol=1e-14),
+        ),
         jax.tree.map(jnp.zeros_like, network),
         options={"jac": "fwd"},
         max_steps=max_steps,

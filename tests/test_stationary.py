@@ -45,6 +45,17 @@ def test_the_nearest_point_of_its_orbit_is_found_in_full_width(rank):
         np.testing.assert_allclose(below, above, atol=1e-10)
 
 
+def test_large_ones_are_polished_matrix_free(monkeypatch):
+    start = moved(saddle(2), 0.05)
+    dense = stationary.polish(COST, start)
+    monkeypatch.setattr(stationary, "MAX_DENSE", 0)
+    jax.clear_caches()
+    free = stationary.polish(COST, start)
+    assert bool(free.converged)
+    assert float(free.distance) == pytest.approx(float(dense.distance), rel=1e-9)
+    np.testing.assert_allclose(free.network.end_to_end(), dense.network.end_to_end(), atol=1e-11)
+
+
 def test_a_stationary_point_stays_where_it_is():
     point = stationary.polish(COST, saddle(2))
     assert float(point.distance) < 1e-11

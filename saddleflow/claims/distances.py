@@ -36,10 +36,10 @@ def _measured(measure: Callable, gamma: float, size: Size) -> np.ndarray:
 def _findings(gammas: Sequence[float], size: Size) -> list[Finding]:
     findings = []
     for gamma in gammas:
-        bounds = exact.distance_exponents(DEPTH, gamma)
+        minima, saddle = exact.distance_exponents(DEPTH, gamma)
         for name, measure, (expected, kind) in (
-            ("d_m", exact.distance_to_minima, bounds.minima),
-            ("d_s", exact.distance_to_saddle, bounds.saddle),
+            ("d_m", exact.distance_to_minima, minima),
+            ("d_s", exact.distance_to_saddle, saddle),
         ):
             slopes = exponents(WIDTHS[size], _measured(measure, gamma, size))
             quantity = f"gamma={gamma:g}: exponent of {name} in w, {kind}"
