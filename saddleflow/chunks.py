@@ -175,12 +175,15 @@ def run_chunk(
             *(np.asarray(table[axis][place], float) for axis in ("gamma", "alpha", "rtol")),
         )
 
-    first = lane(0)
+    first, found = lane(0), lanes.find_devices(devices)
+    solver = options.solver
+    if solver is None and lanes.lanes_per_program(found[0]) > 1:
+        # under vmap the default would pay for its explicit steps and its stiff ones at every step
+        solver = flow.STIFF
     _, method = flow.prepare(
         first.cost,
         _constant(first.cost, chunk.depth, chunk.width, 1.0),
-        # under vmap the default would pay for its explicit steps and its stiff ones at every step
-        solver=flow.STIFF if options.solver is None else options.solver,
+        solver=solver,
         observables=options.observables,
         graded=chunk.graded,
         max_saves=max(options.max_saves, 4),
@@ -188,7 +191,7 @@ def run_chunk(
     results, tally = lanes.run(
         [(place, lane(place)) for place in range(len(chunk.index))],
         _shape(chunk, method),
-        devices=lanes.find_devices(devices),
+        devices=found,
         num_lanes=num_lanes,
         workers=workers,
         report=report,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import saddleflow as sf
-from saddleflow import flow, lanes
+from saddleflow import lanes
 from saddleflow.chunks import cut
 from saddleflow.sweep import _grid, _options
 
@@ -43,7 +43,7 @@ def test_dims_are_the_keywords_that_are_sequences(data):
 def test_a_lane_is_its_lone_run(data):
     for gamma in GRID["gamma"]:
         start = sf.gaussian(jax.random.key(2), depth=3, width=6, shape=(4, 4), gamma=gamma)
-        alone = sf.gradient_flow(COST, start, rtol=1e-4, solver=flow.STIFF)  # a lane's solver
+        alone = sf.gradient_flow(COST, start, rtol=1e-4)
         lane = data.sel(gamma=gamma, seed=2)
         assert float(lane.end_time) == pytest.approx(alone.time[-1], rel=1e-3)
         np.testing.assert_allclose(lane.singular_values[-1], alone.singular_values[-1], atol=1e-3)

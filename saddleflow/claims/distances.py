@@ -44,9 +44,9 @@ def _findings(gammas: Sequence[float], size: Size) -> list[Finding]:
             slopes = exponents(WIDTHS[size], _measured(measure, gamma, size))
             quantity = f"gamma={gamma:g}: exponent of {name} in w, {kind}"
             if kind == "O":
-                findings.append(Finding.at_most(quantity, expected + SLACK[size], slopes))
+                findings.append(Finding.at_most(quantity, expected + SLACK[size], slopes, expected))
             elif kind == "Omega":
-                findings.append(Finding.at_least(quantity, expected - SLACK[size], slopes))
+                findings.append(Finding.at_least(quantity, expected - SLACK[size], slopes, expected))
             else:
                 findings.append(Finding.near(quantity, expected, slopes, SLACK[size]))
     return findings

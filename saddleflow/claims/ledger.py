@@ -56,16 +56,16 @@ class Finding:
         return cls(quantity, predicted, mean, predicted - tolerance, predicted + tolerance, error)
 
     @classmethod
-    def at_most(cls, quantity: str, bound: float, samples: Any) -> "Finding":
-        """The mean of the samples lies at or below the bound."""
+    def at_most(cls, quantity: str, bound: float, samples: Any, predicted: float | None = None) -> "Finding":
+        """The mean of the samples lies at or below the bound (which is predicted, unless something else is)."""
         mean, error = mean_and_error(samples)
-        return cls(quantity, bound, mean, -math.inf, bound, error)
+        return cls(quantity, bound if predicted is None else predicted, mean, -math.inf, bound, error)
 
     @classmethod
-    def at_least(cls, quantity: str, bound: float, samples: Any) -> "Finding":
-        """The mean of the samples lies at or above the bound."""
+    def at_least(cls, quantity: str, bound: float, samples: Any, predicted: float | None = None) -> "Finding":
+        """The mean of the samples lies at or above the bound (which is predicted, unless something else is)."""
         mean, error = mean_and_error(samples)
-        return cls(quantity, bound, mean, bound, math.inf, error)
+        return cls(quantity, bound if predicted is None else predicted, mean, bound, math.inf, error)
 
 
 def mean_and_error(samples: Any) -> tuple[float, float]:

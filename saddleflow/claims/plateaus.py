@@ -19,20 +19,23 @@ SHAPE, RTOL, LEVELS = (5, 5), 1e-6, 6
 SHARE = 0.6  # the plateau ends where the train cost has fallen to this share of its value at A = 0
 
 
-@cache
-def task() -> MatrixCompletion:
-    """Matrix completion, 5 x 5 of rank 3."""
-    return MatrixCompletion.random(jax.random.key(3), shape=SHAPE)
+class Below(eqx.Module):
+    """A stop: the cost has fallen to a level."""
+
+    cost: MatrixCompletion
+    level: Float[Array, ""]
+
+    def __call__(self, time: Float[Array, ""], network: DeepLinearNetwork) -> Bool[Array, ""]:
+        """Whether to stop."""
+        del time
+        return self.cost(network.end_to_end()) < self.level
 
 
 @cache
-def _level() -> float:
-    return SHARE * float(task()(jnp.zeros(SHAPE)))
-
-
-def _is_below(time: Array, network: DeepLinearNetwork) -> Bool[Array, ""]:
-    del time
-    return task()(network.end_to_end()) < _level()
+def plateau_end() -> Below:
+    """Where the first plateau ends, on the task: matrix completion, 5 x 5 of rank 3."""
+    cost = MatrixCompletion.random(jax.random.key(3), shape=SHAPE)
+    return Below(cost, SHARE * cost(jnp.zeros(SHAPE)))
 
 
 def lane(depth: int, width: int, gamma: float, seed: int, levels: int = LEVELS) -> SampledNetwork:
@@ -54,24 +57,25 @@ def first_plateaus(
         levels: levels of the closure that stands for the full network; see `sample_reduced`.
     """
     starts = [lane(depth, width, gamma, seed, levels).network for seed in seeds]
-    how: dict[str, Any] = {"rtol": RTOL, "stop": _is_below, "max_saves": 1000}
-    prepared = [flow.prepare(task(), network, **how) for network in starts]
+    end = plateau_end()
+    how: dict[str, Any] = {"rtol": RTOL, "stop": end, "max_saves": 1000}
+    prepared = [flow.prepare(end.cost, network, **how) for network in starts]
     batch, numbers = (
         jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *trees)
         for trees in (starts, [settings for settings, _ in prepared])
     )
-    return np.asarray(_crossings(batch, numbers, prepared[0][1]))
+    return np.asarray(_crossings(batch, numbers, prepared[0][1], end))
 
 
 @eqx.filter_jit
-def _crossings(networks, settings, method):
+def _crossings(networks, settings, method, end):
     """Times at which the cost falls to the level, linear within the last step, which ended below it."""
 
     def crossing(network, settings):
-        state = flow.integrate(task(), network, settings, method)
+        state = flow.integrate(end.cost, network, settings, method)
         ends = state.num_rows - 2 + jnp.arange(2)
-        before, after = jax.vmap(task())(state.rows["end_to_end"][ends])
+        before, after = jax.vmap(end.cost)(state.rows["end_to_end"][ends])
         early, late = state.rows["time"][ends]
-        return early + (late - early) * (before - _level()) / (before - after)
+        return early + (late - early) * (before - end.level) / (before - after)
 
     return jax.vmap(crossing)(networks, settings)
