@@ -16,7 +16,7 @@ FIGURE2: dict[Size, dict] = {
     "full": {},
 }
 FIGURE3: dict[Size, dict] = {
-    "quick": {"gammas": (0.75, 1.0, 1.5, 2.0), "widths": (10, 32), "num_seeds": 3},
+    "quick": {"gammas": (0.75, 1.0, 1.5, 2.0), "widths": (10, 100), "num_seeds": 3},
     "full": {},
 }
 
