@@ -2,7 +2,8 @@
 
     python benchmarks/batch.py [--seeds 10]
 
-Matrix completion, 10 x 10 of rank 3, 80 % observed; L = 4, alpha = .1; rtol 1e-4. Compilation apart, medians of three in turns.
+Matrix completion, 10 x 10 of rank 3, 80 % observed; L = 4, alpha = .1; rtol 1e-4. Compilation apart,
+medians of three in turns.
 """
 
 import argparse
@@ -27,7 +28,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     keys = jax.random.split(jax.random.key(0), parser.parse_args().seeds)
     cost = sf.MatrixCompletion.random(jax.random.key(1))
-    table = Table("width", "steps of the lanes", "lone run (s)", "vmap (s)", "vmap / lone run", "largest |dA| / |A| / rtol")
+    table = Table(
+        "width", "steps of the lanes", "lone run (s)", "vmap (s)", "vmap / lone run", "largest |dA| / |A| / rtol"
+    )
     for width in (20, 100):
 
         def draw(key, width=width):

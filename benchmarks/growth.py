@@ -1,4 +1,4 @@
-"""Steps against log(1/alpha), to train cost 1e-8: from every start as `gradient_flow` takes it, and in plain coordinates.
+"""Steps against log(1/alpha), to train cost 1e-8: as `gradient_flow` comes, and in plain coordinates.
 
     python benchmarks/growth.py [--width 20]
 

@@ -64,7 +64,9 @@ def draw(lengths) -> None:
         for gamma, colour in zip(GAMMAS, plotting.CYCLE, strict=False):
             for seed in range(SEEDS):
                 left.loglog(WIDTHS, [lengths[gamma, w][seed] for w in WIDTHS], color=colour, lw=0.5, alpha=0.6)
-            label = rf"$\gamma$ = {gamma:g}: {exponent(lengths, gamma):.2f} ({theory.plateau_exponent(DEPTH, gamma):g})"
+            label = (
+                rf"$\gamma$ = {gamma:g}: {exponent(lengths, gamma):.2f} ({theory.plateau_exponent(DEPTH, gamma):g})"
+            )
             left.loglog(
                 WIDTHS,
                 [np.exp(np.log(lengths[gamma, w]).mean()) for w in WIDTHS],

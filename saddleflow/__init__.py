@@ -19,6 +19,7 @@ from saddleflow.flow import gradient_flow  # noqa: E402
 from saddleflow.geometry import gradient, hessian_vector_product, neural_tangent_kernel  # noqa: E402
 from saddleflow.greedy import greedy_descent, saddle_to_saddle  # noqa: E402
 from saddleflow.network import DeepLinearNetwork, balanced, gaussian  # noqa: E402
+from saddleflow.programs import cache_programs  # noqa: E402
 from saddleflow.reading import read_matrix  # noqa: E402
 from saddleflow.reduced_law import sample_reduced  # noqa: E402
 from saddleflow.reduction import reduce_width  # noqa: E402
@@ -36,6 +37,7 @@ __all__ = [
     "Trajectory",
     "balanced",
     "balancedness",
+    "cache_programs",
     "claims",
     "figures",
     "gaussian",

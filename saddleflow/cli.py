@@ -21,6 +21,7 @@ from saddleflow.figures.common import targets
 from saddleflow.files import check_writable, written_whole
 from saddleflow.flow import gradient_flow
 from saddleflow.network import gaussian
+from saddleflow.programs import cache_programs
 from saddleflow.reading import read_matrix
 from saddleflow.sweep import sweep as run_sweep
 from saddleflow.trajectory import Trajectory
@@ -271,6 +272,7 @@ def _report(trajectory: Trajectory, written: list[Path]) -> None:
 def main() -> None:
     """Entry point: one clear line and a non-zero exit on bad input, nothing half-written on Ctrl-C."""
     mpl.use("agg")
+    cache_programs()
     try:
         app(standalone_mode=True)
     except (ValueError, OSError, ImportError) as error:

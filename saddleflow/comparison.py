@@ -118,13 +118,13 @@ def _gradients(cost: Cost, networks: DeepLinearNetwork) -> DeepLinearNetwork:
 
 
 def _product(layers: Sequence[np.ndarray]) -> np.ndarray:
-    """The end-to-end matrices of layers with leading axes, in numpy: their number varies, and would be compiled for."""
+    """End-to-end matrices of layers with leading axes, in numpy: their number varies, and would be compiled for."""
     return reduce(lambda below, above: above @ below, layers)
 
 
 def _largest_norm(layers: Sequence[np.ndarray]) -> float:
     """The largest |theta| of networks along a leading axis."""
-    return math.sqrt(sum(np.sum(layer**2, axis=(1, 2)) for layer in layers).max())
+    return math.sqrt(np.max(np.sum([np.sum(layer**2, axis=(1, 2)) for layer in layers], axis=0)))
 
 
 class Curve:
@@ -189,7 +189,8 @@ def compare(cost: Cost, trajectory: Trajectory, path: GreedyPath) -> list[StageC
         path.points[0].network.depth,
     )
     plateaus = {visit.rank: visit.cost for visit in trajectory.visits}
-    flow = Curve(cost, trajectory)
+    flow = Curve(cost, trajectory)  # refuses a trajectory without networks
+    assert trajectory.networks is not None
     comparisons = []
     for index, (stage, (saddle, after)) in enumerate(zip(path.stages, pairwise(path.points), strict=False)):
         middle = 0.5 * (saddle.cost + after.cost)

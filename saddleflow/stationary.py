@@ -133,9 +133,10 @@ def polish(
     """The stationary point of the loss nearest to a network.
 
     The network is truncated to its `rank` learned directions (the others become exactly zero); there
-    Levenberg-Marquardt (matrix-free beyond 1000 parameters) solves `grad_theta = 0` together with the condition that the displacement is orthogonal to
-    the orbit of critical points through the solution, `dW_l W_l^T = W_{l+1}^T dW_{l+1}`: so it is the nearest point
-    of that orbit, and nothing slides along the symmetries. The condition also keeps the balancedness to first order.
+    Levenberg-Marquardt (matrix-free beyond 1000 parameters) solves `grad_theta = 0` together with the condition
+    that the displacement is orthogonal to the orbit of critical points through the solution, `dW_l W_l^T =
+    W_{l+1}^T dW_{l+1}`: so it is the nearest point of that orbit, and nothing slides along the symmetries. The
+    condition also keeps the balancedness to first order.
 
     "Converged" means `|grad_theta| <= rtol * |grad C(0)|_F * max_l |M_l|_F |N_l|_F`, with M_l and N_l the products of
     the layers above and below layer l: what the gradient would be without cancellation. (Where grad C(0) = 0, grad

@@ -20,6 +20,11 @@ def _programs_are_dropped_with_their_module():
     jax.clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def _no_programs_are_left_in_the_home_folder(monkeypatch):
+    monkeypatch.setattr("saddleflow.cli.cache_programs", lambda: None)
+
+
 @pytest.fixture
 def small_cost() -> sf.MatrixCompletion:
     """Matrix completion 4x4 of rank 2, 12 of 16 entries observed."""

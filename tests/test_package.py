@@ -15,6 +15,7 @@ ROOT = Path(saddleflow.__file__).parent
 ORDER = [
     "checks",
     "files",
+    "programs",
     "factor",
     "curvature",
     "costs",

@@ -5,12 +5,18 @@
 
 from collections.abc import Sequence
 
-from saddleflow.claims import distances, first_path, landscape, regimes
+from saddleflow.claims import distances, first_path, landscape, plateaus, regimes
 from saddleflow.claims.ledger import Claim, Entry, Finding, Ledger
 from saddleflow.claims.ledger import verify as _verify
 from saddleflow.claims.page import write_page
 
-CLAIMS: tuple[Claim, ...] = (*distances.CLAIMS, *first_path.CLAIMS, *landscape.CLAIMS, *regimes.CLAIMS)
+CLAIMS: tuple[Claim, ...] = (
+    *distances.CLAIMS,
+    *first_path.CLAIMS,
+    *landscape.CLAIMS,
+    *plateaus.CLAIMS,
+    *regimes.CLAIMS,
+)
 
 
 def verify(size: str = "quick", only: Sequence[str] | None = None, progress: bool = True) -> Ledger:

@@ -101,7 +101,7 @@ CLAIMS: Sequence[Claim] = (
     ),
     Claim(
         "theorem-1-mean-field",
-        "gamma = 1: a random start is at distances of order one from minima and saddles (Theorem 1; bounds from above)",
+        "gamma = 1: a random start is at a distance of order one from minima and saddles (Theorem 1; upper bounds)",
         "d_m = Theta(1), d_s = Theta(1)",
         "recalled",
         mean_field,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,11 +38,11 @@ def spectra(size: Size) -> list[Finding]:
             slack = ROUNDING * max(found.largest, 1.0)
             where = f"L={depth}, rank {rank}"
             findings.append(Finding.near(f"{where}: least eigenvalue", 2 * expected.least, [found.least], slack))
-            findings.append(Finding.near(f"{where}: largest eigenvalue", 2 * expected.largest, [found.largest], slack))
-            count = float(found.index)
             findings.append(
-                Finding(f"{where}: negative eigenvalues", expected.index, count, expected.index, expected.index)
+                Finding.near(f"{where}: largest eigenvalue", 2 * expected.largest, [found.largest], slack)
             )
+            count = float(expected.index)
+            findings.append(Finding(f"{where}: negative eigenvalues", count, float(found.index), count, count))
     return findings
 
 
@@ -74,7 +75,8 @@ def symmetries(size: Size) -> list[Finding]:
         theta = gaussian(jax.random.key(1), depth=depth, width=6, shape=(4, 5), gamma=1.0)
         keys = jax.random.split(jax.random.key(2), depth - 1)
         rotations = [jnp.linalg.qr(jax.random.normal(key, (6, 6)))[0] for key in keys]
-        how = {"rtol": rtol, "save_at": [1.0, 5.0, 20.0], "progress": False}
+        # a mild start: an explicit method does, and compiles in a third of the time
+        how = {"rtol": rtol, "save_at": [1.0, 5.0, 20.0], "solver": diffrax.Dopri8(), "progress": False}
         base = gradient_flow(cost, theta, **how)
         scale = np.linalg.norm(base.end_to_end, axis=(1, 2)).max()
         for name, other in (("rotated", rotate(theta, rotations)), ("widened to 9", include(theta, 9))):

@@ -50,7 +50,7 @@ class Finding:
     @property
     def holds(self) -> bool:
         """Whether the measurement lies within its bounds, whatever its confidence interval; NaN never does."""
-        return self.low <= self.measured <= self.high
+        return bool(self.low <= self.measured <= self.high)
 
     @classmethod
     def near(cls, quantity: str, predicted: float, samples: Any, tolerance: float) -> "Finding":
@@ -218,12 +218,12 @@ def verify(
     for name in only or ():
         require(name in known, "only", f"name claims: {', '.join(known)}", name)
     chosen = [claim for claim in claims if only is None or claim.id in only]
-    # Claims of one module share runs; modules share nothing, and much of their time is compilation, on one core each.
+    # Claims of one module share runs; modules share nothing. The last one, of sweeps, takes longest and begins first.
     groups: dict[str, list[Claim]] = {}
     for claim in chosen:
         groups.setdefault(claim.measure.__module__, []).append(claim)
     with _meter(len(chosen), progress) as report, ThreadPoolExecutor(WORKERS) as pool:
-        jobs = [pool.submit(_check_all, group, cast(Size, size), report) for group in groups.values()]
+        jobs = [pool.submit(_check_all, group, cast(Size, size), report) for group in reversed(groups.values())]
         entries = {entry.id: entry for job in jobs for entry in job.result()}
     return Ledger(tuple(entries[claim.id] for claim in chosen), size)
 

@@ -31,11 +31,12 @@ def write_page(ledger: Ledger, path: str | Path, *, force: bool = False) -> list
     held = sum(entry.verdict == "holds" for entry in ledger.entries)
     lines = [
         "# Claims",
-        f"{held} of {len(ledger.entries)} claims hold. Written by `saddleflow verify --{ledger.size} --page PAGE`, with "
-        f"{', '.join(f'{name} {version}' for name, version in ledger.versions.items())}. Dots are measurements with "
-        "their 95 % intervals over seeds, bands what the claim allows, ticks predictions, each in units of its "
-        "prediction (of its bound's far end where the prediction is zero). \"Stated in the paper\" means its abstract and "
-        "its captions; \"recalled\" is said to be in its body, from memory; \"ours\" is derived here.",
+        f"{held} of {len(ledger.entries)} claims hold. Written by `saddleflow verify --{ledger.size} --page` with "
+        + ", ".join(f"{name} {version}" for name, version in ledger.versions.items())
+        + ". Dots are measurements with their 95 % intervals over seeds, bands what the claim allows, ticks "
+        "predictions, each in units of its prediction (of its bound's far end where the prediction is zero). "
+        '"Stated in the paper" means its abstract and its captions; "recalled" is said to be in its body, from '
+        'memory; "ours" is derived here.',
     ]
     written = []
     for entry in ledger.entries:
@@ -53,7 +54,11 @@ def write_page(ledger: Ledger, path: str | Path, *, force: bool = False) -> list
         _draw(entry, picture, force)
         written.append(picture)
         lines.append(f"![{entry.id}: predictions and measurements]({picture.name})")
-        rows = ["| quantity | predicted | measured | must lie in | |", "|---|---|---|---|---|", *map(_row, entry.findings)]
+        rows = [
+            "| quantity | predicted | measured | must lie in | |",
+            "|---|---|---|---|---|",
+            *map(_row, entry.findings),
+        ]
         lines.append("\n".join(rows))
     with written_whole(path, force) as temporary:
         temporary.write_text("\n\n".join(lines) + "\n")

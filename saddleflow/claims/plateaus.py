@@ -1,6 +1,6 @@
-"""The length of the first plateau in networks of any width, reduced and drawn in law."""
+"""Claims on the length of the first plateau, in networks of any width, reduced and drawn in law."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+import saddleflow.theory as exact
 from saddleflow import flow
+from saddleflow.claims.ledger import Claim, Finding, Size, exponents
 from saddleflow.costs import MatrixCompletion
 from saddleflow.network import DeepLinearNetwork
 from saddleflow.reduced_law import SampledNetwork, sample_reduced
@@ -79,3 +81,60 @@ def _crossings(networks, settings, method, end):
         return early + (late - early) * (before - end.level) / (before - after)
 
     return jax.vmap(crossing)(networks, settings)
+
+
+WIDTHS: dict[Size, tuple[int, ...]] = {
+    "quick": (1_000, 30_000, 1_000_000),
+    "full": (1_000, 10_000, 100_000, 1_000_000),
+}
+
+
+def _lengths(depth: int, gamma: float, size: Size) -> np.ndarray:
+    """Times to 60 % of the cost at A = 0, in reduced networks drawn in law: (seed, width)."""
+    seeds = range({"quick": 5, "full": 10}[size])
+    return np.array([first_plateaus(depth, gamma, width, seeds) for width in WIDTHS[size]]).T
+
+
+def plateau_lengths(size: Size) -> list[Finding]:
+    """The first plateau: its exponent in w, and its spread over seeds."""
+    widths, findings = WIDTHS[size], []
+    for depth in (4,) if size == "quick" else (3, 4):
+        for gamma in (1.0, 1.5, 2.0):
+            lengths = _lengths(depth, gamma, size)
+            expected = exact.plateau_exponent(depth, gamma)
+            # corrections fall with w: a hundredth per decade is what w = 1000 leaves of them
+            slopes = exponents(widths, lengths)
+            findings.append(Finding.near(f"L={depth}, gamma={gamma:g}: exponent in w", expected, slopes, 0.02))
+            spread = np.log(lengths).std(axis=0)
+            name = f"L={depth}, gamma={gamma:g}: spread of the log over seeds, w={widths[-1]:,} / w={widths[0]:,}"
+            # a sum over w neurons: w^(-1/2) over three decades
+            findings.append(Finding.at_most(name, 0.1, [spread[-1] / spread[0]], (widths[0] / widths[-1]) ** 0.5))
+    return findings
+
+
+def lazy_times(size: Size) -> list[Finding]:
+    """Below gamma = 1: the time in which the cost falls, against the kernel's rate."""
+    findings = []
+    for gamma in (0.75, 0.875):
+        slopes = exponents(WIDTHS[size], _lengths(4, gamma, size))
+        expected = exact.plateau_exponent(4, gamma)
+        findings.append(Finding.near(f"L=4, gamma={gamma:g}: exponent in w", expected, slopes, 0.02))
+    return findings
+
+
+CLAIMS: Sequence[Claim] = (
+    Claim(
+        "plateau-width",
+        "From gamma = 1 on the first plateau's length is a power of the width, and its spread over seeds vanishes",
+        "T ~ w^((gamma-1)(L-2)/2)",
+        "ours",
+        plateau_lengths,
+    ),
+    Claim(
+        "lazy-width",
+        "Below gamma = 1 the time in which the cost falls to 60 % goes with the inverse rate of the kernel",
+        "T ~ w^((gamma-1)(L-1))",
+        "ours",
+        lazy_times,
+    ),
+)

@@ -1,4 +1,4 @@
-"""Claims on the three regimes: figures 2 and 3 in numbers, and the length of the first plateau against the width."""
+"""Claims on the three regimes: figures 2 and 3 in numbers."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,6 @@ import xarray as xr
 
 import saddleflow.theory as exact
 from saddleflow.claims.ledger import Claim, Finding, Size, exponents
-from saddleflow.claims.plateaus import first_plateaus
 from saddleflow.figures import f2_regimes, f3_transition
 
 # The figures' own settings, and small ones.
@@ -57,13 +56,13 @@ def transition(size: Size) -> list[Finding]:
     error, rank = f3_transition.ends(data)
     low, high, width = float(data.gamma[0]), float(data.gamma[-1]), int(data.width.values[-1])
     full = min(data.singular_values.sizes["mode"], width)
-    at = {"width": width}
-    ntk, saddle = error.sel(gamma=low, **at).values, error.sel(gamma=high, **at).values
+    error_at, rank_at = (values.sel(width=width) for values in (error, rank))
+    ntk, saddle = error_at.sel(gamma=low).values, error_at.sel(gamma=high).values
     findings = [
-        Finding.at_least(f"gamma={low:g}, w={width}: rank / full rank", 0.9, _mean(rank.sel(gamma=low, **at)) / full),
+        Finding.at_least(f"gamma={low:g}, w={width}: rank / full rank", 0.9, _mean(rank_at.sel(gamma=low)) / full),
         Finding.at_least(f"gamma={low:g}, w={width}: test error / zero predictor's", 0.9, ntk),
         Finding.at_most(f"gamma={high:g}, w={width}: test error / zero predictor's", 0.05, saddle),
-        Finding.at_most(f"gamma={high:g}, w={width}: rank", 2.0, _mean(rank.sel(gamma=high, **at))),
+        Finding.at_most(f"gamma={high:g}, w={width}: rank", 2.0, _mean(rank_at.sel(gamma=high))),
     ]
     steep = f3_transition.steepness(data)
     name = f"width of the transition in gamma, w={width} / w={int(data.width.values[0])}"
@@ -76,45 +75,6 @@ def transition(size: Size) -> list[Finding]:
 
 def _mean(values: xr.DataArray) -> float:
     return float(values.mean())
-
-
-WIDTHS: dict[Size, tuple[int, ...]] = {
-    "quick": (1_000, 30_000, 1_000_000),
-    "full": (1_000, 10_000, 100_000, 1_000_000),
-}
-
-
-def _lengths(depth: int, gamma: float, size: Size) -> np.ndarray:
-    """Times to 60 % of the cost at A = 0, in reduced networks drawn in law: (seed, width)."""
-    seeds = range({"quick": 5, "full": 10}[size])
-    return np.array([first_plateaus(depth, gamma, width, seeds) for width in WIDTHS[size]]).T
-
-
-def plateau_lengths(size: Size) -> list[Finding]:
-    """The first plateau: its exponent in w, and its spread over seeds."""
-    widths, findings = WIDTHS[size], []
-    for depth in (4,) if size == "quick" else (3, 4):
-        for gamma in (1.0, 1.5, 2.0):
-            lengths = _lengths(depth, gamma, size)
-            expected = exact.plateau_exponent(depth, gamma)
-            # corrections fall with w: a hundredth per decade is what w = 1000 leaves of them
-            slopes = exponents(widths, lengths)
-            findings.append(Finding.near(f"L={depth}, gamma={gamma:g}: exponent in w", expected, slopes, 0.02))
-            spread = np.log(lengths).std(axis=0)
-            name = f"L={depth}, gamma={gamma:g}: spread of the log over seeds, w={widths[-1]:,} / w={widths[0]:,}"
-            # a sum over w neurons: w^(-1/2) over three decades
-            findings.append(Finding.at_most(name, 0.1, [spread[-1] / spread[0]], (widths[0] / widths[-1]) ** 0.5))
-    return findings
-
-
-def lazy_times(size: Size) -> list[Finding]:
-    """Below gamma = 1: the time in which the cost falls, against the kernel's rate."""
-    findings = []
-    for gamma in (0.75, 0.875):
-        slopes = exponents(WIDTHS[size], _lengths(4, gamma, size))
-        expected = exact.plateau_exponent(4, gamma)
-        findings.append(Finding.near(f"L=4, gamma={gamma:g}: exponent in w", expected, slopes, 0.02))
-    return findings
 
 
 CLAIMS: Sequence[Claim] = (
@@ -133,19 +93,5 @@ CLAIMS: Sequence[Claim] = (
         "rank A ~ full, test >= zero predictor at gamma = 1 - 1/L; test -> 0 beyond 1",
         "stated in the paper",
         transition,
-    ),
-    Claim(
-        "plateau-width",
-        "From gamma = 1 on the first plateau's length is a power of the width, and its spread over seeds vanishes",
-        "T ~ w^((gamma-1)(L-2)/2)",
-        "ours",
-        plateau_lengths,
-    ),
-    Claim(
-        "lazy-width",
-        "Below gamma = 1 the time in which the cost falls to 60 % goes with the inverse rate of the kernel",
-        "T ~ w^((gamma-1)(L-1))",
-        "ours",
-        lazy_times,
     ),
 )

@@ -82,7 +82,9 @@ def steps_by_decade(depth: int, graded: bool | None) -> tuple[np.ndarray, np.nda
     return tuple(np.array([run[f"num_{name}"] for run in runs]) for name in ("steps", "explicit_steps"))
 
 
-@pytest.mark.parametrize(("depth", "first", "total"), [pytest.param(2, 50, 260, marks=pytest.mark.slow), (3, 85, 340)])
+@pytest.mark.parametrize(
+    ("depth", "first", "total"), [pytest.param(2, 50, 260, marks=pytest.mark.slow), (3, 85, 340)]
+)
 def test_steps_grow_like_the_logarithm_of_the_start(depth, first, total):
     """A decade in alpha lengthens the flow (by 10^(L-2) for L > 2) and adds a bounded number of steps."""
     steps, _ = steps_by_decade(depth, graded=False)

@@ -440,9 +440,7 @@ run = functools.partial(
 print(float(jax.jit(jax.grad(run))(0.7)))
 """
     environment = os.environ | {"XLA_FLAGS": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert float(done.stdout) == pytest.approx(exact_slope(reference, 0.7), rel=1e-3)
 
 

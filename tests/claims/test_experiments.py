@@ -1,0 +1,46 @@
+"""The experiments themselves: the cheap ones here, all of them with `-m slow`."""
+
+import numpy as np
+import pytest
+
+import saddleflow.theory as exact
+from saddleflow import claims
+from saddleflow.claims import distances, landscape, plateaus
+
+
+def test_the_theorem_s_exponents_are_measured_from_several_seeds():
+    findings = distances.saddle_to_saddle("quick")
+    assert [f.predicted for f in findings] == [0.0, -0.25, 0.0, -0.5]
+    assert all(f.holds and f.error > 0 for f in findings)
+    assert findings[3].measured == pytest.approx(-0.5, abs=0.1)
+
+
+def test_a_wrong_prediction_is_refuted(monkeypatch):
+    """The experiment measures: with the prediction of another gamma it fails."""
+    true = exact.distance_exponents
+
+    def wrong(depth, gamma):
+        return tuple(bound._replace(exponent=bound.exponent - 0.5) for bound in true(depth, gamma))
+
+    monkeypatch.setattr(exact, "distance_exponents", wrong)
+    assert not all(f.holds for f in distances.saddle_to_saddle("quick"))
+
+
+def test_saddles_lose_what_a_new_neuron_gains():
+    assert all(f.holds for f in landscape.new_neuron("quick"))
+
+
+def test_the_plateau_s_length_grows_with_the_width():
+    narrow, wide = (plateaus.first_plateaus(3, 2.0, width, range(2)) for width in (10**3, 10**5))
+    np.testing.assert_allclose(np.log(wide / narrow) / np.log(100), 0.5, atol=0.02)  # (gamma-1)(L-2)/2
+
+
+@pytest.mark.slow
+def test_the_whole_ledger_holds_but_for_what_is_known_to_fail():
+    ledger = claims.verify("quick", progress=False)
+    assert {e.id for e in ledger.entries if e.verdict != "holds"} == {"lazy-width"}
+    assert not ledger.failures
+    again = claims.verify("quick", only=["theorem-1-saddle", "optimal-direction"], progress=False)
+    for entry in again.entries:
+        first = next(e for e in ledger.entries if e.id == entry.id)
+        assert [f.measured for f in entry.findings] == [f.measured for f in first.findings]
