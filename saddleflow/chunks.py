@@ -7,6 +7,7 @@ compiled program; which lanes form a chunk depends on the grid alone.
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from saddleflow import flow, lanes
+from saddleflow import flow, lanes, reduced_lanes
 from saddleflow import observables as obs
+from saddleflow.certificate import WORTHWHILE
 from saddleflow.costs import Cost
-from saddleflow.graded import is_tiny
+from saddleflow.graded import blurs
 from saddleflow.lanes import Lane, Shape, Tally
 from saddleflow.network import DeepLinearNetwork, layer_sizes
 from saddleflow.stepping import REASONS, Method
@@ -46,6 +48,7 @@ class Options:
     solver: diffrax.AbstractSolver | None
     observables: dict[str, Callable[..., Any]]
     save_matrices: bool
+    reduce_width: str | None = None
 
     @property
     def num_rows(self) -> int:
@@ -88,6 +91,7 @@ class Chunk:
     depth: int
     width: int
     graded: bool
+    reduced: bool
     options: Options = field(repr=False)
 
 
@@ -107,7 +111,8 @@ def cut(grid: Grid, options: Options, chunk_size: int | None) -> list[Chunk]:
             tiny[key] = _is_graded(grid.costs[cost], depth, width, float(scale[lane]), options)
         groups.setdefault((kinds[cost], depth, width, tiny[key]), []).append(lane)
     chunks = []
-    for (_, depth, width, graded), members in groups.items():
+    for (kind, depth, width, graded), members in groups.items():
+        reduced = options.reduce_width is not None and _is_reduced(grid.costs[kinds.index(kind)], depth, width)
         # the smaller the start, the more saddles it stops at
         members = np.asarray(sorted(members, key=lambda lane: (scale[lane], lane)))
         # lanes are dealt out like cards, so that chunks are alike in work
@@ -116,7 +121,7 @@ def cut(grid: Grid, options: Options, chunk_size: int | None) -> list[Chunk]:
             part = {axis: values[index] for axis, values in table.items()}
             used = tuple(grid.costs[i] for i in sorted(set(part["cost"].tolist())))
             part["cost"] = np.searchsorted(sorted(set(part["cost"].tolist())), part["cost"])
-            chunks.append(Chunk(len(chunks), index, used, part, depth, width, graded, options))
+            chunks.append(Chunk(len(chunks), index, used, part, depth, width, graded, reduced, options))
     return chunks
 
 
@@ -137,13 +142,24 @@ def _is_graded(cost: Cost, depth: int, width: int, scale: float, options: Option
     """Whether starts of this scale need graded coordinates: by their law, so that the seed plays no part."""
     if options.solver is not None:
         return False
-    return is_tiny(cost, _constant(cost, depth, width, scale))
+    sizes = itertools.pairwise(layer_sizes(depth, width, cost.shape))
+    return blurs(cost, scale * max(math.sqrt(a) + math.sqrt(b) for a, b in sizes), depth)
 
 
-def _constant(cost: Cost, depth: int, width: int, value: float) -> DeepLinearNetwork:
-    """A network of these sizes with one value in all entries."""
-    sizes = layer_sizes(depth, width, cost.shape)
-    return DeepLinearNetwork(jnp.full(size, value) for size in zip(sizes[1:], sizes[:-1], strict=True))
+def _is_reduced(cost: Cost, depth: int, width: int) -> bool:
+    """Whether the smallest bases, of the activity from both ends, hold less than half of the parameters."""
+    small = _parameters(cost, depth, min(width, sum(cost.shape)))
+    return small < WORTHWHILE * _parameters(cost, depth, width)
+
+
+def _parameters(cost: Cost, depth: int, width: int) -> int:
+    return sum(a * b for a, b in itertools.pairwise(layer_sizes(depth, width, cost.shape)))
+
+
+def _narrow(cost: Cost, depth: int) -> DeepLinearNetwork:
+    """A network of width 1: what a method is prepared for depends on no width."""
+    sizes = layer_sizes(depth, 1, cost.shape)
+    return DeepLinearNetwork(jnp.ones(size) for size in zip(sizes[1:], sizes[:-1], strict=True))
 
 
 def run_chunk(
@@ -182,20 +198,25 @@ def run_chunk(
         solver = flow.STIFF
     _, method = flow.prepare(
         first.cost,
-        _constant(first.cost, chunk.depth, chunk.width, 1.0),
+        _narrow(first.cost, chunk.depth),
         solver=solver,
         observables=options.observables,
         graded=chunk.graded,
         max_saves=max(options.max_saves, 4),
     )
-    results, tally = lanes.run(
-        [(place, lane(place)) for place in range(len(chunk.index))],
-        _shape(chunk, method),
-        devices=found,
-        num_lanes=num_lanes,
-        workers=workers,
-        report=report,
-    )
+    labelled = [(place, lane(place)) for place in range(len(chunk.index))]
+    if chunk.reduced:
+        assert options.reduce_width is not None
+        results, tally = reduced_lanes.run(
+            labelled, _shape(chunk, method), options.reduce_width, workers=workers, report=report
+        )
+    else:
+        results, tally = lanes.run(
+            labelled, _shape(chunk, method), devices=found, num_lanes=num_lanes, workers=workers, report=report
+        )
+        if options.reduce_width is not None:
+            for result in results.values():  # nothing was cut
+                result["numerics"]["reduction_error_estimate"] = np.zeros(())
     rows = [_rows(results[place], options) for place in range(len(chunk.index))]
     arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     return arrays | {"lane_steps": np.asarray([tally.useful, tally.computed])}
@@ -265,6 +286,7 @@ def describe(grid: Grid, options: Options, chunks: Sequence[Chunk]) -> dict[str,
         "solver": "default" if options.solver is None else _name(options.solver),
         "observables": sorted(options.observables),
         "save_matrices": options.save_matrices,
+        "reduce_width": options.reduce_width,
         "chunks": [len(chunk.index) for chunk in chunks],
         "stop_reasons": list(REASONS),
     }

@@ -161,6 +161,7 @@ def sweep(
     held_out: Annotated[float, typer.Option(help="Share of its known entries kept for the test cost.")] = 0.1,
     t1: Annotated[float | None, typer.Option(help="End of each flow; default: a certified minimum.")] = None,
     num_times: Annotated[int | None, typer.Option(help="Saved times, logarithmic up to t1.")] = None,
+    reduce_width: Annotated[str | None, typer.Option(help="auto or sample: see the API.")] = None,
     store: Annotated[Path | None, typer.Option(help="A zarr folder of finished chunks, to go on from.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to run on.")] = None,
     out: Annotated[Path, typer.Option(help="The dataset as NetCDF.")] = Path("sweep.nc"),
@@ -188,7 +189,7 @@ def sweep(
         from dask.distributed import Client
 
         client = Client(scheduler)
-    result = run_sweep(cost, **axes, t1=t1, save_at=num_times, store=store, client=client)
+    result = run_sweep(cost, **axes, t1=t1, save_at=num_times, reduce_width=reduce_width, store=store, client=client)
     with written_whole(out, force) as temporary:
         result.to_netcdf(temporary, engine="h5netcdf")
     reasons, counts = np.unique(result["stop_reason"].values, return_counts=True)

@@ -179,19 +179,29 @@ def noise(layer: Float[Array, "_ _"]) -> Float[Array, "_ _"]:
 
 
 def is_tiny(cost: Cost, network: DeepLinearNetwork) -> bool:
-    """Whether plain coordinates would blur escapes: layers near eps^(1/(L-1)) of learned ones, or below `TINY`.
-
-    A learned layer is of the size |A|^(1/L), with |A| where the steepest line from zero has its minimum.
-    """
+    """Whether plain coordinates would blur escapes from this start; see `blurs`."""
     # what a random layer's largest singular value is; a deficient one's is larger, and grading it does no harm
     largest = jnp.max(
         jnp.stack(
             [jnp.sqrt(jnp.mean(layer**2)) * sum(math.sqrt(size) for size in layer.shape) for layer in network.layers]
         )
     )
+    return is_concrete(largest) and blurs(cost, float(largest), network.depth)
+
+
+def blurs(cost: Cost, largest: float, depth: int) -> bool:
+    """Whether plain coordinates blur escapes: layers near eps^(1/(L-1)) of learned ones, or below `TINY` of them.
+
+    A learned layer is of the size |A|^(1/L), with |A| where the steepest line from zero has its minimum.
+
+    Args:
+        cost: the cost.
+        largest: the largest singular value of the start's layers, or about.
+        depth: number of layers L.
+    """
     gradient = cost.gradient(jnp.zeros(cost.shape))
     curvature = jnp.sum(gradient * jax.jvp(cost.gradient, (jnp.zeros(cost.shape),), (gradient,))[1])
-    if not all(map(is_concrete, (largest, curvature))):
+    if not is_concrete(curvature):
         return False
-    learned = float(jnp.linalg.norm(gradient) ** 3 / curvature) ** (1 / network.depth) if curvature > 0 else math.inf
-    return float(largest) < max(100 * EPSILON ** (1 / (network.depth - 1)), TINY) * learned
+    learned = float(jnp.linalg.norm(gradient) ** 3 / curvature) ** (1 / depth) if curvature > 0 else math.inf
+    return largest < max(100 * EPSILON ** (1 / (depth - 1)), TINY) * learned

@@ -4,6 +4,7 @@ import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from saddleflow.chunks import AXES, Chunk, Grid, Options, cut, describe
 from saddleflow.costs import Cost
 from saddleflow.lanes import Tally, find_devices
 from saddleflow.network import layer_sizes
+from saddleflow.reduced_lanes import MODES
 from saddleflow.stepping import REASONS
 from saddleflow.store import Store
 from saddleflow.trajectory import versions as package_versions
@@ -36,6 +38,7 @@ UNITS = {
     "rank": ("1", "singular values of A above rank_tolerance; -1 where the lane did not get"),
     "rank_tolerance": ("entries of the target", "absolute cut for the rank"),
     "end_to_end": ("entries of the target", "the matrix A"),
+    "reduction_error_estimate": ("entries of the target", "sup over time of |A - A_full|_F from the reduced width"),
     "end_time": ("time of the flow dtheta/dt = -grad C", "where the lane ended"),
     "balancedness_drift": ("1", "largest change of a conserved matrix over the largest squared layer norm"),
     "gamma": ("1", "the start's variance is w^-gamma"),
@@ -66,6 +69,7 @@ def sweep(
     max_steps: int = 100_000,
     gradient_tolerance: float = 1e-4,
     rank_tolerance: float | None = None,
+    reduce_width: str | None = None,
     store: str | Path | None = None,
     client: Any = None,
     devices: int | Sequence[Any] | None = None,
@@ -100,6 +104,9 @@ def sweep(
         max_steps: steps of a lane at most.
         gradient_tolerance: of the certificate, as in `gradient_flow`.
         rank_tolerance: absolute cut for the rank; None: see `gradient_flow`.
+        reduce_width: "auto" reduces the lanes whose width it makes smaller, each to an error in A of at most 10 *
+            rtol of its largest |A|; "sample" draws those lanes in law (`sample_reduced`, any width up to 10^12), so
+            that their starts are others than the full ones. The dataset then has reduction_error_estimate.
         store: folder of a zarr store: finished chunks are kept there, and the same call goes on where an earlier
             one ended.
         client: a `dask.distributed.Client` to run the chunks on.
@@ -129,6 +136,8 @@ def sweep(
     options = _options(
         t1, save_at, max_saves, max_steps, gradient_tolerance, rank_tolerance, solver, observables, save_matrices
     )
+    require(reduce_width in (None, *MODES), "reduce_width", f"be None or one of {MODES}", reduce_width)
+    options = replace(options, reduce_width=reduce_width)
     for name, value in (("lanes", lanes), ("chunk_size", chunk_size)):
         if value is not None:
             require_integer(name, value, 1)

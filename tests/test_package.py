@@ -44,6 +44,7 @@ ORDER = [
     "greedy",
     "comparison",
     "lanes",
+    "reduced_lanes",
     "chunks",
     "store",
     "cluster",

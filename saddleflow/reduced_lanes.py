@@ -1,0 +1,115 @@
+"""Lanes whose width is reduced: each a certified flow of its own, in the same terms as the others.
+
+The bases of a reduced network grow along its flow, so lanes differ in shape and share no compiled program but those
+of padded widths. Threads take one lane after another.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from saddleflow.flow import gradient_flow
+from saddleflow.lanes import Lane, Shape, Tally
+from saddleflow.network import DeepLinearNetwork, gaussian
+from saddleflow.reduced_law import sample_reduced
+from saddleflow.reduction import ReducedNetwork, reduce_width
+from saddleflow.stepping import REASONS
+from saddleflow.trajectory import Trajectory
+
+MODES = ("auto", "sample")
+
+
+def start_network(lane: Lane, shape: Shape, mode: str) -> DeepLinearNetwork | ReducedNetwork:
+    """The start of a lane: `alpha * theta_0(seed)`, projected ("auto") or drawn in law, at any width ("sample")."""
+    key, alpha = jax.random.key(int(lane.seed)), float(lane.alpha)
+    draw = {"depth": shape.depth, "width": shape.width, "shape": shape.shape, "gamma": float(lane.gamma)}
+    if mode == "sample":
+        return alpha * sample_reduced(key, **draw, tolerance=None)
+    return reduce_width(alpha * gaussian(key, **draw), tolerance=None)
+
+
+def run(
+    lanes: Sequence[tuple[int, Lane]],
+    shape: Shape,
+    mode: str,
+    *,
+    workers: int | None,
+    report: Callable[[Tally], None],
+) -> tuple[dict[int, Any], Tally]:
+    """Run lanes to an error of A of ten times rtol of the largest |A|, as `gradient_flow` does with these networks.
+
+    Args:
+        lanes: pairs of a label and a lane.
+        shape: what they share.
+        mode: one of `MODES`.
+        workers: threads; None: one a core.
+        report: told the tally after each lane.
+
+    Returns:
+        Results by label, in the form of `lanes.run`, and the tally; no lane waits, so all steps are useful.
+    """
+    tally, lock = Tally(), threading.Lock()
+
+    def solve(item: tuple[int, Lane]) -> tuple[int, Any]:
+        label, lane = item
+        trajectory = gradient_flow(
+            lane.cost,
+            start_network(lane, shape, mode),
+            rtol=float(lane.rtol),
+            t1=shape.t1,
+            save_at=shape.save_at,
+            solver=shape.method.solver,
+            observables=shape.method.observables,
+            max_saves=shape.method.capacity,
+            max_steps=shape.max_steps,
+            gradient_tolerance=shape.gradient_tolerance,
+            graded=shape.method.graded,
+            progress=False,
+        )
+        with lock:
+            steps = trajectory.stats["num_steps"]
+            tally.done += 1
+            tally.failed += REASONS.index(trajectory.stop_reason) in Tally.FAILURES
+            tally.useful, tally.computed = tally.useful + steps, tally.computed + steps
+            report(tally)
+        return label, _result(trajectory, shape)
+
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        return dict(pool.map(solve, lanes)), tally
+
+
+def _result(trajectory: Trajectory, shape: Shape) -> dict[str, Any]:
+    """A trajectory as `lanes.run` gives a lane: rows, how many of them are valid, numbers of the run."""
+    rows: dict[str, Any] = {
+        "time": trajectory.time,
+        "end_to_end": trajectory.end_to_end,
+        "gradient_norm": trajectory.gradient_norm,
+        "train_cost": trajectory.train_cost,
+        "observables": trajectory.observables,
+    }
+    if trajectory.test_cost is not None:
+        rows["test_cost"] = trajectory.test_cost
+    count = len(trajectory.time)
+    if shape.save_at is None:
+        picked = np.round(np.linspace(0, count - 1, shape.num_samples)).astype(int)
+        rows, count = jax.tree.map(lambda x: np.asarray(x)[picked], rows), shape.num_samples
+    else:
+        missing = len(shape.save_at) - count
+        rows = jax.tree.map(lambda x: np.pad(x, [(0, missing)] + [(0, 0)] * (np.ndim(x) - 1)), rows)
+    stats = trajectory.stats
+    numerics = {
+        "end_time": np.asarray(trajectory.time[-1]),
+        "stop_reason": np.asarray(REASONS.index(trajectory.stop_reason)),
+        "reduction_error_estimate": np.asarray(stats["reduction_error_estimate"]),
+    }
+    for name in ("num_accepted_steps", "num_rejected_steps", "balancedness_drift"):
+        numerics[name] = np.asarray(stats[name])
+    for name in ("num_vector_field_evaluations", "num_hessian_vector_products"):
+        if stats[name] is not None:
+            numerics[name] = np.asarray(stats[name])
+    return {"rows": rows, "num_rows": count, "numerics": numerics}
