@@ -22,7 +22,7 @@ import saddleflow as sf
 from saddleflow import geometry, plotting
 
 CONSOLE = Console()
-VMAP_LIMIT = 600.0  # seconds until the naive vmap is given up
+VMAP_LIMIT = 180.0  # seconds until the naive vmap is given up
 TIMES = np.array([0.0, 10.0, 100.0, 1000.0])
 MIXED = {"gamma": [0.75, 1.0, 1.25, 1.5, 1.75, 2.0], "seed": list(range(8))}
 

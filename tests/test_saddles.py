@@ -1,5 +1,6 @@
 import math
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -296,3 +297,17 @@ def test_coming_to_rest_on_a_saddle_is_no_convergence(graded):
     assert run.stop_reason == "stationary_saddle"
     assert run.train_cost[-1] == pytest.approx(5.0)
     assert run.rank[-1] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alpha", [1e-3, 1e-8])
+def test_two_layer_plateaus_that_are_missing_are_missing_in_the_flow_itself(alpha):
+    """L = 2, docs/small_starts.md: at these scales an explicit solver at a tight tolerance shows the same plateaus."""
+    cost = sf.MatrixCompletion.random(jax.random.key(10))
+    theta = sf.gaussian(jax.random.key(1000), depth=2, width=20, shape=(10, 10), variance=1 / 20)
+    ours = sf.gradient_flow(cost, alpha * theta, rtol=1e-3, progress=False)
+    explicit = sf.gradient_flow(cost, alpha * theta, rtol=1e-10, solver=diffrax.Dopri8(), max_saves=3000, progress=False)
+    assert [v.rank for v in ours.visits] == [v.rank for v in explicit.visits]
+    for mine, other in zip(ours.visits, explicit.visits, strict=True):
+        assert mine.cost == pytest.approx(other.cost, rel=1e-2)
+        assert mine.escape_time == pytest.approx(other.escape_time, rel=1e-2)
