@@ -109,13 +109,12 @@ def optimal_directions(size: Size) -> list[Finding]:
     findings = []
     for depth in (2, 3, 4, 5):
         best = exact.escape_speed(gradient, depth)
-        share, positive = [], []
+        share = []
         for seed in range(count):
             theta = gaussian(jax.random.key(seed), depth=depth, width=WIDTH, shape=SHAPE, gamma=1.0)
             layers = [np.asarray(layer) for layer in theta.layers]
             reached = exact.homogeneous_escape(gradient, layers).speed
             share.append(reached > 0.999 * best)  # other directions have at most half of this speed
-            positive.append(np.sum(gradient * np.asarray(theta.end_to_end())) < 0)
         least = 1.0 if depth <= 3 else 0.5
         fraction = float(np.mean(share))
         findings.append(Finding(f"L={depth}: share of starts on the optimal direction", least, fraction, least, 1.0))
