@@ -306,7 +306,9 @@ def test_two_layer_plateaus_that_are_missing_are_missing_in_the_flow_itself(alph
     cost = sf.MatrixCompletion.random(jax.random.key(10))
     theta = sf.gaussian(jax.random.key(1000), depth=2, width=20, shape=(10, 10), variance=1 / 20)
     ours = sf.gradient_flow(cost, alpha * theta, rtol=1e-3, progress=False)
-    explicit = sf.gradient_flow(cost, alpha * theta, rtol=1e-10, solver=diffrax.Dopri8(), max_saves=3000, progress=False)
+    explicit = sf.gradient_flow(
+        cost, alpha * theta, rtol=1e-10, solver=diffrax.Dopri8(), max_saves=3000, progress=False
+    )
     assert [v.rank for v in ours.visits] == [v.rank for v in explicit.visits]
     for mine, other in zip(ours.visits, explicit.visits, strict=True):
         assert mine.cost == pytest.approx(other.cost, rel=1e-2)
