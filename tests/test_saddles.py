@@ -302,7 +302,7 @@ def test_coming_to_rest_on_a_saddle_is_no_convergence(graded):
 @pytest.mark.slow
 @pytest.mark.parametrize("alpha", [1e-3, 1e-8])
 def test_two_layer_plateaus_that_are_missing_are_missing_in_the_flow_itself(alpha):
-    """L = 2, docs/small_starts.md: at these scales an explicit solver at a tight tolerance shows the same plateaus."""
+    """L = 2, docs/small_starts.md: an explicit solver at a tight tolerance shows the same plateaus."""
     cost = sf.MatrixCompletion.random(jax.random.key(10))
     theta = sf.gaussian(jax.random.key(1000), depth=2, width=20, shape=(10, 10), variance=1 / 20)
     ours = sf.gradient_flow(cost, alpha * theta, rtol=1e-3, progress=False)
