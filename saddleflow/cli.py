@@ -229,7 +229,8 @@ def verify(
         found = claims.Ledger.load_json(ledger)
     else:
         found = claims.verify("full" if full else "quick", only)
-    Console().print(found.table())
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(found.table())
     for entry in found.entries:
         typer.echo(f"{entry.verdict:>6}  {entry.id} ({entry.standing}; {entry.seconds:.0f} s)")
     if json is not None:
