@@ -11,7 +11,7 @@ from saddleflow.checks import require_positive
 def cache_programs(folder: str | Path | None = None, *, min_seconds: float = 0.3) -> Path:
     """Keep compiled programs in a folder, so that another process need not compile them again.
 
-    A flow takes some ten seconds to compile and often less to run. JAX keys its cache by program, versions and
+    A flow often takes longer to compile than to run. JAX keys its cache by program, versions and
     machine. The command line calls this; in Python it is yours to call, before the first flow, since it sets JAX's
     configuration for the whole process. A folder that is configured already (`JAX_COMPILATION_CACHE_DIR`) is kept.
     Programs with a check at run time, such as a `Rosenbrock()` that tests for symmetry, are not kept by JAX.

@@ -30,7 +30,8 @@ def start_network(lane: Lane, shape: Shape, mode: str) -> DeepLinearNetwork | Re
     draw = {"depth": shape.depth, "width": shape.width, "shape": shape.shape, "gamma": float(lane.gamma)}
     if mode == "sample":
         return alpha * sample_reduced(key, **draw, tolerance=None)
-    return reduce_width(alpha * gaussian(key, **draw), tolerance=None)
+    # the bases are those of theta_0: products of tiny or huge layers leave float64's range
+    return alpha * reduce_width(gaussian(key, **draw), tolerance=None)
 
 
 def run(

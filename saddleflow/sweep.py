@@ -83,7 +83,8 @@ def sweep(
     Each of cost, depth, gamma, alpha, width, seed and rtol may be a sequence; those that are become the dims of
     the dataset, in this order, and every combination is a lane. A lane's start is drawn with
     `jax.random.key(seed)`, so a lane's numbers depend on its own coordinates only: not on the rest of the grid's
-    values, its order, the chunks, the devices or the machines.
+    values, its order, the chunks, the devices or the machines. (CPUs and accelerators agree to rtol only: see
+    `solver`.)
 
     Args:
         cost: the cost, or several of one shape.
@@ -100,7 +101,7 @@ def sweep(
         max_saves: rows of a lane where its own steps are saved; at least 4.
         save_matrices: keep the end-to-end matrices of all rows.
         observables: as in `gradient_flow`.
-        solver: as in `gradient_flow`.
+        solver: as in `gradient_flow`; None: its default on CPUs, the stiff part of it on accelerators.
         max_steps: steps of a lane at most.
         gradient_tolerance: of the certificate, as in `gradient_flow`.
         rank_tolerance: absolute cut for the rank; None: see `gradient_flow`.

@@ -3,7 +3,8 @@ from importlib.metadata import version
 
 import pytest
 
-# Most of the suite's time is XLA's compiler: these two make it six times faster and the programs a tenth slower.
+# Most of the suite's time is XLA's compiler: these two make it two to six times faster, and programs slower, at worst
+# seen 2.6 times.
 # (XLA aborts on flags that it does not know, so only with the series they were seen in.)
 if version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0")

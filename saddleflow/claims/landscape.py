@@ -75,7 +75,7 @@ def symmetries(size: Size) -> list[Finding]:
         theta = gaussian(jax.random.key(1), depth=depth, width=6, shape=(4, 5), gamma=1.0)
         keys = jax.random.split(jax.random.key(2), depth - 1)
         rotations = [jnp.linalg.qr(jax.random.normal(key, (6, 6)))[0] for key in keys]
-        # a mild start: an explicit method does, and compiles in a third of the time
+        # a mild start: an explicit method does, and there is less to compile
         how = {"rtol": rtol, "save_at": [1.0, 5.0, 20.0], "solver": diffrax.Dopri8(), "progress": False}
         base = gradient_flow(cost, theta, **how)
         scale = np.linalg.norm(base.end_to_end, axis=(1, 2)).max()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -222,16 +223,29 @@ def verify(
     groups: dict[str, list[Claim]] = {}
     for claim in chosen:
         groups.setdefault(claim.measure.__module__, []).append(claim)
-    with _meter(len(chosen), progress) as report, ThreadPoolExecutor(WORKERS) as pool:
-        jobs = [pool.submit(_check_all, group, cast(Size, size), report) for group in reversed(groups.values())]
-        entries = {entry.id: entry for job in jobs for entry in job.result()}
+    with _meter(len(chosen), progress) as report:
+        pool, stopped = ThreadPoolExecutor(WORKERS), threading.Event()
+        try:
+            jobs = [
+                pool.submit(_check_all, group, cast(Size, size), report, stopped)
+                for group in reversed(groups.values())
+            ]
+            entries = {entry.id: entry for job in jobs for entry in job.result()}
+        finally:
+            # an interrupt lets the experiments that run come to their end, and begins no other
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
     return Ledger(tuple(entries[claim.id] for claim in chosen), size)
 
 
-def _check_all(claims: Sequence[Claim], size: Size, report: Callable[[str], None]) -> list[Entry]:
-    """The entries of claims, one experiment after another."""
+def _check_all(
+    claims: Sequence[Claim], size: Size, report: Callable[[str], None], stopped: threading.Event
+) -> list[Entry]:
+    """The entries of claims, one experiment after another, until stopped."""
     entries = []
     for claim in claims:
+        if stopped.is_set():
+            break
         report(claim.id)
         begin = time.perf_counter()
         findings, message = [], ""

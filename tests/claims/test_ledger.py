@@ -53,6 +53,21 @@ def test_a_broken_experiment_is_an_entry_and_stops_nobody():
     assert ledger.entries[0].message == "RuntimeError: no such luck"
 
 
+def test_an_interrupt_begins_no_other_experiment():
+    begun = []
+
+    def interrupted(size):
+        raise KeyboardInterrupt
+
+    def later(size):
+        begun.append(size)
+        return [RIGHT]
+
+    with pytest.raises(KeyboardInterrupt):
+        verify([Claim("a", "s", "f", "ours", interrupted), Claim("b", "s", "f", "ours", later)], progress=False)
+    assert not begun
+
+
 def test_only_what_the_paper_states_counts_as_failure():
     names = ("ours", "recalled", "stated in the paper")
     ledger = verify([claim(name.split()[0], WRONG, standing=name) for name in names], progress=False)
