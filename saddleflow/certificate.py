@@ -103,6 +103,10 @@ def certified_flow(run: Run, cost: Any, reduced: ReducedNetwork, options: Mappin
     while True:
         reduced, snapshots, scale, threshold, used = _grow(run, cost, reduced, threshold, options, deadline)
         rounds += used
+        if snapshots is None:
+            changes = _handed(reduced, asked, options["stop"])
+            main = run(cost, _padded(reduced, reduced), **dict(options, **changes))
+            return _report(main, reduced, asked, _UNKNOWN, rounds)
         tolerance = 10 * options["rtol"] * scale if reduced.tolerance is None else reduced.tolerance
         rtol = max(min(options["rtol"], SOLVER_SHARE * tolerance / max(scale, 1e-300)), 1e-13)
         if isinstance(reduced, ProjectedNetwork) and _saves_nothing(reduced):
@@ -125,6 +129,7 @@ def certified_flow(run: Run, cost: Any, reduced: ReducedNetwork, options: Mappin
 
 
 _EXACT = (0.0, 0.0, 0.0)
+_UNKNOWN = (np.inf, np.nan, np.nan)
 
 
 def _left(deadline: float | None) -> float | None:
@@ -135,7 +140,8 @@ def _grow(run: Run, cost: Cost, reduced: ReducedNetwork, threshold: float | None
     """Pilot runs and growth, until no leak is above the threshold.
 
     Returns:
-        The grown network, the last pilot's snapshots, the largest |A|_F met, the threshold, the number of pilots.
+        The grown network, the last pilot's snapshots (None where it held no finite row), the largest |A|_F met, the
+        threshold, the number of pilots.
     """
     save_at = options["save_at"]
     t1 = options["t1"] if save_at is None else float(np.max(save_at))
@@ -156,6 +162,8 @@ def _grow(run: Run, cost: Cost, reduced: ReducedNetwork, threshold: float | None
         finite = np.isfinite(pilot.end_to_end).all(axis=(1, 2))
         assert pilot.networks is not None
         small = _cut(pilot.networks, reduced)
+        if not finite.any():  # an overflow at the start: nothing to grow along
+            return reduced, None, np.inf, threshold, pilots
         snapshots = Snapshots([np.asarray(layer)[finite] for layer in small.layers])
         scale = float(np.linalg.norm(pilot.end_to_end[finite], axis=(1, 2)).max())
         if threshold is None:
@@ -197,7 +205,7 @@ def _distance(run: Run, cost: Cost, start: DeepLinearNetwork, main: Trajectory, 
     check = run(cost, start, **dict(options, **changes))
     covered = rows[: len(check.time)]
     if len(covered) == 0 or check.time[-1] < last or not np.isfinite(main.end_to_end).all():
-        return (np.inf, np.nan, np.nan)  # one of the two failed: nothing is certified
+        return _UNKNOWN  # one of the two failed: nothing is certified
     difference = main.end_to_end[covered] - check.end_to_end
     velocity = check.observables["velocity"]
     speed = np.sum(velocity**2, axis=(1, 2))

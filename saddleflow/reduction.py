@@ -277,7 +277,9 @@ def _side_by_side(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """`source V / sqrt(S S_max)` with `target = U S V^T`, for every time, the times side by side."""
     _, s, vh = np.linalg.svd(target, full_matrices=False)
     largest = np.maximum(s[:, :1], np.finfo(float).tiny)
-    weights = np.where(s > ROUNDING * largest, 1 / np.sqrt(np.maximum(s, ROUNDING * largest) * largest), 0.0)
+    weights = np.where(
+        s > ROUNDING * largest, 1 / (np.sqrt(np.maximum(s, ROUNDING * largest)) * np.sqrt(largest)), 0.0
+    )
     weighted = (source @ vh.transpose(0, 2, 1)) * weights[:, None, :]
     times, rows, count = weighted.shape
     return weighted.transpose(1, 0, 2).reshape(rows, times * count) / np.sqrt(times)

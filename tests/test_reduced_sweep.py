@@ -41,6 +41,13 @@ def test_a_width_beyond_memory_is_drawn_in_law():
         sf.sweep(COST, depth=3, width=10**9, gamma=1.5, seed=0, t1=1.0)
 
 
+def test_a_lane_out_of_range_is_flagged_and_stops_nobody():
+    data = sf.sweep(COST, depth=3, width=40, alpha=[1e120, 1.0], seed=0, t1=5.0, rtol=1e-3, reduce_width="auto")
+    assert data.stop_reason.values.tolist() == ["non_finite", "t1"]
+    assert float(data.reduction_error_estimate[0]) == np.inf
+    assert np.isfinite(data.train_cost[1]).all()
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="`reduce_width` must be None or one of"):
         sf.sweep(COST, depth=3, width=40, reduce_width="always")
