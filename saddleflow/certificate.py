@@ -136,7 +136,9 @@ def _left(deadline: float | None) -> float | None:
     return None if deadline is None else max(1e-3, deadline - time.perf_counter())
 
 
-def _grow(run: Run, cost: Cost, reduced: ReducedNetwork, threshold: float | None, options, deadline):
+def _grow(
+    run: Run, cost: Cost, reduced: ReducedNetwork, threshold: float | None, options, deadline
+) -> tuple[ReducedNetwork, Snapshots | None, float, Any, int]:
     """Pilot runs and growth, until no leak is above the threshold.
 
     Returns:
