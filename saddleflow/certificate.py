@@ -21,7 +21,7 @@ from saddleflow import geometry
 from saddleflow import observables as obs
 from saddleflow.checks import is_concrete, require
 from saddleflow.costs import Cost
-from saddleflow.network import DeepLinearNetwork
+from saddleflow.network import DeepLinearNetwork, on_device
 from saddleflow.reduction import ProjectedNetwork, ReducedNetwork, Snapshots, reduce_width
 from saddleflow.symmetry import include
 from saddleflow.trajectory import Trajectory
@@ -45,6 +45,9 @@ SAFETY = 2.0
 
 # Small networks are padded with dead neurons to one of these widths: few shapes, few compilations.
 PADDED = (16, *(2**i for i in range(6, 16)))
+
+# A pilot has leaks taken down to this share of its largest, lest early and inexact flows choose too many directions.
+GRADUAL = 0.05
 
 # Leaks below this share of the activity are rounding.
 EXACT_LEAK = 1e-13
@@ -99,8 +102,10 @@ def certified_flow(run: Run, cost: Any, reduced: ReducedNetwork, options: Mappin
     asked = obs.resolve(options["observables"])
     _handed(reduced, asked, options["stop"])  # refuses before any work is done
     deadline = None if options["max_seconds"] is None else time.perf_counter() + options["max_seconds"]
-    rounds, threshold = 0, None
+    rounds, threshold, snapshots, scale = 0, None, None, 0.0
     while True:
+        if snapshots is not None:
+            reduced = _closed(reduced, snapshots, threshold)
         reduced, snapshots, scale, threshold, used = _grow(run, cost, reduced, threshold, options, deadline)
         rounds += used
         if snapshots is None:
@@ -171,7 +176,7 @@ def _grow(
         if threshold is None:
             share = 10 * options["rtol"] if reduced.tolerance is None else reduced.tolerance / max(scale, 1e-300)
             threshold = min(0.1, share**LEAK_POWER)
-        grown = reduced.grow(snapshots, threshold)
+        grown = _closed(reduced, snapshots, threshold)
         if grown is reduced or pilots >= MAX_ROUNDS or (deadline is not None and time.perf_counter() > deadline):
             return reduced, snapshots, scale, threshold, pilots
         reduced = grown
@@ -179,11 +184,25 @@ def _grow(
             return reduced, snapshots, scale, threshold, pilots
 
 
+def _closed(reduced: ReducedNetwork, snapshots: Snapshots, threshold: float) -> ReducedNetwork:
+    """Grow by the leaks of a pilot above the threshold, by what leaks out of those, and so on through all layers."""
+    leaks = reduced.leaks(snapshots)
+    threshold = max(threshold, GRADUAL * max(float(s.max(initial=0.0)) for _, s in leaks))
+    for _ in range(reduced.depth):
+        grown = reduced.grow(leaks, threshold)
+        if grown is reduced or (isinstance(grown, ProjectedNetwork) and _saves_nothing(grown)):
+            return grown
+        snapshots = snapshots.within(reduced.network, grown.network)
+        reduced, leaks = grown, grown.leaks(snapshots)
+    return reduced
+
+
 def _finer(reduced: ReducedNetwork, snapshots: Snapshots, threshold: float) -> ReducedNetwork | None:
     """The reduction in larger bases, for comparison; None where nothing leaks at all."""
+    leaks = reduced.leaks(snapshots)
     while not reduced.is_complete:
         threshold *= FINER
-        larger = reduced.grow(snapshots, threshold)
+        larger = reduced.grow(leaks, threshold)
         if larger is not reduced:
             return larger
         if threshold < EXACT_LEAK:
@@ -293,11 +312,13 @@ def _padded(reduced: ReducedNetwork, like: ReducedNetwork) -> DeepLinearNetwork:
 
 def _cut(network: DeepLinearNetwork, reduced: ReducedNetwork) -> DeepLinearNetwork:
     """Without the dead neurons; leading time axes stay."""
-    layers = (
+    # numpy compiles nothing for a new shape
+    layers = [np.asarray(layer) if is_concrete(layer) else layer for layer in network.layers]
+    cut = [
         layer[..., : small.shape[0], : small.shape[1]]
-        for layer, small in zip(network.layers, reduced.network.layers, strict=True)
-    )
-    return jax.tree.unflatten(jax.tree.structure(reduced.network), list(layers))
+        for layer, small in zip(layers, reduced.network.layers, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(reduced.network), list(map(on_device, cut)))
 
 
 def _saves_nothing(reduced: ReducedNetwork) -> bool:

@@ -48,7 +48,8 @@ class Options:
     solver: diffrax.AbstractSolver | None
     observables: dict[str, Callable[..., Any]]
     save_matrices: bool
-    reduce_width: str | None = None
+    reduce_width: str | None
+    stiff: bool  # whether the solver is the default's stiff part, chosen for lanes in company
 
     @property
     def num_rows(self) -> int:
@@ -192,14 +193,10 @@ def run_chunk(
         )
 
     first, found = lane(0), lanes.find_devices(devices)
-    solver = options.solver
-    if solver is None and lanes.lanes_per_program(found[0]) > 1:
-        # under vmap the default would pay for its explicit steps and its stiff ones at every step
-        solver = flow.STIFF
     _, method = flow.prepare(
         first.cost,
         _narrow(first.cost, chunk.depth),
-        solver=solver,
+        solver=flow.STIFF if options.stiff else options.solver,
         observables=options.observables,
         graded=chunk.graded,
         max_saves=max(options.max_saves, 4),
@@ -283,13 +280,19 @@ def describe(grid: Grid, options: Options, chunks: Sequence[Chunk]) -> dict[str,
         "max_steps": options.max_steps,
         "gradient_tolerance": options.gradient_tolerance,
         "rank_tolerance": options.rank_tolerance,
-        "solver": "default" if options.solver is None else _name(options.solver),
+        "solver": _solver_name(options),
         "observables": sorted(options.observables),
         "save_matrices": options.save_matrices,
         "reduce_width": options.reduce_width,
         "chunks": [len(chunk.index) for chunk in chunks],
         "stop_reasons": list(REASONS),
     }
+
+
+def _solver_name(options: Options) -> str:
+    if options.solver is not None:
+        return _name(options.solver)
+    return "stiff part of the default" if options.stiff else "default"
 
 
 def _plain(value: Any) -> Any:

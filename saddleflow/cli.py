@@ -221,8 +221,10 @@ def verify(
 
     * `saddleflow verify --ledger ledger.json --page claims.md`
     """
+    require(json is None or json.suffix != ".nc", "json", "not end in .nc, the NetCDF's name beside it", str(json))
     outputs = [path for path in (json, json and json.with_suffix(".nc"), page) if path is not None]
-    for path in outputs:
+    names = [] if page is None else only or [claim.id for claim in claims.CLAIMS]
+    for path in outputs + [claims.picture_path(page, name) for name in names if page is not None]:
         check_writable(path, force)
     if ledger is not None:
         require(not (full or only or json), "ledger", "come without --full, --only and --json", str(ledger))

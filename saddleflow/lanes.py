@@ -215,7 +215,8 @@ def find_devices(devices: int | Sequence[Any] | None) -> list[Any]:
     return list(devices)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -372,7 +373,7 @@ def run(
     lanes = list(lanes)
     num_lanes = lanes_per_program(devices[0]) if num_lanes is None else num_lanes
     if workers is None:
-        workers = _cores() if len(devices) == 1 and devices[0].platform == "cpu" else 1
+        workers = cores() if len(devices) == 1 and devices[0].platform == "cpu" else 1
     placed = (list(devices) * workers)[: max(1, -(-len(lanes) // num_lanes))]
     if lanes:
         check_memory(lanes[0][1], shape, num_lanes, devices, len(placed))

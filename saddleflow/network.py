@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from saddleflow.checks import (
@@ -19,6 +20,11 @@ from saddleflow.checks import (
 )
 
 Width = int | Sequence[int]
+
+
+def on_device(values: Any) -> Array:
+    """A jax array of the values. Of numpy's by copy: `jnp.asarray` compiles a program for every shape it meets."""
+    return jax.device_put(np.array(values)) if isinstance(values, np.ndarray) else jnp.asarray(values)
 
 
 class DeepLinearNetwork(eqx.Module):
@@ -54,7 +60,7 @@ class DeepLinearNetwork(eqx.Module):
                 f"shape {second.shape}",
                 "Layers are listed from the input: W_1 first.",
             )
-        self.layers = tuple(jnp.asarray(layer) for layer in layers)
+        self.layers = tuple(map(on_device, layers))
 
     @property
     def depth(self) -> int:

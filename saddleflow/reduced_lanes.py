@@ -4,7 +4,6 @@ The bases of a reduced network grow along its flow, so lanes differ in shape and
 of padded widths. Threads take one lane after another.
 """
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 
 from saddleflow.flow import gradient_flow
-from saddleflow.lanes import Lane, Shape, Tally
+from saddleflow.lanes import Lane, Shape, Tally, cores
 from saddleflow.network import DeepLinearNetwork, gaussian
 from saddleflow.reduced_law import sample_reduced
 from saddleflow.reduction import ReducedNetwork, reduce_width
@@ -80,7 +79,7 @@ def run(
             report(tally)
         return label, _result(trajectory, shape)
 
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or cores()) as pool:
         return dict(pool.map(solve, lanes)), tally
 
 

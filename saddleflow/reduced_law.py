@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from saddleflow.checks import require, require_integer, require_positive
-from saddleflow.network import DeepLinearNetwork, Width, deviation, layer_sizes
-from saddleflow.reduction import ReducedNetwork, Snapshots, next_threshold
+from saddleflow.network import DeepLinearNetwork, Width, deviation, layer_sizes, on_device
+from saddleflow.reduction import Leaks, ReducedNetwork, Snapshots
 
 
 class Randomness(NamedTuple):
@@ -92,38 +92,41 @@ class SampledNetwork(ReducedNetwork):
             (alpha * self.network, alpha**2 * self.frozen_squares, jnp.abs(alpha) * self.deviation),
         )
 
-    def grow(self, snapshots: Snapshots, threshold: float) -> "SampledNetwork":
-        """Reveal the directions whose image a flow excites."""
+    def leaks(self, snapshots: Snapshots) -> Leaks:
+        """Unrevealed directions whose image a flow excites: columns of every layer, then rows."""
+        known, unit = (self.shape[1], *self.reduced_widths, self.shape[0]), float(self.deviation)
+        columns, rows = [], []
+        for index in range(self.depth):
+            leak = unit * math.sqrt(self.sizes[index + 1] - known[index + 1])
+            excited = leak * snapshots.forward_coefficients(index + 1)
+            columns.append(_excited(np.asarray(self.columns[index]), excited))
+            leak = unit * math.sqrt(self.sizes[index] - known[index])
+            excited = leak * snapshots.backward_coefficients(index)
+            rows.append(_excited(np.asarray(self.rows[index]), excited))
+        return columns + rows
+
+    def grow(self, leaks: Leaks, threshold: float) -> "SampledNetwork":
+        """Reveal the directions through which more than the threshold leaks."""
+        fresh = [u[:, s > threshold] for u, s in leaks]
+        if not any(directions.shape[1] for directions in fresh):
+            return self
+        fresh_columns, fresh_rows = fresh[: self.depth], fresh[self.depth :]
         source = _host_randomness(jax.random.fold_in(self.key, self.num_growths))
         unit = float(self.deviation)
         revealed = Revealed(
             [np.asarray(m) / unit for m in self.network.layers], list(map(np.asarray, self.rows)),
             list(map(np.asarray, self.columns)),
         )  # fmt: skip
-        known = _known(revealed)
-        spectra_columns, spectra_rows = [], []
-        for index in range(self.depth):
-            leak = unit * math.sqrt(self.sizes[index + 1] - known[index + 1])
-            excited = leak * snapshots.forward_coefficients(index + 1)
-            spectra_columns.append(_excited(revealed.columns[index], excited))
-            leak = unit * math.sqrt(self.sizes[index] - known[index])
-            excited = leak * snapshots.backward_coefficients(index)
-            spectra_rows.append(_excited(revealed.rows[index], excited))
-        threshold = next_threshold([s for _, s in (*spectra_columns, *spectra_rows)], threshold)
-        fresh_columns = [u[:, s > threshold] for u, s in spectra_columns]
-        fresh_rows = [u[:, s > threshold] for u, s in spectra_rows]
-        if not any(fresh.shape[1] for fresh in (*fresh_columns, *fresh_rows)):
-            return self
         revealed = _reveal(revealed, fresh_columns, fresh_rows, self.sizes, source)
         return SampledNetwork(
-            network=DeepLinearNetwork([jnp.asarray(unit * m) for m in revealed.layers]),
-            frozen_squares=jnp.asarray(unit**2 * _frozen_squares(revealed, self.sizes, source)),
+            network=DeepLinearNetwork([unit * m for m in revealed.layers]),
+            frozen_squares=on_device(unit**2 * _frozen_squares(revealed, self.sizes, source)),
             tolerance=self.tolerance,
             error_estimate=None,
             key=self.key,
             deviation=self.deviation,
-            rows=tuple(map(jnp.asarray, revealed.rows)),
-            columns=tuple(map(jnp.asarray, revealed.columns)),
+            rows=tuple(map(on_device, revealed.rows)),
+            columns=tuple(map(on_device, revealed.columns)),
             full_sizes=self.sizes,
             num_growths=self.num_growths + 1,
         )

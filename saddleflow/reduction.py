@@ -19,13 +19,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from saddleflow.checks import require, require_finite, require_positive
-from saddleflow.network import DeepLinearNetwork
+from saddleflow.network import DeepLinearNetwork, on_device
 
 # Directions below this share of a space's largest are rounding.
 ROUNDING = 1e-13
 
-# One growth takes leaks down to this share of the largest, lest early and inexact flows choose too many directions.
-GRADUAL = 0.2
+# Directions, in columns, and how strongly a flow leaks into them (or, for a drawn network, through them): a pair for
+# every set of directions that a basis can grow by.
+Leaks = list[tuple[np.ndarray, np.ndarray]]
 
 
 class ReducedNetwork(eqx.Module):
@@ -56,8 +57,12 @@ class ReducedNetwork(eqx.Module):
         """Whether nothing leaks: the reduction is exact."""
 
     @abstractmethod
-    def grow(self, snapshots: "Snapshots", threshold: float) -> "ReducedNetwork":
-        """Add the directions into which a flow leaks more than a share `threshold` of its activity; self if none."""
+    def leaks(self, snapshots: "Snapshots") -> Leaks:
+        """What a flow leaks out of the bases, as shares of its activity, strongest directions first."""
+
+    @abstractmethod
+    def grow(self, leaks: Leaks, threshold: float) -> "ReducedNetwork":
+        """Add the directions of leaks above a threshold, behind those that are there; self if none."""
 
     @abstractmethod
     def scaled(self, alpha: Any) -> "ReducedNetwork":
@@ -128,11 +133,12 @@ class ProjectedNetwork(ReducedNetwork):
         cls, full: DeepLinearNetwork, bases: Sequence[Any], tolerance: float | None, error: float | None = None
     ) -> "ProjectedNetwork":
         """Project a network onto bases of all spaces, outer ones included."""
-        bases = tuple(jnp.asarray(b) for b in bases)
-        small = [b.T @ (w @ a) for a, w, b in zip(bases, full.layers, bases[1:], strict=False)]
-        squares = [jnp.sum(w**2) - jnp.sum(m**2) for w, m in zip(full.layers, small, strict=True)]
-        frozen = jnp.maximum(jnp.stack(squares), 0.0)
-        return cls(DeepLinearNetwork(small), frozen, tolerance, error, full, bases)
+        # in numpy: shapes change with every growth, and jax compiles for each
+        frames, layers = [np.asarray(b) for b in bases], [np.asarray(w) for w in full.layers]
+        small = [b.T @ (w @ a) for a, w, b in zip(frames, layers, frames[1:], strict=False)]
+        squares = [np.sum(w**2) - np.sum(m**2) for w, m in zip(layers, small, strict=True)]
+        frozen = on_device(np.maximum(squares, 0.0))
+        return cls(DeepLinearNetwork(small), frozen, tolerance, error, full, tuple(map(on_device, frames)))
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -166,23 +172,30 @@ class ProjectedNetwork(ReducedNetwork):
         backward = [_outside(a, w.T @ b) for a, w, b in zip(bases, layers, bases[1:], strict=False)]
         return forward, backward
 
-    def grow(self, snapshots: "Snapshots", threshold: float) -> "ProjectedNetwork":
-        """Add the left singular vectors of the leaks that the snapshots excite."""
+    def leaks(self, snapshots: "Snapshots") -> Leaks:
+        """Left singular vectors of the leaks that the snapshots excite, for every hidden space."""
         forward, backward = self._leaks()
-        bases = list(self.bases)
         spectra = []
         for space in range(1, self.depth):
+            # leaks span few directions of a wide space: the singular vectors are found among those
+            frame, triangle = np.linalg.qr(np.hstack([forward[space - 1], backward[space]]))
+            ahead, back = np.hsplit(triangle, [forward[space - 1].shape[1]])
             excited = [
-                forward[space - 1] @ snapshots.forward_coefficients(space),
-                backward[space] @ snapshots.backward_coefficients(space),
+                ahead @ snapshots.forward_coefficients(space),
+                back @ snapshots.backward_coefficients(space),
             ]
-            spectra.append(np.linalg.svd(np.hstack(excited), full_matrices=False))
-        threshold = next_threshold([s for _, s, _ in spectra], threshold)
-        for space, (u, s, _) in enumerate(spectra, start=1):
+            u, s, _ = np.linalg.svd(np.hstack(excited), full_matrices=False)
+            spectra.append((frame @ u, s))
+        return spectra
+
+    def grow(self, leaks: Leaks, threshold: float) -> "ProjectedNetwork":
+        """Add the directions into which more than the threshold leaks to the bases."""
+        bases: list[Any] = list(self.bases)
+        for space, (u, s) in enumerate(leaks, start=1):
             room = self.full.hidden_widths[space - 1] - bases[space].shape[1]
             fresh = u[:, : min(int(np.sum(s > threshold)), room)]
             basis = np.asarray(bases[space])
-            bases[space] = jnp.asarray(np.hstack([basis, _orthonormal(basis, fresh)]))
+            bases[space] = np.hstack([basis, _orthonormal(basis, fresh)])
         grown = any(new.shape != old.shape for new, old in zip(bases, self.bases, strict=True))
         return ProjectedNetwork.of(self.full, bases, self.tolerance) if grown else self
 
@@ -198,7 +211,7 @@ class Snapshots:
     """
 
     def __init__(self, networks: Sequence[np.ndarray]):
-        layers = [np.asarray(layer) for layer in networks]
+        self.layers = layers = [np.asarray(layer) for layer in networks]
         times, _, n_in = layers[0].shape
         n_out = layers[-1].shape[1]
         self.forward = [np.broadcast_to(np.eye(n_in), (times, n_in, n_in))]
@@ -207,6 +220,16 @@ class Snapshots:
         self.backward = [np.broadcast_to(np.eye(n_out), (times, n_out, n_out))]
         for layer in layers[::-1]:
             self.backward.insert(0, layer.transpose(0, 2, 1) @ self.backward[0])
+
+    def within(self, start: DeepLinearNetwork, grown: DeepLinearNetwork) -> "Snapshots":
+        """The same increments from a start in grown bases: to first order what a flow excites there."""
+        layers = []
+        for now, before, after in zip(self.layers, start.layers, grown.layers, strict=True):
+            rows, columns = before.shape
+            layer = np.repeat(np.asarray(after)[None], len(now), axis=0)
+            layer[:, :rows, :columns] = now
+            layers.append(layer)
+        return Snapshots(layers)
 
     def forward_coefficients(self, space: int) -> np.ndarray:
         """The weighted forward activity of space - 1, as the source of what leaks into `space`."""
@@ -247,11 +270,6 @@ def reduce_width(network: DeepLinearNetwork, tolerance: float | None = 1e-6) -> 
         bases.append(np.hstack([frames[0], _orthonormal(frames[0], frames[1])])[:, :size])
     bases.append(np.eye(network.shape[0]))
     return ProjectedNetwork.of(network, bases, tolerance)
-
-
-def next_threshold(spectra: Sequence[np.ndarray], threshold: float) -> float:
-    """The threshold, or `GRADUAL` times the largest leak, whichever is larger."""
-    return max(threshold, GRADUAL * max((float(s.max(initial=0.0)) for s in spectra), default=0.0))
 
 
 def _frame(matrix: np.ndarray) -> np.ndarray:

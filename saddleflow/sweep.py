@@ -4,7 +4,6 @@ import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from saddleflow import observables as obs
 from saddleflow.checks import check_save_at, require, require_finite, require_integer, require_positive
 from saddleflow.chunks import AXES, Chunk, Grid, Options, cut, describe
 from saddleflow.costs import Cost
-from saddleflow.lanes import Tally, find_devices
+from saddleflow.lanes import Tally, find_devices, lanes_per_program
 from saddleflow.network import layer_sizes
 from saddleflow.reduced_lanes import MODES
 from saddleflow.stepping import REASONS
@@ -101,7 +100,8 @@ def sweep(
         max_saves: rows of a lane where its own steps are saved; at least 4.
         save_matrices: keep the end-to-end matrices of all rows.
         observables: as in `gradient_flow`.
-        solver: as in `gradient_flow`; None: its default on CPUs, the stiff part of it on accelerators.
+        solver: as in `gradient_flow`; None: its default where this machine computes on CPUs, the stiff part of it
+            on accelerators.
         max_steps: steps of a lane at most.
         gradient_tolerance: of the certificate, as in `gradient_flow`.
         rank_tolerance: absolute cut for the rank; None: see `gradient_flow`.
@@ -135,15 +135,22 @@ def sweep(
         raise ValueError(f"`{name}` is no argument of a sweep. {hint}")
     grid = _grid(cost, depth=depth, gamma=gamma, alpha=alpha, width=width, seed=seed, rtol=rtol)
     options = _options(
-        t1, save_at, max_saves, max_steps, gradient_tolerance, rank_tolerance, solver, observables, save_matrices
+        t1,
+        save_at,
+        max_saves,
+        max_steps,
+        gradient_tolerance,
+        rank_tolerance,
+        solver,
+        observables,
+        save_matrices,
+        reduce_width,
+        devices,
     )
-    require(reduce_width in (None, *MODES), "reduce_width", f"be None or one of {MODES}", reduce_width)
-    options = replace(options, reduce_width=reduce_width)
     for name, value in (("lanes", lanes), ("chunk_size", chunk_size)):
         if value is not None:
             require_integer(name, value, 1)
     require(client is None or devices is None, "devices", "not be given together with client", devices)
-    find_devices(devices)
     chunks = cut(grid, options, chunk_size)
     configuration, versions = describe(grid, options, chunks), package_versions()
     kept = None if store is None else Store(store, configuration, versions)
@@ -222,7 +229,17 @@ def _check_value(axis: str, value: Any) -> None:
 
 
 def _options(
-    t1, save_at, max_saves, max_steps, gradient_tolerance, rank_tolerance, solver, observables, save_matrices
+    t1,
+    save_at,
+    max_saves,
+    max_steps,
+    gradient_tolerance,
+    rank_tolerance,
+    solver,
+    observables,
+    save_matrices,
+    reduce_width,
+    devices,
 ) -> Options:
     if t1 is not None:
         require_positive("t1", t1)
@@ -240,6 +257,9 @@ def _options(
     if save_at is not None:
         save_at, t1 = check_save_at(save_at, t1)
         t1 = float(t1)
+    require(reduce_width in (None, *MODES), "reduce_width", f"be None or one of {MODES}", reduce_width)
+    # under vmap the default solver would pay for its explicit steps and its stiff ones at every step
+    in_company = lanes_per_program(find_devices(devices)[0]) > 1
     return Options(
         t1,
         save_at,
@@ -250,6 +270,8 @@ def _options(
         solver,
         obs.resolve(observables),
         save_matrices,
+        reduce_width,
+        solver is None and in_company,
     )
 
 

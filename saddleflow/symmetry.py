@@ -63,8 +63,10 @@ def include(network: DeepLinearNetwork, width: Width) -> DeepLinearNetwork:
         width,
         "An inclusion only adds dead neurons.",
     )
+    # numpy compiles nothing for a new shape
+    pad = np.pad if is_concrete(network.layers[0]) else jnp.pad
     return DeepLinearNetwork(
-        jnp.pad(layer, ((0, rows - layer.shape[0]), (0, columns - layer.shape[1])))
+        pad(layer, ((0, rows - layer.shape[0]), (0, columns - layer.shape[1])))
         for layer, rows, columns in zip(network.layers, sizes[1:], sizes[:-1], strict=True)
     )
 

@@ -8,43 +8,35 @@ import saddleflow as sf
 from saddleflow import cli
 
 
-def run(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr("sys.argv", ["saddleflow", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main()
-    captured = capsys.readouterr()
-    return exit_info.value.code or 0, captured.out, captured.err
-
-
-def test_flow_on_a_random_task(tmp_path, monkeypatch, capsys):
+def test_flow_on_a_random_task(tmp_path, run_cli):
     out = tmp_path / "run.nc"
     arguments = ["flow", "--shape", "3x4", "--rank", "1", "--width", "6", "--t1", "2", "--out", out]
-    code, text, _ = run(monkeypatch, capsys, *arguments)
+    code, text, _ = run_cli(*arguments)
     assert code == 0
     assert "MatrixCompletion 3x4" in text
     assert {p.name for p in tmp_path.iterdir()} == {"run.nc", "run.png", "run.pdf"}
     assert sf.load(out).stop_reason == "t1"
-    code, _, error = run(monkeypatch, capsys, *arguments)
+    code, _, error = run_cli(*arguments)
     assert code == 2
     assert "--force" in error
-    assert run(monkeypatch, capsys, *arguments, "--force")[0] == 0
+    assert run_cli(*arguments, "--force")[0] == 0
 
 
-def test_sweep(tmp_path, monkeypatch, capsys):
+def test_sweep(tmp_path, run_cli):
     out, store = tmp_path / "sweep.nc", tmp_path / "sweep.zarr"
     arguments = ["sweep", "width=4", "depth=2", "seed=0:2", "--shape", "3x3", "--rank", "1", "--store", store]
-    code, text, _ = run(monkeypatch, capsys, *arguments, "--out", out)
+    code, text, _ = run_cli(*arguments, "--out", out)
     assert code == 0
     assert "2 lanes" in text
     assert "2 converged" in text
     with xr.open_dataset(out, engine="h5netcdf") as data:
         assert data.train_cost.dims == ("seed", "sample")
-    code, _, error = run(monkeypatch, capsys, *arguments, "--task-seed", 1, "--out", tmp_path / "other.nc")
+    code, _, error = run_cli(*arguments, "--task-seed", 1, "--out", tmp_path / "other.nc")
     assert code == 2
     assert "another configuration (cost:" in error
 
 
-def test_flow_fills_the_gaps_of_a_matrix(tmp_path, monkeypatch, capsys):
+def test_flow_fills_the_gaps_of_a_matrix(tmp_path, run_cli):
     rng = np.random.default_rng(0)
     full = np.outer(rng.normal(size=8), rng.normal(size=7))
     gaps = rng.random(full.shape) < 0.2
@@ -54,8 +46,8 @@ def test_flow_fills_the_gaps_of_a_matrix(tmp_path, monkeypatch, capsys):
             [["" if g else repr(float(x)) for x, g in zip(*row, strict=True)] for row in zip(full, gaps, strict=True)]
         )
     out = tmp_path / "run.nc"
-    code, text, _ = run(
-        monkeypatch, capsys, "flow", "--data", data, "--gamma", 2.5, "--width", 30, "--held-out", 0.05, "--out", out
+    code, text, _ = run_cli(
+        "flow", "--data", data, "--gamma", 2.5, "--width", 30, "--held-out", 0.05, "--out", out
     )
     assert code == 0
     assert "run_completed.csv" in text
@@ -82,9 +74,9 @@ def test_flow_fills_the_gaps_of_a_matrix(tmp_path, monkeypatch, capsys):
         (["sweep", "gama=1,2"], "Did you mean `gamma`?"),
     ],
 )
-def test_bad_input_is_one_clear_line(tmp_path, monkeypatch, capsys, arguments, message):
+def test_bad_input_is_one_clear_line(tmp_path, monkeypatch, arguments, message, run_cli):
     monkeypatch.chdir(tmp_path)
-    code, _, error = run(monkeypatch, capsys, *arguments)
+    code, _, error = run_cli(*arguments)
     assert code != 0
     assert message in error
     assert "Traceback" not in error
@@ -96,13 +88,13 @@ def test_settings_of_a_figure_have_the_types_of_its_defaults():
     assert arguments == {"alphas": (1.0, 0.3), "seed": 2, "observed": 0.5}
 
 
-def test_help_has_examples(monkeypatch, capsys):
+def test_help_has_examples(run_cli):
     for command in ("flow", "figure", "sweep"):
-        code, text, _ = run(monkeypatch, capsys, command, "--help")
+        code, text, _ = run_cli(command, "--help")
         assert code == 0
         assert f"saddleflow {command}" in text
         assert "Examples" in text
 
 
-def test_version(monkeypatch, capsys):
-    assert run(monkeypatch, capsys, "--version")[1].strip() == sf.__version__
+def test_version(run_cli):
+    assert run_cli("--version")[1].strip() == sf.__version__

@@ -119,9 +119,9 @@ def test_growth_extends_and_does_not_redraw():
     sampled = sample(jax.random.key(0), width=1000)
     generator = np.random.default_rng(0)
     layers = [np.asarray(layer)[None] for layer in sampled.network.layers]
-    assert sampled.grow(Snapshots(layers), 1e-3) is sampled  # the start itself leaks nothing
+    assert sampled.grow(sampled.leaks(Snapshots(layers)), 1e-3) is sampled  # the start itself leaks nothing
     layers = [layer + 0.1 * generator.standard_normal(layer.shape) for layer in layers]
-    grown = sampled.grow(Snapshots(layers), 1e-3)
+    grown = sampled.grow(sampled.leaks(Snapshots(layers)), 1e-3)
     assert grown is not sampled
     assert sum(grown.reduced_widths) > sum(sampled.reduced_widths)
     for new, old in zip(grown.network.layers, sampled.network.layers, strict=True):

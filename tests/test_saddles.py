@@ -184,31 +184,15 @@ def test_balanced_modes_wait_in_proportion(depth):
     np.testing.assert_allclose(times / times[0], sf.theory.waiting_time_ratio(strengths), rtol=0.01)
 
 
-class Linear(sf.Cost):
-    """The homogeneous model `Tr(G^T A)`, without a lower bound."""
-
-    slope: jax.Array
-
-    @property
-    def shape(self):
-        return self.slope.shape
-
-    def __call__(self, matrix):
-        return jnp.sum(self.slope * matrix)
-
-    def test(self, matrix):
-        return self(matrix)
-
-    @property
-    def has_test(self):
-        return False
-
-
 def homogeneous_end(theta, gradient):
     """When the flow of the homogeneous model ends, which is its blow-up."""
     # what is left of the time is 1 / (s |theta|^(L-2))
     run = sf.gradient_flow(
-        Linear(gradient), theta, rtol=1e-6, stop=lambda time, network: sf.geometry.norm(network) > 1e6, progress=False
+        linear_cost(gradient),
+        theta,
+        rtol=1e-6,
+        stop=lambda time, network: sf.geometry.norm(network) > 1e6,
+        progress=False,
     )
     assert run.stop_reason == "stop"
     return run.time[-1]
@@ -237,10 +221,10 @@ def test_escape_times_follow_the_homogeneous_flow(depth):
     assert abs(scaled[-1] - end) < abs(scaled[0] - end) or math.isclose(scaled[0], end, rel_tol=1e-4)
 
 
-def test_a_blow_up_ends_as_non_finite():
+def test_a_blow_up_ends_as_non_finite(linear_cost):
     theta = sf.gaussian(jax.random.key(0), depth=3, width=8, shape=(3, 3), variance=1 / 8)
     run = sf.gradient_flow(
-        Linear(-jnp.diag(jnp.asarray(STRENGTHS))), theta, rtol=1e-4, progress=False, max_steps=5000
+        linear_cost(-jnp.diag(jnp.asarray(STRENGTHS))), theta, rtol=1e-4, progress=False, max_steps=5000
     )
     assert run.stop_reason == "non_finite"
     assert np.isfinite(run.time[-1])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from saddleflow.claims import distances, first_path, landscape, plateaus, regimes
 from saddleflow.claims.ledger import Claim, Entry, Finding, Ledger
 from saddleflow.claims.ledger import verify as _verify
-from saddleflow.claims.page import write_page
+from saddleflow.claims.page import picture_path, write_page
 
 CLAIMS: tuple[Claim, ...] = (
     *distances.CLAIMS,
@@ -36,4 +36,4 @@ def verify(size: str = "quick", only: Sequence[str] | None = None, progress: boo
     return _verify(CLAIMS, size, only, progress)
 
 
-__all__ = ["CLAIMS", "Claim", "Entry", "Finding", "Ledger", "verify", "write_page"]
+__all__ = ["CLAIMS", "Claim", "Entry", "Finding", "Ledger", "picture_path", "verify", "write_page"]

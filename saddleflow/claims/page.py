@@ -50,7 +50,7 @@ def write_page(ledger: Ledger, path: str | Path, *, force: bool = False) -> list
             lines.append(f"`{entry.message}`")
         if not entry.findings:
             continue
-        picture = path.with_name(f"{path.stem}_{entry.id}.png")
+        picture = picture_path(path, entry.id)
         _draw(entry, picture, force)
         written.append(picture)
         lines.append(f"![{entry.id}: predictions and measurements]({picture.name})")
@@ -63,6 +63,11 @@ def write_page(ledger: Ledger, path: str | Path, *, force: bool = False) -> list
     with written_whole(path, force) as temporary:
         temporary.write_text("\n\n".join(lines) + "\n")
     return [path, *written]
+
+
+def picture_path(page: Path, claim: str) -> Path:
+    """Where the page has the picture of a claim."""
+    return page.with_name(f"{page.stem}_{claim}.png")
 
 
 def _row(finding: Finding) -> str:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from saddleflow import claims, cli
+from saddleflow import claims
 from saddleflow.claims.ledger import Claim, Finding, Ledger, exponents, mean_and_error, verify
 
 
@@ -117,27 +117,19 @@ def test_ids_are_unique_and_every_standing_occurs():
     assert {c.standing for c in claims.CLAIMS} == {"stated in the paper", "recalled", "ours"}
 
 
-def run(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr("sys.argv", ["saddleflow", "verify", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main()
-    captured = capsys.readouterr()
-    return exit_info.value.code or 0, captured.out, captured.err
-
-
-def test_the_command_exits_with_1_where_the_paper_fails(tmp_path, monkeypatch, capsys):
+def test_the_command_exits_with_1_where_the_paper_fails(tmp_path, monkeypatch, run_cli):
     path = tmp_path / "ledger.json"
     monkeypatch.setattr(claims, "CLAIMS", (claim("a", RIGHT), claim("b", WRONG, standing="recalled")))
-    code, text, _ = run(monkeypatch, capsys, "--json", path)
+    code, text, _ = run_cli("verify", "--json", path)
     assert code == 0
     assert "holds  a (ours" in text
     assert {p.name for p in tmp_path.iterdir()} == {"ledger.json", "ledger.nc"}
     monkeypatch.setattr(claims, "CLAIMS", (claim("c", WRONG, standing="stated in the paper"),))
-    assert run(monkeypatch, capsys)[0] == 1
-    code, _, error = run(monkeypatch, capsys, "--json", path)
+    assert run_cli("verify")[0] == 1
+    code, _, error = run_cli("verify", "--json", path)
     assert code == 2
     assert "--force" in error
     page = tmp_path / "claims.md"
-    assert run(monkeypatch, capsys, "--ledger", path, "--page", page)[0] == 0
+    assert run_cli("verify", "--ledger", path, "--page", page)[0] == 0
     assert page.exists()
-    assert run(monkeypatch, capsys, "--only", "nothing")[0] == 2
+    assert run_cli("verify", "--only", "nothing")[0] == 2

@@ -131,32 +131,14 @@ def test_starts_that_never_leave():
     np.testing.assert_allclose(found.speed, -theory.escape_speed(GRADIENT, 3), rtol=1e-12)
 
 
-class Linear(sf.Cost):
-    """C(A) = <G, A>, whose loss is the homogeneous model itself."""
-
-    slope: jnp.ndarray
-
-    @property
-    def shape(self):
-        return self.slope.shape
-
-    def __call__(self, matrix):
-        return jnp.sum(self.slope * matrix)
-
-    def test(self, matrix):
-        return self(matrix)
-
-    @property
-    def has_test(self):
-        return False
-
-
-def test_the_solver_keeps_the_time():
+def test_the_solver_keeps_the_time(linear_cost):
     """Along saddleflow's flow of the model, T(theta(t)) = T(theta(0)) - t up to the end, to 10 rtol."""
     start = sf.DeepLinearNetwork(random_layers(np.random.default_rng(1), 3, 3, 0.1))
     total = theory.homogeneous_escape(GRADIENT, [np.asarray(layer) for layer in start.layers]).time
     times = total * np.array([0.5, 0.9, 0.99])
-    trajectory = sf.gradient_flow(Linear(jnp.asarray(GRADIENT)), start, rtol=1e-8, save_at=times, save_networks=True)
+    trajectory = sf.gradient_flow(
+        linear_cost(jnp.asarray(GRADIENT)), start, rtol=1e-8, save_at=times, save_networks=True
+    )
     for index, time in enumerate(times):
         layers = [np.asarray(layer[index]) for layer in trajectory.networks.layers]
         left = theory.homogeneous_escape(GRADIENT, layers).time
