@@ -46,9 +46,7 @@ def test_flow_fills_the_gaps_of_a_matrix(tmp_path, run_cli):
             [["" if g else repr(float(x)) for x, g in zip(*row, strict=True)] for row in zip(full, gaps, strict=True)]
         )
     out = tmp_path / "run.nc"
-    code, text, _ = run_cli(
-        "flow", "--data", data, "--gamma", 2.5, "--width", 30, "--held-out", 0.05, "--out", out
-    )
+    code, text, _ = run_cli("flow", "--data", data, "--gamma", 2.5, "--width", 30, "--held-out", 0.05, "--out", out)
     assert code == 0
     assert "run_completed.csv" in text
     filled = np.loadtxt(tmp_path / "run_completed.csv", delimiter=",")

@@ -178,7 +178,7 @@ def draw(data: xr.Dataset) -> Figure:
                 ylim=(1e-3, 2 * float(data.train_cost[..., 0].max())),
             )
         panels[0, 0].set_ylabel("train cost")
-        panels[0, 0].legend(loc="lower left")
+        panels[0, 0].legend(loc="lower right")
     return figure
 
 

@@ -26,6 +26,24 @@ def test_a_wrong_prediction_is_refuted(monkeypatch):
     assert not all(f.holds for f in distances.saddle_to_saddle("quick"))
 
 
+@pytest.mark.parametrize("gamma", [0.75, 1.5])
+def test_reduced_starts_lie_as_far_as_full_ones(gamma, monkeypatch):
+    """In law, at a width where full ones are cheap; and whatever levels the closure has beyond six."""
+
+    def measured(starts):
+        layers = [[np.asarray(layer) for layer in start.layers] for start in starts]
+        measures = (exact.distance_to_minima, exact.distance_to_saddle)
+        return np.array([[measure(ws, distances.TARGET).distance for measure in measures] for ws in layers])
+
+    full = measured([distances.start(seed, 100, gamma) for seed in range(8)])
+    monkeypatch.setattr(distances, "WIDEST_FULL", 10)
+    reduced = [measured([distances.start(seed, 100, gamma, levels) for seed in range(8)]) for levels in (6, 8)]
+    np.testing.assert_allclose(*reduced, rtol=4e-3)
+    apart = np.abs(full.mean(axis=0) - reduced[1].mean(axis=0))
+    error = np.hypot(full.std(axis=0, ddof=1), reduced[1].std(axis=0, ddof=1)) / np.sqrt(8)
+    assert np.all(apart < 3 * error + 2e-3 * full.mean(axis=0))
+
+
 def test_saddles_lose_what_a_new_neuron_gains():
     assert all(f.holds for f in landscape.new_neuron("quick"))
 
