@@ -9,6 +9,7 @@ neural tangent kernel, to which a leak adds its square), so a threshold four tim
 import dataclasses
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -129,12 +130,23 @@ def certified_flow(run: Run, cost: Any, reduced: ReducedNetwork, options: Mappin
         expired = deadline is not None and time.perf_counter() > deadline
         failed = main.stop_reason in ("non_finite", "step_size_underflow", "max_steps")
         if errors[0] <= tolerance or expired or failed or rounds >= MAX_ROUNDS:
+            if not errors[0] <= tolerance:
+                ended = f"the run ended with {main.stop_reason!r}" if failed else f"{rounds} rounds did not do"
+                _warn(errors[0], tolerance, "max_seconds ran out" if expired else ended)
             return _report(main, reduced, asked, errors, rounds)
         threshold *= min(0.5, (0.5 * tolerance / errors[0]) ** LEAK_POWER)
 
 
 _EXACT = (0.0, 0.0, 0.0)
 _UNKNOWN = (np.inf, np.nan, np.nan)
+
+
+def _warn(error: float, tolerance: float, why: str) -> None:
+    warnings.warn(
+        f"the reduced flow's estimated error of A, {error:.2g}, is above its tolerance {tolerance:.2g}: {why}. "
+        "Give it more time, a larger tolerance, or the full network.",
+        stacklevel=4,
+    )
 
 
 def _left(deadline: float | None) -> float | None:

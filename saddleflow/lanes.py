@@ -240,24 +240,29 @@ def forecast_memory(lane: Lane, shape: Shape, num_lanes: int) -> int:
     return num_lanes * size
 
 
-def check_memory(lane: Lane, shape: Shape, num_lanes: int, devices: Sequence[Any], workers: int) -> None:
-    """Refuse what the forecast says will not fit.
+def check_memory(need: int, workers: int, device: Any, what: str) -> None:
+    """Refuse what a forecast says will not fit.
+
+    Args:
+        need: bytes that each worker needs.
+        workers: how many share the memory of a CPU; an accelerator has one.
+        device: the device, or one of several of a kind.
+        what: the worker's load, for the message.
 
     Raises:
         ValueError: forecast and what is there, with the remedy.
     """
-    need = forecast_memory(lane, shape, num_lanes)
-    if devices[0].platform == "cpu":
+    if device.platform == "cpu":
         there = psutil.virtual_memory().available
         need *= workers
     else:
-        stats = devices[0].memory_stats() or {}
+        stats = device.memory_stats() or {}
         there = stats.get("bytes_limit", need) - stats.get("bytes_in_use", 0)
     require(
         need <= there,
         "width, save_at, lanes",
         f"fit the memory: {there / 1e9:.2f} GB are free",
-        f"a forecast of {need / 1e9:.2f} GB for {workers} worker(s) of {num_lanes} lane(s) at width {shape.width}",
+        f"a forecast of {need / 1e9:.2f} GB for {workers} worker(s) of {what}",
         "Take fewer lanes, fewer devices, fewer saved times or a smaller width.",
     )
 
@@ -376,7 +381,8 @@ def run(
         workers = cores() if len(devices) == 1 and devices[0].platform == "cpu" else 1
     placed = (list(devices) * workers)[: max(1, -(-len(lanes) // num_lanes))]
     if lanes:
-        check_memory(lanes[0][1], shape, num_lanes, devices, len(placed))
+        need = forecast_memory(lanes[0][1], shape, num_lanes)
+        check_memory(need, len(placed), devices[0], f"{num_lanes} lane(s) at width {shape.width}")
     pool = _Pool(queue.SimpleQueue(), report)
     for lane in lanes:
         pool.waiting.put(lane)

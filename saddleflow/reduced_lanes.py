@@ -4,6 +4,7 @@ The bases of a reduced network grow along its flow, so lanes differ in shape and
 of padded widths. Threads take one lane after another.
 """
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,14 +14,17 @@ import jax
 import numpy as np
 
 from saddleflow.flow import gradient_flow
-from saddleflow.lanes import Lane, Shape, Tally, cores
-from saddleflow.network import DeepLinearNetwork, gaussian
+from saddleflow.lanes import Lane, Shape, Tally, check_memory, cores
+from saddleflow.network import DeepLinearNetwork, gaussian, layer_sizes
 from saddleflow.reduced_law import sample_reduced
 from saddleflow.reduction import ReducedNetwork, reduce_width
 from saddleflow.stepping import REASONS
 from saddleflow.trajectory import Trajectory
 
 MODES = ("auto", "sample")
+
+# Of the full network, while its bases are found: the draw, scaled, in numpy, squared.
+COPIES = 4
 
 
 def start_network(lane: Lane, shape: Shape, mode: str) -> DeepLinearNetwork | ReducedNetwork:
@@ -52,8 +56,16 @@ def run(
 
     Returns:
         Results by label, in the form of `lanes.run`, and the tally; no lane waits, so all steps are useful.
+
+    Raises:
+        ValueError: the full networks, which "auto" starts from, will not fit the memory.
     """
     tally, lock = Tally(), threading.Lock()
+    num_threads = min(workers or cores(), len(lanes))
+    if mode == "auto":
+        sizes = layer_sizes(shape.depth, shape.width, shape.shape)
+        need = COPIES * 8 * sum(above * below for below, above in itertools.pairwise(sizes))
+        check_memory(need, num_threads, jax.devices("cpu")[0], f"a lane at width {shape.width}, whole and reduced")
 
     def solve(item: tuple[int, Lane]) -> tuple[int, Any]:
         label, lane = item
@@ -79,7 +91,7 @@ def run(
             report(tally)
         return label, _result(trajectory, shape)
 
-    with ThreadPoolExecutor(workers or cores()) as pool:
+    with ThreadPoolExecutor(num_threads) as pool:
         return dict(pool.map(solve, lanes)), tally
 
 

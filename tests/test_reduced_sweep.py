@@ -51,3 +51,5 @@ def test_a_lane_out_of_range_is_flagged_and_stops_nobody():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="`reduce_width` must be None or one of"):
         sf.sweep(COST, depth=3, width=40, reduce_width="always")
+    with pytest.raises(ValueError, match="GB are free"):
+        sf.sweep(COST, depth=3, width=10**6, reduce_width="auto")

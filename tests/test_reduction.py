@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import saddleflow as sf
-from saddleflow import observables
+from saddleflow import certificate, observables
 from saddleflow.reduction import Snapshots
 
 COST = sf.MatrixCompletion.random(jax.random.key(3), shape=(3, 3), rank=2, observed=0.9)
@@ -183,12 +183,23 @@ def test_scaling_commutes_with_reduction():
     np.testing.assert_allclose((0.5 * reduced).frozen_squares, 0.25 * reduced.frozen_squares)
 
 
+def test_a_tolerance_that_was_not_met_is_said(monkeypatch):
+    monkeypatch.setattr(certificate, "MAX_ROUNDS", 1)
+    with pytest.warns(UserWarning, match="above its tolerance 1e-06: 2 rounds did not do"):
+        run = sf.gradient_flow(COST, sf.reduce_width(start(3, 80), 1e-6), rtol=1e-4, t1=1.0)
+    assert run.reduction_error_estimate > 1e-6
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: sf.reduce_width(start(), 0.0), "`tolerance` must be finite and positive"),
         (lambda: sample(jax.random.key(0), width=10**13), "`width` must be at most 10"),
         (lambda: sample(jax.random.key(0), levels=1), "`levels` must be an integer >= 3"),
+        (
+            lambda: certificate.certified_flow(sf.gradient_flow, abs, sf.reduce_width(start()), {}),
+            "`cost` must be a saddleflow.Cost, a function of the end-to-end matrix",
+        ),
         (lambda: sf.gradient_flow(COST, start(), reduce_width="always"), "`reduce_width` must be None or"),
         (
             lambda: sf.sample_reduced(jax.random.key(0), depth=3, width=9, shape=(3, 3), gamma=1, tolerance=-1.0),
