@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_refused_before_it_is_compiled():
 def test_chunks_depend_on_the_grid_alone():
     axes = {"depth": 3, "width": [6, 8], "gamma": [1.0, 1.5], "alpha": 1.0, "seed": tuple(range(10)), "rtol": 1e-4}
     grid = _grid(COST, **axes)
-    options = _options(None, None, 8, 100, 1e-4, None, None, None, False)
+    options = _options(None, None, 8, 100, 1e-4, None, None, None, False, None, None)
     chunks = cut(grid, options, 7)
     assert all(len(chunk.index) <= 7 for chunk in chunks)
     assert sorted(np.concatenate([chunk.index for chunk in chunks])) == list(range(grid.size))

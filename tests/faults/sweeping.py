@@ -1,6 +1,6 @@
-"""A small sweep as a process of its own, for the tests: python sweeping.py OUT [devices N | process I PORT].
+"""A small sweep as a process of its own, for the tests: python sweeping.py OUT [devices N [deep] | process I PORT].
 
-OUT is a store (.zarr), or a NetCDF file for the dataset.
+OUT is a store (.zarr), or a NetCDF file for the dataset; "deep" sweeps with the default solver.
 """
 
 import sys
@@ -9,6 +9,7 @@ import diffrax
 import jax
 
 GRID = {"depth": 2, "width": 4, "gamma": [1.0, 1.5], "seed": list(range(6)), "chunk_size": 2, "max_saves": 8}
+DEEP = {"depth": 3, "solver": None}
 
 
 def sweep(store=None, **further):
@@ -18,12 +19,12 @@ def sweep(store=None, **further):
     return sf.sweep(cost, **(GRID | {"solver": diffrax.Tsit5()} | further), store=store)
 
 
-def main(out, mode=None, number=0, port=0):
+def main(out, mode=None, number=0, last=None):
     if mode == "devices":
         jax.config.update("jax_num_cpu_devices", int(number))
-        further = {"chunk_size": 12}
+        further = {"chunk_size": 12} | (DEEP if last == "deep" else {})
     elif mode == "process":
-        jax.distributed.initialize(f"localhost:{port}", 2, int(number))
+        jax.distributed.initialize(f"localhost:{last}", 2, int(number))
         further = {}
     print("begin", flush=True)
     if mode is None:

@@ -15,7 +15,7 @@ from saddleflow import cluster
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from sweeping import sweep  # noqa: E402
+from sweeping import DEEP, sweep  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,15 @@ def test_devices_do_not_matter(tmp_path, undisturbed, devices):
     assert printed.split() == ["begin", "end"], error
     with xr.open_dataset(out, engine="h5netcdf") as data:
         assert_same(undisturbed, data)
+
+
+@pytest.mark.slow
+def test_devices_do_not_matter_to_the_default_solver(tmp_path):
+    out = tmp_path / "data.nc"
+    printed, error = start(out, "devices", 8, "deep").communicate()
+    assert printed.split() == ["begin", "end"], error
+    with xr.open_dataset(out, engine="h5netcdf") as data:
+        assert_same(sweep(**DEEP), data)
 
 
 @pytest.mark.slow
