@@ -23,11 +23,15 @@ SCALES = {
 }
 
 
+SECONDS = 60.0  # a run at most, compilation included: plain coordinates may get nowhere
+
+
 def run(depth: int, width: int, alpha: float, seed: int, graded: bool | None) -> sf.Trajectory:
     """One flow to its end."""
     cost = sf.MatrixCompletion.random(jax.random.key(10 + seed))
     theta = sf.gaussian(jax.random.key(1000 + seed), depth=depth, width=width, shape=(10, 10), variance=1 / width)
-    return sf.gradient_flow(cost, alpha * theta, rtol=1e-3, max_steps=3000, graded=graded, progress=False)
+    how = {"rtol": 1e-3, "max_steps": 3000, "max_seconds": SECONDS}
+    return sf.gradient_flow(cost, alpha * theta, **how, graded=graded, progress=False)
 
 
 def row(run: sf.Trajectory, depth: int, alpha: float) -> list[str]:
