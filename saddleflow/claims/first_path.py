@@ -210,23 +210,23 @@ def greedy_paths(size: Size) -> list[Finding]:
 
 
 def waiting_times(size: Size) -> list[Finding]:
-    """Modes that start balanced, aligned and equal: when does each pass half of its strength?"""
-    cost, findings, alpha = task(), [], 1e-10
+    """Modes that start balanced, aligned and equal: when does each pass a tenth of the weakest?
+
+    At one level for all: to half of its own strength s_k an L = 2 mode takes log(s_k / a_0) / (2 s_k), a_0 = alpha^2,
+    whose ratios are 1.5 and 3 % off at alpha = 1e-10.
+    """
+    cost, findings, level = task(), [], STRENGTHS[-1] / 10
     u, _, vh = np.linalg.svd(np.asarray(cost.gradient(np.zeros(SHAPE))))
     modes = len(STRENGTHS)
     aligned = jnp.asarray(-u[:, :modes] @ vh[:modes])
     for depth in (3,) if size == "quick" else (2, 3, 4):
+        alpha = 1e-10 if depth <= 3 else 1e-6  # float64 resolves no less for L = 4
         start = alpha * balanced(aligned, depth=depth, width=WIDTH)
         flow = gradient_flow(cost, start, rtol=1e-5, max_saves=2000, progress=False)
-        times = np.array([_crossing(flow.time, flow.singular_values[:, k], STRENGTHS[k] / 2) for k in range(modes)])
-        # at L = 2 the approach is as 1 / log(1 / a_0), a_0 = alpha^2: the ratio's own leading correction
+        times = np.array([_crossing(flow.time, flow.singular_values[:, k], level) for k in range(modes)])
         for k, predicted in enumerate(exact.waiting_time_ratio(np.array(STRENGTHS))[1:], start=1):
             name = f"L={depth}: t_{k + 1} / t_1, alpha={alpha:g}"
-            findings.append(
-                Finding(name, predicted, times[k] / times[0], 0.96 * predicted, 1.04 * predicted)
-                if depth == 2
-                else Finding.near(name, predicted, [times[k] / times[0]], 0.01 * predicted)
-            )
+            findings.append(Finding.near(name, predicted, [times[k] / times[0]], 0.01 * predicted))
     return findings
 
 
