@@ -11,6 +11,7 @@ adds to it, after rotating the hidden spaces of the greedy networks onto the flo
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,11 @@ def compute(
     parameters = {k: v for k, v in locals().items() if k != "progress"}
     cost, key_start = common.completion_task(seed, size, rank, observed)
     start = gaussian(key_start, depth=depth, width=width, shape=(size, size), gamma=gamma)
-    how: dict[str, Any] = {"save_networks": True, "progress": progress}
-    flow = gradient_flow(cost, start, rtol=rtol, gradient_tolerance=1e-3, max_saves=400, **how)
-    path = saddle_to_saddle(cost, depth, **how)
+    with ThreadPoolExecutor() as pool:  # both compile for longer than they run
+        computed = pool.submit(saddle_to_saddle, cost, depth, save_networks=True, progress=False)
+        how: dict[str, Any] = {"max_saves": 400, "save_networks": True, "progress": progress}
+        flow = gradient_flow(cost, start, rtol=rtol, gradient_tolerance=1e-3, **how)
+        path = computed.result()
     require(len(path.points) > 2, "rank", "give a greedy path of at least two stages", rank)
     frames = _frames(flow, path)
     lifted = [lift(_widened(p.network, path), frames) for p in path.points]

@@ -12,6 +12,7 @@ fits all observed entries only if its first coordinate is the target's, and the 
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -70,11 +71,13 @@ def compute(
     require(observed < 1, "observed", "be below 1: the test entries are those not observed", observed)
     cost, key_start = common.completion_task(seed, size, rank, observed)
     theta = gaussian(key_start, depth=depth, width=width, shape=(size, size), gamma=1.0)
-    flows = [
-        gradient_flow(cost, alpha * theta, rtol=rtol, gradient_tolerance=1e-3, max_saves=400, progress=progress)
-        for alpha in alphas
-    ]
-    path = saddle_to_saddle(cost, depth, progress=progress)
+    with ThreadPoolExecutor() as pool:  # both compile for longer than they run
+        computed = pool.submit(saddle_to_saddle, cost, depth, progress=False)
+        flows = [
+            gradient_flow(cost, alpha * theta, rtol=rtol, gradient_tolerance=1e-3, max_saves=400, progress=progress)
+            for alpha in alphas
+        ]
+        path = computed.result()
     axes = [np.where(mask, cost.target, 0.0) for mask in (cost.observed, cost.held_out)]
     axes = [axis / np.linalg.norm(axis) for axis in axes]
 
