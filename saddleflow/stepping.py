@@ -45,8 +45,8 @@ LARGEST_GRADIENT = 1e150
 # local errors add up unmitigated (explicit methods), a step gets this share of the tolerance.
 STEP_SHARE = 0.1
 
-# Before an escape from a deep saddle steps shrink by a factor that scatters: smaller ones save more in rejections than
-# they cost (L = 5 from alpha = 1e-4: 20 % rejected at the usual .9, 16 % at .8, as many evaluations in all).
+# Before an escape from a deep saddle steps shrink by a factor that scatters: smaller ones save as much in rejections
+# as they cost (L = 5 from alpha = 1e-4: 20 % rejected at the usual .9, 16 % at .8, as many evaluations in all).
 GRADED_SAFETY = 0.8
 
 # In graded coordinates the spaces are turned anew after this many steps, accepted or not.
