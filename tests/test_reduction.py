@@ -115,6 +115,29 @@ def test_sampled_norm_is_that_of_the_full_network():
     np.testing.assert_allclose(run.observables["layer_norms"][0] ** 2 / [3, 1e6, 1e6, 3], 1.0, rtol=0.02)
 
 
+def test_snapshots_move_to_larger_bases():
+    """The increments of a pilot, in bases that its leaks have grown; those leaks against a dense SVD."""
+    full, generator = start(3, 80), np.random.default_rng(0)
+    reduced = sf.reduce_width(full)
+    layers = [np.asarray(layer)[None] for layer in reduced.network.layers]
+    snapshots = Snapshots([layer + 1e-3 * generator.standard_normal(layer.shape) for layer in layers])
+    leaks = reduced.leaks(snapshots)
+    grown = reduced.grow(leaks, 0.0)
+    within = snapshots.within(reduced.network, grown.network)
+    for now, before, old, new in zip(within.layers, snapshots.layers, layers, grown.network.layers, strict=True):
+        rows, columns = before.shape[1:]
+        np.testing.assert_allclose(now[0, :rows, :columns] - new[:rows, :columns], before[0] - old[0], atol=1e-13)
+        np.testing.assert_allclose(now[0, rows:], new[rows:], atol=1e-13)
+    forward, backward = reduced._leaks()
+    dense = np.hstack(
+        [forward[0] @ snapshots.forward_coefficients(1), backward[1] @ snapshots.backward_coefficients(1)]
+    )
+    np.testing.assert_allclose(leaks[0][1], np.linalg.svd(dense, compute_uv=False)[: len(leaks[0][1])], atol=1e-12)
+    directions, strengths = leaks[0]
+    expected = np.linalg.norm(directions.T @ dense, axis=1)
+    np.testing.assert_allclose(expected, strengths, atol=1e-12)
+
+
 def test_growth_extends_and_does_not_redraw():
     sampled = sample(jax.random.key(0), width=1000)
     generator = np.random.default_rng(0)
