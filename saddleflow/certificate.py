@@ -103,7 +103,8 @@ def certified_flow(run: Run, cost: Any, reduced: ReducedNetwork, options: Mappin
     asked = obs.resolve(options["observables"])
     _handed(reduced, asked, options["stop"])  # refuses before any work is done
     deadline = None if options["max_seconds"] is None else time.perf_counter() + options["max_seconds"]
-    rounds, threshold, snapshots, scale = 0, None, None, 0.0
+    rounds, snapshots, scale = 0, None, 0.0
+    threshold: Any = None  # the first pilot's to choose
     while True:
         if snapshots is not None:
             reduced = _closed(reduced, snapshots, threshold)
