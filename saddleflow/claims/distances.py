@@ -43,6 +43,7 @@ def _measured(measure: Callable, gamma: float, size: Size) -> np.ndarray:
     )
 
 
+@cache
 def start(seed: int, width: int, gamma: float, levels: int = LEVELS) -> DeepLinearNetwork:
     """A random start, reduced where it is wide."""
     key, kind = jax.random.key(seed), {"depth": DEPTH, "width": width, "shape": TARGET.shape, "gamma": gamma}
