@@ -241,13 +241,7 @@ def forecast_memory(lane: Lane, shape: Shape, num_lanes: int) -> int:
 
 
 def check_memory(need: int, workers: int, device: Any, what: str) -> None:
-    """Refuse what a forecast says will not fit.
-
-    Args:
-        need: bytes that each worker needs.
-        workers: how many share the memory of a CPU; an accelerator has one.
-        device: the device, or one of several of a kind.
-        what: the worker's load, for the message.
+    """Refuse what a forecast says will not fit: `need` bytes a worker, of whom a CPU's share its memory.
 
     Raises:
         ValueError: forecast and what is there, with the remedy.

@@ -184,11 +184,11 @@ def test_balanced_modes_wait_in_proportion(depth):
     np.testing.assert_allclose(times / times[0], sf.theory.waiting_time_ratio(strengths), rtol=0.01)
 
 
-def homogeneous_end(theta, gradient):
+def homogeneous_end(theta, cost):
     """When the flow of the homogeneous model ends, which is its blow-up."""
     # what is left of the time is 1 / (s |theta|^(L-2))
     run = sf.gradient_flow(
-        linear_cost(gradient),
+        cost,
         theta,
         rtol=1e-6,
         stop=lambda time, network: sf.geometry.norm(network) > 1e6,
@@ -201,7 +201,7 @@ def homogeneous_end(theta, gradient):
 @pytest.mark.parametrize(
     "depth", [2, 3, pytest.param(4, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow)]
 )
-def test_escape_times_follow_the_homogeneous_flow(depth):
+def test_escape_times_follow_the_homogeneous_flow(depth, linear_cost):
     """t_1 alpha^(L-2) -> the blow-up time of the homogeneous flow; t_1 - log(1/alpha) / s_1 -> const. for L = 2."""
     alphas = {2: (1e-6, 1e-9, 1e-12), 3: (1e-4, 1e-6, 1e-8), 4: (1e-4, 1e-5, 1e-6), 5: (1e-3, 3e-4, 1e-4)}[depth]
     runs = [flow(depth, alpha, rtol=1e-5) for alpha in alphas]
@@ -215,7 +215,7 @@ def test_escape_times_follow_the_homogeneous_flow(depth):
     slope = np.polyfit(np.log(alphas), np.log(times), 1)[0]
     assert slope == pytest.approx(-(depth - 2), rel=0.01)
     theta = sf.gaussian(jax.random.key(0), depth=depth, width=8, shape=(3, 3), variance=1 / 8)
-    end = homogeneous_end(theta, gradient)
+    end = homogeneous_end(theta, linear_cost(gradient))
     scaled = times * np.array(alphas) ** (depth - 2)
     assert scaled[-1] == pytest.approx(end, rel=0.01)
     assert abs(scaled[-1] - end) < abs(scaled[0] - end) or math.isclose(scaled[0], end, rel_tol=1e-4)
