@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from saddleflow import flow, lanes, reduced_lanes
 from saddleflow import observables as obs
 from saddleflow.certificate import WORTHWHILE
+from saddleflow.checks import require, require_integer, require_positive
 from saddleflow.costs import Cost
 from saddleflow.graded import blurs
 from saddleflow.lanes import Lane, Shape, Tally
@@ -50,6 +51,16 @@ class Options:
     save_matrices: bool
     reduce_width: str | None
     stiff: bool  # whether the solver is the default's stiff part, chosen for lanes in company
+
+    def __post_init__(self):
+        if self.rank_tolerance is not None:
+            require_positive("rank_tolerance", self.rank_tolerance)
+        require_integer("max_saves", self.max_saves, 4)
+        require_integer("max_steps", self.max_steps, 1)
+        given = self.gradient_tolerance
+        require(1e-13 <= given < 1, "gradient_tolerance", "lie in [1e-13, 1)", given)
+        modes = reduced_lanes.MODES
+        require(self.reduce_width in (None, *modes), "reduce_width", f"be None or one of {modes}", self.reduce_width)
 
     @property
     def num_rows(self) -> int:

@@ -223,8 +223,9 @@ def verify(
     """
     require(json is None or json.suffix != ".nc", "json", "not end in .nc, the NetCDF's name beside it", str(json))
     outputs = [path for path in (json, json and json.with_suffix(".nc"), page) if path is not None]
-    names = [] if page is None else only or [claim.id for claim in claims.CLAIMS]
-    for path in outputs + [claims.picture_path(page, name) for name in names if page is not None]:
+    names = only or [claim.id for claim in claims.CLAIMS]
+    pictures = [] if page is None else [claims.picture_path(page, name) for name in names]
+    for path in outputs + pictures:  # before minutes of measuring, not after
         check_writable(path, force)
     if ledger is not None:
         require(not (full or only or json), "ledger", "come without --full, --only and --json", str(ledger))

@@ -21,7 +21,6 @@ from saddleflow.chunks import AXES, Chunk, Grid, Options, cut, describe
 from saddleflow.costs import Cost
 from saddleflow.lanes import Tally, find_devices, lanes_per_program
 from saddleflow.network import layer_sizes
-from saddleflow.reduced_lanes import MODES
 from saddleflow.stepping import REASONS
 from saddleflow.store import Store
 from saddleflow.trajectory import versions as package_versions
@@ -134,18 +133,21 @@ def sweep(
         hint = f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(known)}."
         raise ValueError(f"`{name}` is no argument of a sweep. {hint}")
     grid = _grid(cost, depth=depth, gamma=gamma, alpha=alpha, width=width, seed=seed, rtol=rtol)
-    options = _options(
-        t1,
-        save_at,
-        max_saves,
-        max_steps,
-        gradient_tolerance,
-        rank_tolerance,
-        solver,
-        observables,
-        save_matrices,
-        reduce_width,
-        devices,
+    t1, save_at = _times(t1, save_at)
+    # under vmap the default solver would pay for its explicit steps and its stiff ones at every step
+    in_company = lanes_per_program(find_devices(devices)[0]) > 1
+    options = Options(
+        t1=t1,
+        save_at=save_at,
+        max_saves=max_saves,
+        max_steps=max_steps,
+        gradient_tolerance=gradient_tolerance,
+        rank_tolerance=rank_tolerance,
+        solver=solver,
+        observables=obs.resolve(observables),
+        save_matrices=save_matrices,
+        reduce_width=reduce_width,
+        stiff=solver is None and in_company,
     )
     for name, value in (("lanes", lanes), ("chunk_size", chunk_size)):
         if value is not None:
@@ -228,27 +230,11 @@ def _check_value(axis: str, value: Any) -> None:
         require(1e-13 <= value < 1, axis, "lie in [1e-13, 1)", value, "float64 resolves no less.")
 
 
-def _options(
-    t1,
-    save_at,
-    max_saves,
-    max_steps,
-    gradient_tolerance,
-    rank_tolerance,
-    solver,
-    observables,
-    save_matrices,
-    reduce_width,
-    devices,
-) -> Options:
+def _times(t1: Any, save_at: Any) -> tuple[float | None, np.ndarray | None]:
+    """End and saved times of the lanes; a number of times is spread logarithmically."""
     if t1 is not None:
         require_positive("t1", t1)
         t1 = float(t1)
-    if rank_tolerance is not None:
-        require_positive("rank_tolerance", rank_tolerance)
-    require_integer("max_saves", max_saves, 4)
-    require_integer("max_steps", max_steps, 1)
-    require(1e-13 <= gradient_tolerance < 1, "gradient_tolerance", "lie in [1e-13, 1)", gradient_tolerance)
     if isinstance(save_at, int) and not isinstance(save_at, bool):
         require_integer("save_at", save_at, 2)
         require(t1 is not None, "t1", "be given where save_at is a number of times", t1, "The times end there.")
@@ -257,22 +243,7 @@ def _options(
     if save_at is not None:
         save_at, t1 = check_save_at(save_at, t1)
         t1 = float(t1)
-    require(reduce_width in (None, *MODES), "reduce_width", f"be None or one of {MODES}", reduce_width)
-    # under vmap the default solver would pay for its explicit steps and its stiff ones at every step
-    in_company = lanes_per_program(find_devices(devices)[0]) > 1
-    return Options(
-        t1,
-        save_at,
-        max_saves,
-        max_steps,
-        gradient_tolerance,
-        rank_tolerance,
-        solver,
-        obs.resolve(observables),
-        save_matrices,
-        reduce_width,
-        solver is None and in_company,
-    )
+    return t1, save_at
 
 
 def _fill(flat: dict[str, np.ndarray], size: int, chunk: Chunk, result: dict[str, np.ndarray]) -> None:

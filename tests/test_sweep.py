@@ -8,8 +8,8 @@ import pytest
 
 import saddleflow as sf
 from saddleflow import lanes
-from saddleflow.chunks import cut
-from saddleflow.sweep import _grid, _options
+from saddleflow.chunks import Options, cut
+from saddleflow.sweep import _grid
 
 COST = sf.MatrixCompletion.random(jax.random.key(1), shape=(4, 4), rank=2, observed=0.75)
 GRID = {"depth": 3, "width": 6, "gamma": [1.0, 1.5], "seed": [0, 1, 2]}
@@ -175,7 +175,19 @@ def test_what_does_not_fit_is_refused_before_it_is_compiled():
 def test_chunks_depend_on_the_grid_alone():
     axes = {"depth": 3, "width": [6, 8], "gamma": [1.0, 1.5], "alpha": 1.0, "seed": tuple(range(10)), "rtol": 1e-4}
     grid = _grid(COST, **axes)
-    options = _options(None, None, 8, 100, 1e-4, None, None, None, False, None, None)
+    options = Options(
+        t1=None,
+        save_at=None,
+        max_saves=8,
+        max_steps=100,
+        gradient_tolerance=1e-4,
+        rank_tolerance=None,
+        solver=None,
+        observables={},
+        save_matrices=False,
+        reduce_width=None,
+        stiff=False,
+    )
     chunks = cut(grid, options, 7)
     assert all(len(chunk.index) <= 7 for chunk in chunks)
     assert sorted(np.concatenate([chunk.index for chunk in chunks])) == list(range(grid.size))

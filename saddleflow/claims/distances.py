@@ -26,9 +26,8 @@ WIDTHS: dict[Size, tuple[int, ...]] = {
 SEEDS: dict[Size, int] = {"quick": 5, "full": 10}
 # Wider starts are reduced; with two more levels of the closure distances change by at most 4e-3 of them (tests).
 WIDEST_FULL, LEVELS = 300, 6
-# Exponents are fitted from here on. Corrections of relative order w^-1/2 are a tenth here, up to three tenths with
-# their prefactors: over four decades they move an exponent by up to .03.
-FITTED_FROM, SLACK = 100, 0.05
+# Corrections of relative order w^-1/2, a third at w = 10, move an exponent fitted over five decades by about this.
+SLACK = 0.05
 
 
 @cache
@@ -58,8 +57,7 @@ def _findings(gammas: Sequence[float], size: Size) -> list[Finding]:
             ("d_m", exact.distance_to_minima, minima),
             ("d_s", exact.distance_to_saddle, saddle),
         ):
-            wide = [width for width in WIDTHS[size] if width >= FITTED_FROM]
-            slopes = exponents(wide, _measured(measure, gamma, size)[:, -len(wide) :])
+            slopes = exponents(WIDTHS[size], _measured(measure, gamma, size))
             quantity = f"gamma={gamma:g}: exponent of {name} in w, {kind}"
             if kind == "O":
                 findings.append(Finding.at_most(quantity, expected + SLACK, slopes, expected))
