@@ -131,6 +131,20 @@ def test_starts_that_never_leave():
     np.testing.assert_allclose(found.speed, -theory.escape_speed(GRADIENT, 3), rtol=1e-12)
 
 
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_the_solver_keeps_the_norm_of_an_escape(linear_cost, depth):
+    """From the escape direction, in terms of the time at which a norm is reached; to nine tenths of the way."""
+    speed = theory.escape_speed(GRADIENT, depth)
+    start = sf.DeepLinearNetwork([0.2 * layer for layer in theory.escape_direction(GRADIENT, depth)])
+    end = theory.blow_up_time(0.2, speed, depth) if depth > 2 else 8 / speed
+    times = end * np.array([0.3, 0.6, 0.9])
+    how = {"rtol": 1e-8, "save_at": times, "observables": ["parameter_norm"]}
+    norms = sf.gradient_flow(linear_cost(jnp.asarray(GRADIENT)), start, **how).observables["parameter_norm"]
+    late = theory.escape_norm(times * (1 + 1e-7), 0.2, speed, depth)
+    early = theory.escape_norm(times * (1 - 1e-7), 0.2, speed, depth)
+    assert np.all((early <= norms) & (norms <= late))
+
+
 def test_the_solver_keeps_the_time(linear_cost):
     """Along saddleflow's flow of the model, T(theta(t)) = T(theta(0)) - t up to the end, to 10 rtol."""
     start = sf.DeepLinearNetwork(random_layers(np.random.default_rng(1), 3, 3, 0.1))
