@@ -175,6 +175,7 @@ def _grow(
             "stop": _handed(reduced, {}, options["stop"])["stop"],
             "save_networks": True,
             "max_saves": PILOT_ROWS,
+            "saves_per_step": 1,
             "max_seconds": _left(deadline),
         }
         pilot = run(cost, _padded(reduced, reduced), **dict(options, **changes))

@@ -27,10 +27,13 @@ from saddleflow.costs import Cost
 from saddleflow.graded import blurs
 from saddleflow.lanes import Lane, Shape, Tally
 from saddleflow.network import DeepLinearNetwork, layer_sizes
-from saddleflow.stepping import REASONS, Method
+from saddleflow.runs import REASONS, Method
 
 # The dims a sweep can have, in the order of the dataset.
 AXES = ("cost", "depth", "gamma", "alpha", "width", "seed", "rtol")
+
+# Where a lane's own steps are saved: rows of a step, so that short runs too have as many as the dataset asks for.
+SAVES_PER_STEP = 4
 
 # A chunk holds a 32nd of the lanes, within these bounds: small enough to spread, large enough to keep workers busy.
 SMALLEST_CHUNK, LARGEST_CHUNK = 8, 256
@@ -210,7 +213,8 @@ def run_chunk(
         solver=flow.STIFF if options.stiff else options.solver,
         observables=options.observables,
         graded=chunk.graded,
-        max_saves=max(options.max_saves, 4),
+        max_saves=2 * options.max_saves,  # full rows are halved: that many remain
+        saves_per_step=SAVES_PER_STEP,
     )
     labelled = [(place, lane(place)) for place in range(len(chunk.index))]
     if chunk.reduced:

@@ -38,6 +38,10 @@ class Clock(eqx.Module):
         """Physical time, to float64's relative precision."""
         return jnp.sum(self.durations) + self.within
 
+    def after(self, time: Float[Array, ""]) -> "Clock":
+        """A time on the way of the next step, in the same segment."""
+        return Clock(self.durations, self.segment, self.within + time)
+
     def tick(self, step: Float[Array, ""], next_step: Float[Array, ""]) -> "Clock":
         """Time after a step; a new segment begins where the next step is too fine for this one."""
         within = self.within + step

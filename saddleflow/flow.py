@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from saddleflow import geometry, stepping
+from saddleflow import geometry, runs, stepping
 from saddleflow import observables as obs
 from saddleflow.certificate import certified_flow, reduce_where_smaller
 from saddleflow.checks import check_save_at, is_concrete, require, require_finite, require_integer, require_positive
@@ -26,8 +26,8 @@ from saddleflow.graded import is_tiny
 from saddleflow.jacobian import flow_jacobian
 from saddleflow.network import DeepLinearNetwork
 from saddleflow.reduction import ReducedNetwork
+from saddleflow.runs import REASONS, FlowState, Method, Settings
 from saddleflow.solvers import MAX_ASYMMETRY, CountingSolver, Rosenbrock, Switching, asymmetry
-from saddleflow.stepping import REASONS, FlowState, Method, Settings
 from saddleflow.symmetry import balancedness_drift
 from saddleflow.trajectory import Trajectory
 
@@ -39,7 +39,7 @@ START_SHARE = 0.2
 BURST_SECONDS = 0.2
 
 # The stiff method as it fits networks.
-STIFF = Rosenbrock(local_model=flow_jacobian, check_symmetry=False)
+STIFF = Rosenbrock(local_model=flow_jacobian, shares=geometry.end_to_end_error, check_symmetry=False)
 
 # Networks kept near saddles hold this many numbers at most (but four networks always).
 MAX_DIP_NUMBERS = 10_000_000
@@ -57,6 +57,7 @@ def gradient_flow(
     stop: Callable[[Array, DeepLinearNetwork], Bool[Array, ""]] | None = None,
     save_networks: bool = False,
     max_saves: int = 1000,
+    saves_per_step: int = 1,
     max_steps: int = 1_000_000,
     max_seconds: float | None = None,
     gradient_tolerance: float = 1e-4,
@@ -89,6 +90,7 @@ def gradient_flow(
         stop: a function (time, network) -> boolean that ends the run after an accepted step ("stop").
         save_networks: keep the whole network at every saved time.
         max_saves: rows kept at most where the solver's own steps are saved; at least 4.
+        saves_per_step: rows of each of those steps: its end, and places before by dense output, for smoother curves.
         max_steps: steps at most, accepted and rejected ones.
         max_seconds: wall-clock budget in seconds, compilation included, kept to within about one burst (.2 s).
         gradient_tolerance: of the certificate, 1e-13 <= gradient_tolerance < 1.
@@ -122,6 +124,7 @@ def gradient_flow(
         stop=stop,
         save_networks=save_networks,
         max_saves=max_saves,
+        saves_per_step=saves_per_step,
         max_steps=max_steps,
         gradient_tolerance=gradient_tolerance,
         graded=graded,
@@ -159,7 +162,7 @@ def integrate(cost: Cost, network: DeepLinearNetwork, settings: Settings, method
 
     Returns:
         The final state; `state.rows` holds `state.num_rows` saved rows, `state.reason` the index of the stop
-        reason in `saddleflow.stepping.REASONS`.
+        reason in `saddleflow.runs.REASONS`.
     """
     arrays, rest = eqx.partition((cost, network, settings, method), eqx.is_array)
     return lane_by_lane(lambda arrays: _integrate(*eqx.combine(arrays, rest)))(arrays)
@@ -169,7 +172,7 @@ def _integrate(cost: Cost, network: DeepLinearNetwork, settings: Settings, metho
     state = stepping.start(cost, network, settings, method)
     # burst by burst: to the next thinning of the rows, or to the end
     return jax.lax.while_loop(
-        lambda state: state.reason == stepping.RUNNING,
+        lambda state: state.reason == runs.RUNNING,
         lambda state: stepping.advance(state, cost, settings, method, settings.max_steps),
         state,
     )
@@ -187,6 +190,7 @@ def prepare(
     stop: Callable[[Array, DeepLinearNetwork], Bool[Array, ""]] | None = None,
     save_networks: bool = False,
     max_saves: int = 1000,
+    saves_per_step: int = 1,
     max_steps: int = 1_000_000,
     gradient_tolerance: Any = 1e-4,
     graded: bool | None = None,
@@ -247,6 +251,7 @@ def prepare(
             "Leave `gradient` to automatic differentiation, or take another solver, such as diffrax.Tsit5().",
         )
     require_integer("max_saves", max_saves, 4)
+    require_integer("saves_per_step", saves_per_step, 1)
     require_integer("max_steps", max_steps, 1)
     if is_concrete(gradient_tolerance):
         require(
@@ -275,6 +280,7 @@ def prepare(
         save_networks=save_networks,
         graded=graded,
         capacity=max_saves,
+        saves_per_step=saves_per_step,
         num_dips=num_dips,
     )
     return settings, method
@@ -290,12 +296,12 @@ def _run(cost, network, settings, method, max_seconds, progress):
     state = _start(cost, network, settings, method)
     num_steps = 4
     with _meter(progress) as report:
-        while int(state.reason) == stepping.RUNNING:
+        while int(state.reason) == runs.RUNNING:
             if max_seconds is not None and time.perf_counter() - begin > max_seconds:
-                return state, REASONS[stepping.MAX_SECONDS]
+                return state, REASONS[runs.MAX_SECONDS]
             burst_begin = time.perf_counter()
             state = _advance(state, cost, settings, method, jnp.asarray(num_steps))
-            if int(state.reason) == stepping.RUNNING and time.perf_counter() - burst_begin < BURST_SECONDS / 2:
+            if int(state.reason) == runs.RUNNING and time.perf_counter() - burst_begin < BURST_SECONDS / 2:
                 num_steps *= 2
             report(state, cost)
     return state, REASONS[int(state.reason)]
@@ -322,8 +328,7 @@ def _meter(progress: bool) -> Iterator[Callable[[FlowState, Cost], None]]:
 
 def _trajectory(cost, network, state, settings, method, reason, rank_tolerance, seconds) -> Trajectory:
     rows = jax.tree.map(lambda x: np.asarray(x)[: int(state.num_rows)], state.rows)
-    if settings.save_at is None and int(state.num_accepted) % int(state.stride) != 0:
-        # the last step fell between two rows
+    if settings.save_at is None and stepping.ends_between_rows(state, method):
         last = stepping.observe(cost, stepping.plain_network(state), state.clock, method)
         rows = jax.tree.map(lambda x, y: np.concatenate([x, np.asarray(y)[None]]), rows, last)
     matrices = jnp.asarray(rows["end_to_end"])

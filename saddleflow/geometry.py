@@ -85,6 +85,22 @@ def norm(tree: DeepLinearNetwork) -> Float[Array, ""]:
     return unit * jnp.sqrt(sum(jnp.sum((leaf / unit) ** 2) for leaf in tree.layers))
 
 
+def end_to_end_error(
+    before: DeepLinearNetwork, after: DeepLinearNetwork, error: DeepLinearNetwork
+) -> Float[Array, ""]:
+    """The relative error of A that an error of the network makes, to first order.
+
+    Relative to `|A|_F`, or to what Gaussian layers of these norms would make, `prod |W_l|_F / sqrt(prod n_l)` over
+    hidden spaces l, where A is smaller still.
+    """
+    matrix, change = jax.jvp(lambda theta: theta.end_to_end(), (after,), (error,))
+    del before
+    typical = jnp.prod(jnp.stack([jnp.linalg.norm(w) / jnp.sqrt(w.shape[0]) for w in after.layers[:-1]]))
+    typical = typical * jnp.linalg.norm(after.layers[-1])
+    size = jnp.maximum(jnp.linalg.norm(matrix), typical)
+    return jnp.where(size > 0, jnp.linalg.norm(change) / jnp.where(size > 0, size, 1.0), 0.0)
+
+
 def rests(cost: Cost, network: DeepLinearNetwork, graded: bool) -> tuple[Float[Array, ""], Bool[Array, ""]]:
     """The norm of the gradient, and whether it is zero or a cancellation that rounding leaves.
 

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from saddleflow import flow, geometry, growing, stationary, stepping
+from saddleflow import flow, geometry, growing, runs, stationary, stepping
 from saddleflow.checks import require_finite, require_integer, require_positive
 from saddleflow.clock import SegmentedTime
 from saddleflow.costs import Cost
@@ -39,7 +39,7 @@ STOP_SHARE = 0.1
 NEAR = 0.1
 
 # Ends of a flow after which the next stationary point is looked for.
-RESTING = (stepping.STOP, stepping.CONVERGED, stepping.STATIONARY)
+RESTING = (runs.STOP, runs.CONVERGED, runs.STATIONARY)
 
 
 class NearStationary(eqx.Module):
@@ -151,7 +151,7 @@ def saddle_to_saddle(
             progress=progress,
         )
         stages.append(_in_width(stage, slot + 1))
-        if stage.stop_reason not in {stepping.REASONS[code] for code in RESTING}:
+        if stage.stop_reason not in {runs.REASONS[code] for code in RESTING}:
             lost = stage.stop_reason in ("non_finite", "step_size_underflow")
             reason = "diverges" if lost else stage.stop_reason
             break

@@ -24,12 +24,12 @@ import numpy as np
 import psutil
 from jaxtyping import Array, Float, Int
 
-from saddleflow import flow, stepping
+from saddleflow import flow, runs, stepping
 from saddleflow.checks import require
 from saddleflow.costs import Cost
 from saddleflow.network import DeepLinearNetwork, gaussian
+from saddleflow.runs import FlowState, Method, Settings
 from saddleflow.solvers import CountingSolver, Rosenbrock
-from saddleflow.stepping import FlowState, Method, Settings
 from saddleflow.symmetry import balancedness
 
 # Steps of one burst. Alone, a lane ends a burst when it ends, so that only meters and interrupts ask for bursts;
@@ -81,7 +81,7 @@ class Tally:
     useful: int = 0
     computed: int = 0
 
-    FAILURES = (stepping.UNDERFLOW, stepping.NON_FINITE, stepping.MAX_STEPS)  # codes of stop reasons
+    FAILURES = (runs.UNDERFLOW, runs.NON_FINITE, runs.MAX_STEPS)  # codes of stop reasons
 
     @property
     def utilisation(self) -> float:
@@ -135,7 +135,7 @@ def _advance(running: Running, shape: Shape, num_steps: Int[Array, ""], num_lane
             static,
         )
     state = running.state
-    return running, state.reason == stepping.RUNNING, state.num_accepted + state.num_rejected
+    return running, state.reason == runs.RUNNING, state.num_accepted + state.num_rejected
 
 
 @eqx.filter_jit
@@ -146,8 +146,7 @@ def _finish(running: Running, lane: Lane, shape: Shape) -> dict[str, Any]:
     rows, num_rows = state.rows, state.num_rows
     if shape.save_at is None:
         last = stepping.observe(cost, end, state.clock, method)
-        # the last step may have fallen between two rows
-        missing = state.num_accepted % state.stride != 0
+        missing = stepping.ends_between_rows(state, method)
         rows = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]).at[num_rows].set(y), rows, last)
         num_rows = num_rows + missing
         index = jnp.round(jnp.linspace(0, num_rows - 1, shape.num_samples)).astype(int)
@@ -312,7 +311,7 @@ def _loop(pool: _Pool, shape: Shape, num_lanes: int, compiling: threading.Lock) 
         return
     with compiling:  # workers of one device compile once, not at the same time
         first = _begin(job[1], shape)
-        idle = eqx.tree_at(lambda r: r.state.reason, first, jnp.asarray(stepping.STOP))
+        idle = eqx.tree_at(lambda r: r.state.reason, first, jnp.asarray(runs.STOP))
         running = first if num_lanes == 1 else _stack([first] + [idle] * (num_lanes - 1))
         burst = jnp.asarray(BURST_ALONE if num_lanes == 1 else BURST_TOGETHER)
         _advance(running, shape, jnp.zeros((), int), num_lanes)

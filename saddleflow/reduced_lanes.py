@@ -18,7 +18,7 @@ from saddleflow.lanes import Lane, Shape, Tally, check_memory, cores
 from saddleflow.network import DeepLinearNetwork, gaussian, layer_sizes
 from saddleflow.reduced_law import sample_reduced
 from saddleflow.reduction import ReducedNetwork, reduce_width
-from saddleflow.stepping import REASONS
+from saddleflow.runs import REASONS
 from saddleflow.trajectory import Trajectory
 
 MODES = ("auto", "sample")
@@ -78,6 +78,7 @@ def run(
             solver=shape.method.solver,
             observables=shape.method.observables,
             max_saves=shape.method.capacity,
+            saves_per_step=shape.method.saves_per_step,
             max_steps=shape.max_steps,
             gradient_tolerance=shape.gradient_tolerance,
             graded=shape.method.graded,

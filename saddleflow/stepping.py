@@ -6,7 +6,6 @@ difference of large times. diffrax supplies solver and controller; the loop is o
 and go on at any step (wall-clock budgets, meters, lanes) and diffrax saves h nowhere.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,16 +21,22 @@ from saddleflow.costs import Cost
 from saddleflow.dips import Dips
 from saddleflow.graded import Frame, FramedCost, grade, noise, resolution
 from saddleflow.network import DeepLinearNetwork
-from saddleflow.observables import Observable
-from saddleflow.solvers import CountingSolver, PredictiveController
-
-# Reasons, by their code. "running" never leaves this package.
-REASONS = (
-    *("running", "converged", "t1", "max_steps", "step_size_underflow", "non_finite"),
-    *("stop", "max_seconds", "stationary_saddle", "below_resolution"),
+from saddleflow.runs import (
+    BELOW_RESOLUTION,
+    CONVERGED,
+    MAX_STEPS,
+    NON_FINITE,
+    RUNNING,
+    STATIONARY,
+    STOP,
+    T1,
+    UNDERFLOW,
+    FlowState,
+    Method,
+    Row,
+    Settings,
 )
-RUNNING, CONVERGED, T1, MAX_STEPS, UNDERFLOW, NON_FINITE = range(6)
-STOP, MAX_SECONDS, STATIONARY, BELOW_RESOLUTION = range(6, 10)
+from saddleflow.solvers import CountingSolver, PredictiveController
 
 # This many rejections in a row shrink h by at least 1e-20: nothing but underflow or NaN does that.
 MAX_CONSECUTIVE_REJECTIONS = 60
@@ -51,57 +56,6 @@ DEEP_SAFETY = 0.8
 
 # In graded coordinates the spaces are turned anew after this many steps, accepted or not.
 REGRADE = 50
-
-Row = dict[str, Any]
-
-
-class Method(eqx.Module):
-    """How to step and what to record: the part of a run that is compiled in."""
-
-    solver: diffrax.AbstractAdaptiveSolver
-    observables: dict[str, Observable] = eqx.field(static=True)
-    stop: Callable[[Array, DeepLinearNetwork], Bool[Array, ""]] | None  # a function, or a module with arrays in it
-    save_networks: bool = eqx.field(static=True)
-    graded: bool = eqx.field(static=True)  # turn into graded coordinates every REGRADE steps
-    capacity: int = eqx.field(static=True)  # rows held at most, where the solver's own steps are saved
-    num_dips: int = eqx.field(static=True)  # networks kept at most from where the gradient norm dips; 0: none
-
-
-class Settings(eqx.Module):
-    """The numbers of a run, all traced: another tolerance or end needs no compilation."""
-
-    rtol: Float[Array, ""]
-    atol: Float[Array, ""]
-    t1: Float[Array, ""]
-    save_at: Float[Array, " times"] | None  # None: save the solver's own steps
-    max_steps: Int[Array, ""]
-    gradient_tolerance: Float[Array, ""]  # converged where |grad C(A)|_F is at most this; negative: never
-
-
-class FlowState(eqx.Module):
-    """One trajectory on its way: what a later burst needs to go on, and the rows recorded so far."""
-
-    network: DeepLinearNetwork  # in the frame
-    frame: Frame | None  # None: the coordinates of the start
-    clock: Clock
-    step_size: Float[Array, ""]
-    dips: Dips | None
-    solver_state: PyTree
-    controller_state: PyTree
-    num_accepted: Int[Array, ""]
-    num_rejected: Int[Array, ""]
-    consecutive_rejections: Int[Array, ""]
-    met_non_finite: Bool[Array, ""]  # at the last rejection
-    strained: Int[Array, ""]  # turns into graded coordinates in a row that found rounding at work
-    reason: Int[Array, ""]
-    rows: Row
-    num_rows: Int[Array, ""]
-    stride: Int[Array, ""]  # every stride-th accepted step is a row
-
-    @property
-    def time(self) -> Float[Array, ""]:
-        """Physical time."""
-        return self.clock.time
 
 
 def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Method) -> FlowState:
@@ -155,14 +109,13 @@ def advance(state: FlowState, cost: Cost, settings: Settings, method: Method, nu
     bursts.
     """
     if settings.save_at is None:
-        full = state.num_rows >= method.capacity
-        state = jax.lax.cond(full, _thin, lambda s: s, state)
+        state = jax.lax.cond(_has_room(state, method), lambda s: s, _thin, state)
     dynamic, static = eqx.partition(state, eqx.is_array)
 
     def running(carry):
         taken, dynamic = carry
         go_on = (taken < num_steps) & (dynamic.reason == RUNNING)
-        return go_on if settings.save_at is not None else go_on & (dynamic.num_rows < method.capacity)
+        return go_on if settings.save_at is not None else go_on & _has_room(dynamic, method)
 
     def step(carry):
         taken, dynamic = carry
@@ -256,18 +209,12 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     accepted = state.num_accepted + keep
     rejections = jnp.where(keep, 0, state.consecutive_rejections + 1)
 
-    if settings.save_at is None:
-        due = keep & (accepted % state.stride == 0)
-        row = jax.lax.cond(
-            due,
-            lambda: observe(cost, network, clock, method) | {"time": jnp.where(lands, settings.t1, clock.time)},
-            lambda: jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), state.rows),
-        )
-        rows = _write(state.rows, jnp.where(due, state.num_rows, method.capacity), row)
-        num_rows = state.num_rows + due
-    else:
-        interpolation = solver.interpolation_cls(t0=zero, t1=h, **dense_info)
+    interpolation = solver.interpolation_cls(t0=zero, t1=h, **dense_info)
+    if settings.save_at is not None:
         rows, num_rows = _save_between(state, h, lands, keep, interpolation, cost, settings, method)
+    else:
+        end_time = jnp.where(lands, settings.t1, clock.time)
+        rows, num_rows = _save_steps(state, h, keep, interpolation, (network, clock, end_time), cost, method)
 
     out_of_steps = accepted + state.num_rejected + (1 - keep) >= settings.max_steps
     # Creeping towards a wall, rejected steps alternate with accepted ones too short to move anything.
@@ -321,11 +268,44 @@ def _save_between(state, h, lands, keep, interpolation, cost, settings, method):
     def save(carry):
         rows, index = carry
         after = save_at[index] - begin
-        clock = eqx.tree_at(lambda c: c.within, state.clock, state.clock.within + after)
-        row = observe(cost, interpolation.evaluate(after), clock, method) | {"time": save_at[index]}
+        row = observe(cost, interpolation.evaluate(after), state.clock.after(after), method) | {
+            "time": save_at[index]
+        }
         return _write(rows, index, row), index + 1
 
     return jax.lax.while_loop(due, save, (state.rows, state.num_rows))
+
+
+def _save_steps(state, h, keep, interpolation, end, cost, method):
+    """Rows of the step just taken: at its end, and at `saves_per_step` places within it by dense output."""
+    places = method.saves_per_step
+    first = state.stride - (state.num_accepted * places) % state.stride
+
+    def due(carry):
+        return keep & (carry[2] <= places)
+
+    def save(carry):
+        rows, index, place = carry
+        here, now, time = end
+        if places > 1:
+            within = state.clock.after(h * place / places)
+            inside = interpolation.evaluate(h * place / places), within, within.time
+            here, now, time = jax.tree.map(partial(jnp.where, place == places), end, inside)
+        row = observe(cost, here, now, method) | {"time": time}
+        return _write(rows, index, row), index + 1, place + state.stride
+
+    rows, num_rows, _ = jax.lax.while_loop(due, save, (state.rows, state.num_rows, first))
+    return rows, num_rows
+
+
+def _has_room(state: FlowState, method: Method) -> Bool[Array, ""]:
+    """Whether the rows hold all that one more step may save."""
+    return state.num_rows + 1 + (method.saves_per_step - 1) // state.stride <= method.capacity
+
+
+def ends_between_rows(state: FlowState, method: Method) -> Bool[Array, ""]:
+    """Whether the last step ended where no row was due."""
+    return state.num_accepted * method.saves_per_step % state.stride != 0
 
 
 def _thin(state: FlowState) -> FlowState:

@@ -21,7 +21,7 @@ from saddleflow.chunks import AXES, Chunk, Grid, Options, cut, describe
 from saddleflow.costs import Cost
 from saddleflow.lanes import Tally, find_devices, lanes_per_program
 from saddleflow.network import layer_sizes
-from saddleflow.stepping import REASONS
+from saddleflow.runs import REASONS
 from saddleflow.store import Store
 from saddleflow.trajectory import versions as package_versions
 

@@ -7,7 +7,7 @@ import pytest
 from test_costs import HuberCompletion
 
 import saddleflow as sf
-from saddleflow import flow, stepping
+from saddleflow import flow, runs
 
 
 def test_converges_with_a_certificate(small_cost, small_network):
@@ -79,6 +79,32 @@ def test_own_steps_are_thinned_and_keep_both_ends(small_cost, small_network):
     assert np.all(np.diff(thin.time) > 0)
 
 
+@pytest.mark.parametrize("graded", [False, True])
+def test_rows_within_steps_are_dense_output(small_cost, small_network, graded):
+    how = {"rtol": 1e-5, "t1": 40.0, "graded": graded}
+    full = sf.gradient_flow(small_cost, small_network, **how)
+    fine = sf.gradient_flow(small_cost, small_network, **how, saves_per_step=3)
+    np.testing.assert_array_equal(fine.time[::3], full.time)
+    np.testing.assert_allclose(fine.end_to_end[::3], full.end_to_end, rtol=1e-12, atol=1e-14)
+    asked = sf.gradient_flow(small_cost, small_network, **how, save_at=fine.time)
+    np.testing.assert_allclose(fine.end_to_end, asked.end_to_end, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(fine.gradient_norm, asked.gradient_norm, rtol=1e-8, atol=1e-12)
+    thin = sf.gradient_flow(small_cost, small_network, **how, saves_per_step=5, max_saves=4)
+    assert len(thin.time) <= 5
+    assert (thin.time[0], thin.time[-1]) == (0.0, 40.0)
+    assert np.all(np.diff(thin.time) > 0)
+
+
+def test_lazy_wide_networks_hold_the_tolerance_in_the_end_to_end_matrix():
+    # 320,000 entries that hardly move, each within its tolerance, were once 29 rtol off in A
+    cost = sf.MatrixCompletion.random(jax.random.key(3), shape=(5, 5))
+    start = sf.gaussian(jax.random.key(4), depth=4, width=400, shape=(5, 5), gamma=0.75)
+    run = sf.gradient_flow(cost, start, rtol=1e-8, t1=0.05)
+    exact = sf.gradient_flow(cost, start, rtol=1e-12, save_at=run.time)
+    error = np.linalg.norm(run.end_to_end - exact.end_to_end, axis=(1, 2)).max()
+    assert error <= 3e-8 * np.linalg.norm(exact.end_to_end, axis=(1, 2)).max()
+
+
 def test_observables_inside_the_loop(small_cost, small_network):
     named = sf.gradient_flow(small_cost, small_network, t1=5.0, observables=["parameter_norm", "layer_norms"])
     assert named.observables["layer_norms"].shape == (len(named.time), 3)
@@ -116,7 +142,7 @@ def test_vmap_over_seeds_equals_lone_runs(small_cost):
     for lane, start in enumerate(starts):
         alone = sf.gradient_flow(small_cost, start, rtol=rtol)
         together = jax.tree.map(lambda x, lane=lane: x[lane], batch.network)
-        assert stepping.REASONS[int(batch.reason[lane])] == alone.stop_reason == "converged"
+        assert runs.REASONS[int(batch.reason[lane])] == alone.stop_reason == "converged"
         matrix, expected = together.end_to_end(), alone.end_to_end[-1]
         np.testing.assert_allclose(matrix, expected, atol=10 * rtol * np.abs(expected).max())
         assert np.sum(np.linalg.svd(matrix, compute_uv=False) > alone.rank_tolerance) == alone.rank[-1]
@@ -252,6 +278,7 @@ def test_gradient_descent_approaches_the_flow(small_cost, small_network):
         ({"observables": {"a": 3}}, "`observables` must map 'a' to a function"),
         ({"max_steps": 0}, "`max_steps` must be an integer >= 1"),
         ({"max_saves": 1}, "`max_saves` must be an integer >= 4"),
+        ({"saves_per_step": 0}, "`saves_per_step` must be an integer >= 1"),
         ({"max_seconds": 0.0}, "`max_seconds` must be finite and positive"),
         ({"gradient_tolerance": 0.0}, r"`gradient_tolerance` must lie in \[1e-13, 1\), but got 0.0"),
         ({"rank_tolerance": 0.0}, "`rank_tolerance` must be finite and positive"),

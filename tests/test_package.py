@@ -38,6 +38,7 @@ ORDER = [
     "reduced_law",
     "trajectory",
     "certificate",
+    "runs",
     "stepping",
     "flow",
     "paths",

@@ -103,6 +103,15 @@ def test_observables_and_matrices():
     )
 
 
+def test_short_runs_fill_their_rows_by_dense_output():
+    data = sf.sweep(COST, depth=2, width=4, t1=1.0, rtol=1e-3, max_saves=8)
+    steps = int(data.num_accepted_steps)
+    assert steps < 8
+    assert len(np.unique(data.time)) == 8
+    lone = sf.sweep(COST, depth=2, width=4, rtol=1e-3, save_at=data.time.values)
+    np.testing.assert_allclose(data.train_cost, lone.train_cost, rtol=1e-9)
+
+
 @pytest.mark.slow
 def test_tiny_starts_have_a_program_of_their_own():
     data = sf.sweep(COST, depth=3, width=6, alpha=[1e-9, 0.1], max_saves=8)

@@ -19,6 +19,9 @@ from optimistix import rms_norm
 
 from saddleflow.checks import is_concrete, require, require_positive
 
+# (y0, y1, error of y1) -> relative error of some quantity that the state stands for.
+RelativeError = Callable[[Any, Any, Any], Float[Array, ""]]
+
 
 def check_tolerance(name: str, value: Any, remedy: str = "") -> None:
     """Refuse a tolerance with a number in it that is not finite and above zero (concrete ones only)."""
@@ -32,6 +35,30 @@ def tolerances_like(atol: Any, y: PyTree) -> PyTree:
     if jtu.tree_structure(atol) == jtu.tree_structure(y):
         return atol
     return jtu.tree_map(lambda _: atol, y)
+
+
+def scaled_error(y0: PyTree, y1: PyTree, error: PyTree, rtol: Any, atol: Any) -> PyTree:
+    """The error of every entry in units of its tolerance, `atol + rtol` times the larger of its two sizes."""
+
+    def leaf(a, b, e, absolute):
+        b = jnp.where(jnp.all(jnp.isfinite(b)), b, a)
+        return e / (absolute + rtol * jnp.maximum(jnp.abs(a), jnp.abs(b)))
+
+    return jtu.tree_map(leaf, y0, y1, error, tolerances_like(atol, y0))
+
+
+def amplified(error: PyTree, y0: PyTree, y1: PyTree, rtol: Any, atol: Any, shares: RelativeError | None) -> PyTree:
+    """The error raised to what it does to a quantity of the state, where that misses `rtol` by more than the entries.
+
+    Many entries within their tolerances may add up: all entries of a wide network are a small error each, and its
+    end-to-end matrix, which they hardly move, can be far off.
+    """
+    if shares is None:
+        return error
+    size = rms_norm(scaled_error(y0, y1, error, rtol, atol))
+    other = shares(y0, y1, error) / rtol
+    factor = jnp.where(jnp.isfinite(other) & (other > size) & (size > 0), other / size, 1.0)
+    return jtu.tree_map(lambda e: factor * e, error)
 
 
 class PredictiveState(eqx.Module):
@@ -79,12 +106,8 @@ class PredictiveController(AbstractAdaptiveStepSizeController):
         del args
         state, h = controller_state, t1 - t0
 
-        def scaled(a, b, error, atol):
-            b = jnp.where(jnp.all(jnp.isfinite(b)), b, a)
-            return error / (atol + self.rtol * jnp.maximum(jnp.abs(a), jnp.abs(b)))
-
-        atol = tolerances_like(self.atol, y0)
-        error = lax.stop_gradient(self.norm(jtu.tree_map(scaled, y0, y1_candidate, y_error, atol)))
+        scaled = scaled_error(y0, y1_candidate, y_error, self.rtol, self.atol)
+        error = lax.stop_gradient(self.norm(scaled))
         error = jnp.where(jnp.isnan(error), jnp.inf, error)
         keep = error < 1
         positive = jnp.maximum(error, 1e-10)

@@ -16,7 +16,9 @@ import numpy as np
 from diffrax import RESULTS, AbstractLocalInterpolation, ODETerm
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
+from optimistix import rms_norm
 
+from saddleflow.solvers.controller import amplified, scaled_error
 from saddleflow.solvers.rosenbrock import Rosenbrock, RosenbrockInterpolation, combine
 from saddleflow.solvers.work import CountingSolver, Work
 
@@ -165,6 +167,7 @@ class Switching(CountingSolver):
         def explicit():
             slope = jax.lax.cond(known, lambda: solver_state.slope, lambda: terms.vf(t0, y0, args))
             y1, error, stages = explicit_step(terms, t0, h, y0, args, slope)
+            error = amplified(error, y0, y1, *self.stiff.tolerances(), self.stiff.shares)
             fields = solver_state.work.vector_fields + (STAGES - known)
             work = eqx.tree_at(
                 lambda w: (w.vector_fields, w.explicit_steps),
@@ -185,11 +188,7 @@ class Switching(CountingSolver):
         rtol, atol = self.stiff.tolerances()
         error = jtu.tree_map(lambda e: jnp.where(stiff, 1.0, WEIGHT) * e, error)
         low, high = self.stiff.error_order(None), EXPLICIT_ORDER
-        squares = [
-            jnp.sum((e / (atol + rtol * jnp.maximum(jnp.abs(a), jnp.abs(b)))) ** 2)
-            for e, a, b in zip(*map(jtu.tree_leaves, (error, y0, y1)), strict=True)
-        ]
-        size = jnp.sqrt(sum(squares) / sum(x.size for x in jtu.tree_leaves(y0)))
+        size = rms_norm(scaled_error(y0, y1, error, rtol, atol))
         size = jnp.where(jnp.isfinite(size), size, jnp.inf)
         positive = jnp.maximum(size, 1e-12)
         # lengths at which either method would just meet the tolerance

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from saddleflow.solvers import PredictiveController
+from saddleflow.solvers.controller import amplified, scaled_error
 
 ORDER = 4
 CONTROLLER = PredictiveController(rtol=1e-3, atol=1e-6)
@@ -38,6 +39,24 @@ def test_the_first_steps_follow_the_elementary_rule():
     kept, size, _ = decide(0.1, 16.0)
     assert not kept
     assert size == pytest.approx(0.1 * 0.9 / 2)
+
+
+def test_an_error_counts_by_what_it_does_to_a_quantity():
+    """The sum of 100 entries: errors that cancel count as they are, those that add up count tenfold in rms."""
+    start = jnp.ones(100)
+
+    def share(y0, y1, error):
+        return jnp.abs(jnp.sum(error)) / jnp.sqrt(100.0)
+
+    def size(error):
+        raised = amplified(error, start, start, 1e-3, 1e-6, share)
+        return jnp.linalg.norm(scaled_error(start, start, raised, 1e-3, 1e-6)) / 10
+
+    alike, mixed = jnp.full(100, 1e-4), 1e-4 * (-1.0) ** jnp.arange(100)
+    assert size(alike) == pytest.approx(1.0)
+    assert size(mixed) == pytest.approx(0.1, rel=2e-3)
+    assert not jnp.isfinite(size(jnp.full(100, jnp.inf)))
+    assert size(0 * alike) == 0
 
 
 def test_a_growing_error_shrinks_an_accepted_step():

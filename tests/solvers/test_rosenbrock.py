@@ -17,7 +17,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import saddleflow as sf
-from saddleflow import flow, stepping
+from saddleflow import flow, runs
 from saddleflow.jacobian import flow_jacobian
 from saddleflow.solvers import RODAS4, RODAS4P, RODAS5P, Plain, PredictiveController, Rosenbrock, Work, asymmetry
 
@@ -481,8 +481,8 @@ def test_ten_seeds_in_lanes():
         np.testing.assert_allclose(matrix, expected[0], atol=10 * rtol * scale)
         ranks = [np.sum(np.linalg.svd(a, compute_uv=False) > 0.01 * scale) for a in (matrix, expected[0])]
         assert ranks[0] == ranks[1]
-        assert stepping.REASONS[int(reason)] == stepping.REASONS[int(expected[1])]
-        reasons.add(stepping.REASONS[int(reason)])
+        assert runs.REASONS[int(reason)] == runs.REASONS[int(expected[1])]
+        reasons.add(runs.REASONS[int(reason)])
         assert abs(int(accepted) - int(expected[2])) <= 2
         assert int(work.steps) + int(work.explicit_steps) == int(accepted) + int(rejected)
     assert reasons <= {"converged", "t1"}
