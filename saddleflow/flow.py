@@ -39,7 +39,7 @@ START_SHARE = 0.2
 BURST_SECONDS = 0.2
 
 # The stiff method as it fits networks.
-STIFF = Rosenbrock(local_model=flow_jacobian, shares=geometry.end_to_end_error, check_symmetry=False)
+STIFF = Rosenbrock(local_model=flow_jacobian, quantity_error=geometry.end_to_end_error, check_symmetry=False)
 
 # Networks kept near saddles hold this many numbers at most (but four networks always).
 MAX_DIP_NUMBERS = 10_000_000

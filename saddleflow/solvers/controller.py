@@ -23,6 +23,10 @@ from saddleflow.checks import is_concrete, require, require_positive
 RelativeError = Callable[[Any, Any, Any], Float[Array, ""]]
 
 
+# A quantity of the state may be off by so many `rtol` before its error counts. Of narrow networks A hardly ever is.
+ALLOWANCE = 4.0
+
+
 def check_tolerance(name: str, value: Any, remedy: str = "") -> None:
     """Refuse a tolerance with a number in it that is not finite and above zero (concrete ones only)."""
     for leaf in jtu.tree_leaves(value):
@@ -47,16 +51,18 @@ def scaled_error(y0: PyTree, y1: PyTree, error: PyTree, rtol: Any, atol: Any) ->
     return jtu.tree_map(leaf, y0, y1, error, tolerances_like(atol, y0))
 
 
-def amplified(error: PyTree, y0: PyTree, y1: PyTree, rtol: Any, atol: Any, shares: RelativeError | None) -> PyTree:
-    """The error raised to what it does to a quantity of the state, where that misses `rtol` by more than the entries.
+def amplified(
+    error: PyTree, y0: PyTree, y1: PyTree, rtol: Any, atol: Any, quantity_error: RelativeError | None
+) -> PyTree:
+    """The error raised to what it does to a quantity of the state, where that is more than `ALLOWANCE * rtol` allows.
 
     Many entries within their tolerances may add up: all entries of a wide network are a small error each, and its
     end-to-end matrix, which they hardly move, can be far off.
     """
-    if shares is None:
+    if quantity_error is None:
         return error
     size = rms_norm(scaled_error(y0, y1, error, rtol, atol))
-    other = shares(y0, y1, error) / rtol
+    other = quantity_error(y0, y1, error) / (ALLOWANCE * rtol)
     factor = jnp.where(jnp.isfinite(other) & (other > size) & (size > 0), other / size, 1.0)
     return jtu.tree_map(lambda e: factor * e, error)
 

@@ -68,8 +68,8 @@ class Rosenbrock(CountingSolver):
         local_model: `(terms, t, y, args) -> LocalModel`, where a problem offers structure (see `LocalModel`) or,
             through `Plain`, a preconditioner.
         linear_tolerance: the error a stage's solve may leave, as a fraction of the step's tolerance.
-        shares: `(y0, y1, error) -> relative error` of a quantity that the state stands for, held to `rtol` as entries
-            are: where it is further off than they are, it decides.
+        quantity_error: `(y0, y1, error) -> relative error` of a quantity that the state stands for, held to a few
+            `rtol` beside the entries, whose small errors may add up in it.
         max_krylov_dim: bounds memory, `2 max_krylov_dim` vectors of coordinates; older ones are overwritten.
         max_products: Jacobian products one stage may take before the step is given up.
         scan_kind: kind of the inner loop: "lax", or "bounded" or "checkpointed" for reverse mode.
@@ -85,7 +85,7 @@ class Rosenbrock(CountingSolver):
     atol: Any = None
     local_model: Callable[[AbstractTerm, Any, State, PyTree], LocalModel] = Plain()
     linear_tolerance: float = 2e-2
-    shares: RelativeError | None = None
+    quantity_error: RelativeError | None = None
     max_krylov_dim: int = eqx.field(static=True, default=32)
     max_products: int = eqx.field(static=True, default=200)
     scan_kind: Literal["lax", "checkpointed", "bounded"] = eqx.field(static=True, default="lax")
@@ -229,7 +229,7 @@ class Rosenbrock(CountingSolver):
         sound = converged
         for leaf in jtu.tree_leaves(y1):
             sound = sound & jnp.all(jnp.isfinite(leaf))
-        error = amplified(last, y0, y1, rtol, atol, self.shares)
+        error = amplified(last, y0, y1, rtol, atol, self.quantity_error)
         y_error = jtu.tree_map(lambda e: jnp.where(sound, e, jnp.inf), error)
         k = tuple(combine(row, stages) for row in tab.dense_rows(h.dtype))
         work = solver_state.add(tab.stages, products, preconditions if precondition is not None else 0 * products)

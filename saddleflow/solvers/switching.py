@@ -167,7 +167,7 @@ class Switching(CountingSolver):
         def explicit():
             slope = jax.lax.cond(known, lambda: solver_state.slope, lambda: terms.vf(t0, y0, args))
             y1, error, stages = explicit_step(terms, t0, h, y0, args, slope)
-            error = amplified(error, y0, y1, *self.stiff.tolerances(), self.stiff.shares)
+            error = amplified(error, y0, y1, *self.stiff.tolerances(), self.stiff.quantity_error)
             fields = solver_state.work.vector_fields + (STAGES - known)
             work = eqx.tree_at(
                 lambda w: (w.vector_fields, w.explicit_steps),
