@@ -1,5 +1,6 @@
 """Gradient flow of one network: from a cost and a start to a trajectory."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,8 +39,9 @@ START_SHARE = 0.2
 # A burst is timed to last about this long, so that meters move and wall-clock budgets are kept.
 BURST_SECONDS = 0.2
 
-# The stiff method as it fits networks.
-STIFF = Rosenbrock(local_model=flow_jacobian, quantity_error=geometry.end_to_end_error, check_symmetry=False)
+# The stiff method as it fits networks. In graded coordinates entries are held to their own sizes, and A with them.
+GRADED = Rosenbrock(local_model=flow_jacobian, check_symmetry=False)
+STIFF = dataclasses.replace(GRADED, quantity_error=geometry.end_to_end_error)
 
 # Networks kept near saddles hold this many numbers at most (but four networks always).
 MAX_DIP_NUMBERS = 10_000_000
@@ -136,16 +138,8 @@ def gradient_flow(
         require_positive("rank_tolerance", rank_tolerance)
     begin = time.perf_counter()
     state, reason = _run(cost, network, settings, method, max_seconds, progress)
-    return _trajectory(
-        cost,
-        network,
-        state,
-        settings,
-        method,
-        reason,
-        rank_tolerance,
-        seconds=time.perf_counter() - begin,
-    )
+    seconds = time.perf_counter() - begin
+    return _trajectory(cost, network, state, settings, method, reason, rank_tolerance, seconds)
 
 
 def integrate(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Method) -> FlowState:
@@ -233,7 +227,7 @@ def prepare(
     )
     if solver is None:
         # Graded coordinates are the stiff method's: a plateau among rounding is no place to be explicit.
-        solver = STIFF if graded else Switching(STIFF)
+        solver = GRADED if graded else Switching(STIFF)
     if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         raise ValueError(
             "`solver` must be an adaptive diffrax solver, with an error estimate, but got "
