@@ -92,7 +92,6 @@ def estimate(depth: int, gamma: float, width: int, tolerance: float) -> list[str
     network = sf.gaussian(jax.random.key(4), depth=depth, width=width, shape=(5, 5), gamma=gamma)
     run = sf.gradient_flow(cost, sf.reduce_width(network, tolerance), rtol=1e-6)
     rows = np.unique(np.linspace(0, len(run.time) - 1, 150).astype(int))
-    # in wide lazy networks A's error is up to a hundred times rtol: see docs/width.md
     full = sf.gradient_flow(cost, network, rtol=max(1e-12, 1e-5 * tolerance), save_at=run.time[rows])
     error = np.linalg.norm(full.end_to_end - run.end_to_end[rows], axis=(1, 2)).max()
     found = run.reduction_error_estimate

@@ -37,6 +37,7 @@ from saddleflow.runs import (
     Settings,
 )
 from saddleflow.solvers import CountingSolver, PredictiveController
+from saddleflow.solvers.controller import amplified
 
 # This many rejections in a row shrink h by at least 1e-20: nothing but underflow or NaN does that.
 MAX_CONSECUTIVE_REJECTIONS = 60
@@ -191,6 +192,9 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     )
     matrix = candidate.end_to_end()
     finite = _all_finite(candidate) & jnp.isfinite(cost(matrix))
+    if not isinstance(solver, CountingSolver):  # ours see to it themselves
+        tolerances = controller.rtol, controller.atol
+        error = amplified(error, state.network, candidate, *tolerances, geometry.end_to_end_error)
     # The controller would forgive a NaN candidate under a finite error, and turn an infinite one into a NaN step.
     error = jax.tree.map(lambda e: jnp.where(finite & ~jnp.isnan(e), e, jnp.inf), error)
     candidate = jax.tree.map(lambda new, old: jnp.where(finite, new, old), candidate, state.network)
