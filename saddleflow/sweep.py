@@ -94,8 +94,9 @@ def sweep(
         rtol: relative tolerance, as in `gradient_flow`.
         t1: end of each run; None: a certified minimum.
         save_at: sorted times to save at, by dense output, the dim `time`; an integer n means t = 0 and n - 1
-            logarithmic times from `t1 / 1e6` to `t1`. None: each lane's own steps, resampled to `max_saves` rows,
-            the dim `sample`, first row the start and last row the end; then `time` is a variable.
+            logarithmic times from `t1 / 1e6` to `t1`. None: `max_saves` rows spread evenly over each lane's own
+            steps, within them by dense output where they are few, the dim `sample`, first row the start and last row
+            the end; then `time` is a variable.
         max_saves: rows of a lane where its own steps are saved; at least 4.
         save_matrices: keep the end-to-end matrices of all rows.
         observables: as in `gradient_flow`.
