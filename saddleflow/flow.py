@@ -81,7 +81,7 @@ def gradient_flow(
             run is repeated in larger bases until the estimated error of A is below its tolerance.
         rtol: relative tolerance, 1e-13 <= rtol < 1. Every entry is controlled relative to its own size or a
             share of the start's typical entry, whichever is larger: free of any scale, so alpha * theta_0
-            is solved as carefully as theta_0. A is held to a few rtol where errors of many entries add up in it.
+            is solved as carefully as theta_0. A is held to 10 rtol where errors of many entries add up in it.
         t1: end of the run, in time of the flow; None runs until something else ends it.
         save_at: sorted times to save at (dense output); None saves the solver's own steps, thinned to at
             most `max_saves` rows, start and end always among them.

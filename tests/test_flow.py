@@ -103,7 +103,7 @@ def test_lazy_wide_networks_hold_the_tolerance_in_the_end_to_end_matrix(solver):
     run = sf.gradient_flow(cost, start, rtol=1e-8, t1=0.05, solver=solver)
     exact = sf.gradient_flow(cost, start, rtol=1e-12, save_at=run.time)
     error = np.linalg.norm(run.end_to_end - exact.end_to_end, axis=(1, 2)).max()
-    assert error <= 3e-8 * np.linalg.norm(exact.end_to_end, axis=(1, 2)).max()
+    assert error <= 1e-7 * np.linalg.norm(exact.end_to_end, axis=(1, 2)).max()
 
 
 def test_observables_inside_the_loop(small_cost, small_network):

@@ -68,7 +68,7 @@ class Rosenbrock(CountingSolver):
         local_model: `(terms, t, y, args) -> LocalModel`, where a problem offers structure (see `LocalModel`) or,
             through `Plain`, a preconditioner.
         linear_tolerance: the error a stage's solve may leave, as a fraction of the step's tolerance.
-        quantity_error: `(y0, y1, error) -> relative error` of a quantity that the state stands for, held to a few
+        quantity_error: `(y0, y1, error) -> relative error` of a quantity that the state stands for, held to ten
             `rtol` beside the entries, whose small errors may add up in it.
         max_krylov_dim: bounds memory, `2 max_krylov_dim` vectors of coordinates; older ones are overwritten.
         max_products: Jacobian products one stage may take before the step is given up.

@@ -42,20 +42,20 @@ def test_the_first_steps_follow_the_elementary_rule():
 
 
 def test_an_error_counts_by_what_it_does_to_a_quantity():
-    """The sum of 100 entries: errors that cancel count as they are, those that add up count tenfold in rms."""
-    start = jnp.ones(100)
+    """The sum of 10,000 entries: errors that cancel count as they are, those that add up ten times as much here."""
+    start = jnp.ones(10_000)
 
-    def share(y0, y1, error):
-        return jnp.abs(jnp.sum(error)) / jnp.sqrt(100.0)
+    def quantity_error(y0, y1, error):
+        return jnp.abs(jnp.sum(error)) / 100
 
     def size(error):
-        raised = amplified(error, start, start, 1e-3, 1e-6, share)
-        return jnp.linalg.norm(scaled_error(start, start, raised, 1e-3, 1e-6)) / 10
+        raised = amplified(error, start, start, 1e-3, 1e-6, quantity_error)
+        return jnp.linalg.norm(scaled_error(start, start, raised, 1e-3, 1e-6)) / 100
 
-    alike, mixed = jnp.full(100, 1e-4), 1e-4 * (-1.0) ** jnp.arange(100)
+    alike, mixed = jnp.full(10_000, 1e-4), 1e-4 * (-1.0) ** jnp.arange(10_000)
     assert size(alike) == pytest.approx(1.0)
     assert size(mixed) == pytest.approx(0.1, rel=2e-3)
-    assert not jnp.isfinite(size(jnp.full(100, jnp.inf)))
+    assert not jnp.isfinite(size(jnp.full(10_000, jnp.inf)))
     assert size(0 * alike) == 0
 
 
