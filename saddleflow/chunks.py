@@ -210,7 +210,7 @@ def run_chunk(
     _, method = flow.prepare(
         first.cost,
         _narrow(first.cost, chunk.depth),
-        solver=flow.STIFF if options.stiff and not chunk.graded else options.solver,
+        solver=flow.STIFF if options.stiff else options.solver,
         observables=options.observables,
         graded=chunk.graded,
         max_saves=2 * options.max_saves,  # full rows are halved: that many remain

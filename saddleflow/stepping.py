@@ -192,7 +192,7 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     )
     matrix = candidate.end_to_end()
     finite = _all_finite(candidate) & jnp.isfinite(cost(matrix))
-    if not isinstance(solver, CountingSolver):  # ours see to it themselves
+    if not isinstance(solver, CountingSolver):  # those see to it themselves
         tolerances = controller.rtol, controller.atol
         error = amplified(error, state.network, candidate, *tolerances, geometry.end_to_end_error)
     # The controller would forgive a NaN candidate under a finite error, and turn an infinite one into a NaN step.
@@ -342,7 +342,9 @@ def _numerics(method: Method, settings: Settings, network: DeepLinearNetwork):
         deep = method.graded and network.depth > 4
         safety = DEEP_SAFETY if deep else PredictiveController.safety
         controller = PredictiveController(rtol=settings.rtol, atol=atol, safety=safety)
-        return solver.with_tolerances(settings.rtol, atol), controller
+        # in graded coordinates entries are held to their own sizes, and A with them
+        quantity_error = None if method.graded else geometry.end_to_end_error
+        return solver.with_tolerances(settings.rtol, atol, quantity_error), controller
     # an explicit method's step is often held by stability: the proportional part damps the rejections
     controller = diffrax.PIDController(
         rtol=STEP_SHARE * settings.rtol, atol=STEP_SHARE * settings.atol, pcoeff=0.4, icoeff=0.3

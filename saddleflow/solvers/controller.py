@@ -22,7 +22,6 @@ from saddleflow.checks import is_concrete, require, require_positive
 # (y0, y1, error of y1) -> relative error of some quantity that the state stands for.
 RelativeError = Callable[[Any, Any, Any], Float[Array, ""]]
 
-
 # A step's error in a quantity of the state may be so many `rtol` before it counts. Of narrow networks A's is less.
 ALLOWANCE = 10.0
 
@@ -51,6 +50,12 @@ def scaled_error(y0: PyTree, y1: PyTree, error: PyTree, rtol: Any, atol: Any) ->
     return jtu.tree_map(leaf, y0, y1, error, tolerances_like(atol, y0))
 
 
+def scaled_size(y0: PyTree, y1: PyTree, error: PyTree, rtol: Any, atol: Any) -> Float[Array, ""]:
+    """The root mean square of `scaled_error` over all entries."""
+    leaves = jtu.tree_leaves(scaled_error(y0, y1, error, rtol, atol))
+    return jnp.sqrt(sum(jnp.sum(x**2) for x in leaves) / sum(x.size for x in leaves))
+
+
 def amplified(
     error: PyTree, y0: PyTree, y1: PyTree, rtol: Any, atol: Any, quantity_error: RelativeError | None
 ) -> PyTree:
@@ -61,7 +66,7 @@ def amplified(
     """
     if quantity_error is None:
         return error
-    size = rms_norm(scaled_error(y0, y1, error, rtol, atol))
+    size = scaled_size(y0, y1, error, rtol, atol)
     other = quantity_error(y0, y1, error) / (ALLOWANCE * rtol)
     factor = jnp.where(jnp.isfinite(other) & (other > size) & (size > 0), other / size, 1.0)
     return jtu.tree_map(lambda e: factor * e, error)

@@ -69,7 +69,7 @@ class Rosenbrock(CountingSolver):
             through `Plain`, a preconditioner.
         linear_tolerance: the error a stage's solve may leave, as a fraction of the step's tolerance.
         quantity_error: `(y0, y1, error) -> relative error` of a quantity that the state stands for, held to ten
-            `rtol` beside the entries, whose small errors may add up in it.
+            `rtol` beside the entries, whose small errors may add up in it. Left out, `gradient_flow` takes that of A.
         max_krylov_dim: bounds memory, `2 max_krylov_dim` vectors of coordinates; older ones are overwritten.
         max_products: Jacobian products one stage may take before the step is given up.
         scan_kind: kind of the inner loop: "lax", or "bounded" or "checkpointed" for reverse mode.
@@ -132,8 +132,9 @@ class Rosenbrock(CountingSolver):
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
 
-    def with_tolerances(self, rtol: Any, atol: Any) -> "Rosenbrock":
-        return eqx.tree_at(lambda s: (s.rtol, s.atol), self, (rtol, atol), is_leaf=lambda x: x is None)
+    def with_tolerances(self, rtol: Any, atol: Any, quantity_error: RelativeError | None = None) -> "Rosenbrock":
+        filled = rtol, atol, self.quantity_error or quantity_error
+        return eqx.tree_at(lambda s: (s.rtol, s.atol, s.quantity_error), self, filled, is_leaf=lambda x: x is None)
 
     def work(self, state: Work) -> Work:
         return state

@@ -16,9 +16,8 @@ import numpy as np
 from diffrax import RESULTS, AbstractLocalInterpolation, ODETerm
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
-from optimistix import rms_norm
 
-from saddleflow.solvers.controller import amplified, scaled_error
+from saddleflow.solvers.controller import RelativeError, amplified, scaled_size
 from saddleflow.solvers.rosenbrock import Rosenbrock, RosenbrockInterpolation, combine
 from saddleflow.solvers.work import CountingSolver, Work
 
@@ -130,8 +129,8 @@ class Switching(CountingSolver):
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
 
-    def with_tolerances(self, rtol: Any, atol: Any) -> "Switching":
-        return Switching(self.stiff.with_tolerances(rtol, atol))
+    def with_tolerances(self, rtol: Any, atol: Any, quantity_error: RelativeError | None = None) -> "Switching":
+        return Switching(self.stiff.with_tolerances(rtol, atol, quantity_error))
 
     def work(self, state: SwitchingState) -> Work:
         return state.work
@@ -188,7 +187,7 @@ class Switching(CountingSolver):
         rtol, atol = self.stiff.tolerances()
         error = jtu.tree_map(lambda e: jnp.where(stiff, 1.0, WEIGHT) * e, error)
         low, high = self.stiff.error_order(None), EXPLICIT_ORDER
-        size = rms_norm(scaled_error(y0, y1, error, rtol, atol))
+        size = scaled_size(y0, y1, error, rtol, atol)
         size = jnp.where(jnp.isfinite(size), size, jnp.inf)
         positive = jnp.maximum(size, 1e-12)
         # lengths at which either method would just meet the tolerance

@@ -46,8 +46,8 @@ class CountingSolver(AbstractAdaptiveSolver):
     """A solver that works in the step controller's tolerances and counts its work."""
 
     @abc.abstractmethod
-    def with_tolerances(self, rtol: Any, atol: Any) -> "CountingSolver":
-        """The same solver for these tolerances of the step controller."""
+    def with_tolerances(self, rtol: Any, atol: Any, quantity_error: Any = None) -> "CountingSolver":
+        """The same solver for these tolerances of the step controller, and a quantity where it has none."""
 
     @abc.abstractmethod
     def work(self, state: Any) -> Work:
