@@ -19,6 +19,7 @@ from rich.table import Table
 
 import saddleflow as sf
 from saddleflow import flow
+from saddleflow.preparation import prepare
 
 ALPHA, DEPTH, RTOL, REPEATS = 0.1, 4, 1e-4, 3
 
@@ -39,7 +40,7 @@ def main() -> None:
         starts = [draw(key) for key in keys]
         batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
         # error weights and tolerances are each start's own
-        settings, methods = zip(*(flow.prepare(cost, network, rtol=RTOL) for network in starts), strict=True)
+        settings, methods = zip(*(prepare(cost, network, rtol=RTOL) for network in starts), strict=True)
         numbers = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *settings)
         lone = eqx.filter_jit(lambda n, s, method=methods[0]: flow.integrate(cost, n, s, method))
         lanes = eqx.filter_jit(eqx.filter_vmap(lambda n, s, method=methods[0]: flow.integrate(cost, n, s, method)))

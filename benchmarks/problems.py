@@ -20,8 +20,8 @@ from timing import timed
 import saddleflow as sf
 from saddleflow import geometry
 from saddleflow.curvature import EntryCurvature
-from saddleflow.flow import START_SHARE
 from saddleflow.jacobian import flow_jacobian
+from saddleflow.preparation import START_SHARE
 from saddleflow.solvers import Plain
 
 # Peers driven from the host call one small function at a time: dispatched in order, that is twice as fast.

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from saddleflow import flow, lanes, reduced_lanes
+from saddleflow import lanes, reduced_lanes
 from saddleflow import observables as obs
 from saddleflow.certificate import WORTHWHILE
 from saddleflow.checks import require, require_integer, require_positive
@@ -27,6 +27,7 @@ from saddleflow.costs import Cost
 from saddleflow.graded import blurs
 from saddleflow.lanes import Lane, Shape, Tally
 from saddleflow.network import DeepLinearNetwork, layer_sizes
+from saddleflow.preparation import STIFF, prepare
 from saddleflow.runs import REASONS, Method
 
 # The dims a sweep can have, in the order of the dataset.
@@ -207,10 +208,10 @@ def run_chunk(
         )
 
     first, found = lane(0), lanes.find_devices(devices)
-    _, method = flow.prepare(
+    _, method = prepare(
         first.cost,
         _narrow(first.cost, chunk.depth),
-        solver=flow.STIFF if options.stiff else options.solver,
+        solver=STIFF if options.stiff else options.solver,
         observables=options.observables,
         graded=chunk.graded,
         max_saves=2 * options.max_saves,  # full rows are halved: that many remain

@@ -11,35 +11,27 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from saddleflow import geometry, runs, stepping
-from saddleflow import observables as obs
+from saddleflow import runs, stepping
 from saddleflow.certificate import certified_flow, reduce_where_smaller
-from saddleflow.checks import check_save_at, is_concrete, require, require_finite, require_integer, require_positive
+from saddleflow.checks import require_positive
 from saddleflow.clock import SegmentedTime
 from saddleflow.costs import Cost
 from saddleflow.factor import lane_by_lane
-from saddleflow.graded import is_tiny
-from saddleflow.jacobian import flow_jacobian
-from saddleflow.network import DeepLinearNetwork
+from saddleflow.network import DeepLinearNetwork, on_device
+from saddleflow.preparation import prepare, scales
+from saddleflow.programs import compiled
 from saddleflow.reduction import ReducedNetwork
 from saddleflow.runs import REASONS, FlowState, Method, Settings
-from saddleflow.solvers import MAX_ASYMMETRY, CountingSolver, Rosenbrock, Switching, asymmetry
+from saddleflow.solvers import CountingSolver
 from saddleflow.symmetry import balancedness_drift
 from saddleflow.trajectory import Trajectory
 
-# The error of an entry is weighed against max(|entry|, this share of the start's rms entry): relative to what
-# the start holds, at every initialisation scale.
-START_SHARE = 0.2
-
 # A burst is timed to last about this long, so that meters move and wall-clock budgets are kept.
 BURST_SECONDS = 0.2
-
-# The stiff method as it fits networks.
-STIFF = Rosenbrock(local_model=flow_jacobian, check_symmetry=False)
 
 # Networks kept near saddles hold this many numbers at most (but four networks always).
 MAX_DIP_NUMBERS = 10_000_000
@@ -170,116 +162,15 @@ def _integrate(cost: Cost, network: DeepLinearNetwork, settings: Settings, metho
     )
 
 
-def prepare(
-    cost: Cost,
-    network: DeepLinearNetwork,
-    *,
-    rtol: Any = 1e-6,
-    t1: Any = None,
-    save_at: Any = None,
-    solver: diffrax.AbstractSolver | None = None,
-    observables: Mapping[str, Any] | Sequence[str] | None = None,
-    stop: Callable[[Array, DeepLinearNetwork], Bool[Array, ""]] | None = None,
-    save_networks: bool = False,
-    max_saves: int = 1000,
-    saves_per_step: int = 1,
-    max_steps: int = 1_000_000,
-    gradient_tolerance: Any = 1e-4,
-    graded: bool | None = None,
-    num_dips: int = 0,
-) -> tuple[Settings, Method]:
-    """Check the arguments of `gradient_flow` (which documents them) and split them into numbers and method.
-
-    `num_dips` networks at most are kept from where the gradient norm dips, for `Trajectory.saddles`.
-    """
-    require(
-        tuple(network.shape) == tuple(cost.shape),
-        "network",
-        f"have the end-to-end shape of the cost, {tuple(cost.shape)}",
-        tuple(network.shape),
-        "Shapes are (n_out, n_in).",
-    )
-    for index, layer in enumerate(network.layers):
-        require_finite(f"network.layers[{index}]", layer)
-    if is_concrete(rtol):
-        require(
-            math.isfinite(rtol) and 1e-13 <= rtol < 1,
-            "rtol",
-            "lie in [1e-13, 1)",
-            rtol,
-            "float64 resolves no less.",
-        )
-    if t1 is not None:
-        require_positive("t1", t1)
-    if save_at is not None:
-        times, t1 = check_save_at(save_at, t1)
-        save_at = jnp.asarray(times)
-    stiff = solver is None or isinstance(solver, Rosenbrock)
-    graded = stiff and is_tiny(cost, network) if graded is None else graded
-    require(
-        stiff or not graded,
-        "graded",
-        "come with the default solver",
-        type(solver).__name__,
-        "Its error weights know the coordinates; others' do not.",
-    )
-    if solver is None:
-        # Graded coordinates are the stiff method's: a plateau among rounding is no place to be explicit.
-        solver = STIFF if graded else Switching(STIFF)
-    if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
-        raise ValueError(
-            "`solver` must be an adaptive diffrax solver, with an error estimate, but got "
-            f"{type(solver).__name__}. Take diffrax.Tsit5() or wrap yours in diffrax.HalfSolver."
-        )
-    if isinstance(solver, CountingSolver) and is_concrete(network.layers[0]):
-        # On matrices, not on networks: a small start would hide it in a Jacobian of its own size.
-        term = diffrax.ODETerm(lambda time, matrix, cost: cost.gradient(matrix))
-        skew = asymmetry(term, 0.0, network.end_to_end(), cost)
-        require(
-            not is_concrete(skew) or not skew > MAX_ASYMMETRY,
-            "cost",
-            "have a `gradient` that is the gradient of some function",
-            f"one whose derivative is not symmetric (relative asymmetry {skew:.1e})",
-            "Leave `gradient` to automatic differentiation, or take another solver, such as diffrax.Tsit5().",
-        )
-    require_integer("max_saves", max_saves, 4)
-    require_integer("saves_per_step", saves_per_step, 1)
-    require_integer("max_steps", max_steps, 1)
-    if is_concrete(gradient_tolerance):
-        require(
-            1e-13 <= gradient_tolerance < 1,
-            "gradient_tolerance",
-            "lie in [1e-13, 1)",
-            gradient_tolerance,
-            "float64 resolves no less.",
-        )
-    rms = geometry.norm(network) / math.sqrt(network.num_parameters)
-    # Not the start's gradient: a huge start would then be certified far from any minimum.
-    at_zero = jnp.linalg.norm(cost.gradient(jnp.zeros(cost.shape)))
-    scale = jnp.where(at_zero > 0, at_zero, jnp.linalg.norm(cost.gradient(network.end_to_end())))
-    settings = Settings(
-        rtol=jnp.asarray(rtol, float),
-        atol=jnp.asarray(rtol * START_SHARE * rms, float),
-        t1=jnp.asarray(jnp.inf if t1 is None else t1, float),
-        save_at=save_at,
-        max_steps=jnp.asarray(max_steps),
-        gradient_tolerance=jnp.asarray(-1.0) if save_at is not None else gradient_tolerance * scale,
-    )
-    method = Method(
-        solver=solver,
-        observables=obs.resolve(observables),
-        stop=stop,
-        save_networks=save_networks,
-        graded=graded,
-        capacity=max_saves,
-        saves_per_step=saves_per_step,
-        num_dips=num_dips,
-    )
-    return settings, method
+@eqx.filter_jit
+def _costs(cost: Cost, matrices: Float[Array, "rows n_out n_in"]) -> tuple[Array, Array | None]:
+    """Train and test cost of every row."""
+    return jax.vmap(cost)(matrices), jax.vmap(cost.test)(matrices) if cost.has_test else None
 
 
-_start = eqx.filter_jit(stepping.start)
-_advance = eqx.filter_jit(stepping.advance)
+_start = compiled(stepping.start)
+_advance = compiled(stepping.advance)
+_observe = eqx.filter_jit(stepping.observe)
 
 
 def _run(cost, network, settings, method, max_seconds, progress):
@@ -319,29 +210,34 @@ def _meter(progress: bool) -> Iterator[Callable[[FlowState, Cost], None]]:
 
 
 def _trajectory(cost, network, state, settings, method, reason, rank_tolerance, seconds) -> Trajectory:
+    end = stepping.plain_network(state)
     rows = jax.tree.map(lambda x: np.asarray(x)[: int(state.num_rows)], state.rows)
     if settings.save_at is None and stepping.ends_between_rows(state, method):
-        last = stepping.observe(cost, stepping.plain_network(state), state.clock, method)
+        last = _observe(cost, end, state.clock, method)
         rows = jax.tree.map(lambda x, y: np.concatenate([x, np.asarray(y)[None]]), rows, last)
-    matrices = jnp.asarray(rows["end_to_end"])
+    count = len(rows["time"])
+    # as many places for every run, however many are taken
+    matrices = np.zeros((len(state.rows["time"]) + 1, *cost.shape))
+    matrices[:count] = rows["end_to_end"]
+    train_cost, test_cost = _costs(cost, on_device(matrices))
     num_accepted, num_rejected = int(state.num_accepted), int(state.num_rejected)
     return Trajectory(
         time=rows["time"],
         clock=SegmentedTime(rows["segment"], rows["within"], np.asarray(state.clock.durations)),
         end_to_end=rows["end_to_end"],
-        train_cost=np.asarray(jax.vmap(cost)(matrices)),
-        test_cost=np.asarray(jax.vmap(cost.test)(matrices)) if cost.has_test else None,
+        train_cost=np.asarray(train_cost)[:count],
+        test_cost=None if test_cost is None else np.asarray(test_cost)[:count],
         gradient_norm=rows["gradient_norm"],
         observables=rows["observables"],
-        network=stepping.plain_network(state),
-        networks=jax.tree.map(jnp.asarray, rows.get("network")),
+        network=end,
+        networks=jax.tree.map(on_device, rows.get("network")),
         stop_reason=reason,
         stats={
             "num_steps": num_accepted + num_rejected,
             "num_accepted_steps": num_accepted,
             "num_rejected_steps": num_rejected,
             **_work(method.solver, state.solver_state, num_accepted + num_rejected),
-            "balancedness_drift": balancedness_drift(network, stepping.plain_network(state)),
+            "balancedness_drift": balancedness_drift(network, end),
             "seconds": seconds,
         },
         configuration={
@@ -356,7 +252,7 @@ def _trajectory(cost, network, state, settings, method, reason, rank_tolerance, 
             "t1": float(settings.t1),
             "max_steps": int(settings.max_steps),
             "gradient_tolerance": float(settings.gradient_tolerance),
-            "start_norm": float(geometry.norm(network)),
+            "start_norm": float(scales(cost, network)[0]) * math.sqrt(network.num_parameters),
         },
         rank_tolerance=rank_tolerance,
         cost=cost,

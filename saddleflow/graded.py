@@ -14,6 +14,7 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saddleflow import geometry
@@ -180,13 +181,11 @@ def noise(layer: Float[Array, "_ _"]) -> Float[Array, "_ _"]:
 
 def is_tiny(cost: Cost, network: DeepLinearNetwork) -> bool:
     """Whether plain coordinates would blur escapes from this start; see `blurs`."""
+    if not is_concrete(network.layers[0]):
+        return False
     # what a random layer's largest singular value is; a deficient one's is larger, and grading it does no harm
-    largest = jnp.max(
-        jnp.stack(
-            [jnp.sqrt(jnp.mean(layer**2)) * sum(math.sqrt(size) for size in layer.shape) for layer in network.layers]
-        )
-    )
-    return is_concrete(largest) and blurs(cost, float(largest), network.depth)
+    sizes = [np.sqrt(np.mean(np.square(w))) * (math.sqrt(w.shape[0]) + math.sqrt(w.shape[1])) for w in network.layers]
+    return blurs(cost, float(max(sizes)), network.depth)
 
 
 def blurs(cost: Cost, largest: float, depth: int) -> bool:
@@ -199,9 +198,16 @@ def blurs(cost: Cost, largest: float, depth: int) -> bool:
         largest: the largest singular value of the start's layers, or about.
         depth: number of layers L.
     """
-    gradient = cost.gradient(jnp.zeros(cost.shape))
-    curvature = jnp.sum(gradient * jax.jvp(cost.gradient, (jnp.zeros(cost.shape),), (gradient,))[1])
+    steepness, curvature = _along_steepest(cost)
     if not is_concrete(curvature):
         return False
-    learned = float(jnp.linalg.norm(gradient) ** 3 / curvature) ** (1 / depth) if curvature > 0 else math.inf
+    learned = float(steepness**3 / curvature) ** (1 / depth) if curvature > 0 else math.inf
     return largest < max(100 * EPSILON ** (1 / (depth - 1)), TINY) * learned
+
+
+@eqx.filter_jit
+def _along_steepest(cost: Cost) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """At A = 0: the norm of grad C, and the second derivative along it times its square."""
+    zero = jnp.zeros(cost.shape)
+    gradient, image = jax.jvp(cost.gradient, (zero,), (cost.gradient(zero),))
+    return jnp.linalg.norm(gradient), jnp.sum(gradient * image)

@@ -27,6 +27,8 @@ from saddleflow.costs import Cost
 from saddleflow.factor import svd
 from saddleflow.network import DeepLinearNetwork, layer_sizes
 from saddleflow.paths import GreedyPath, Saddle
+from saddleflow.preparation import prepare
+from saddleflow.programs import compiled
 from saddleflow.symmetry import balancedness_drift, include
 from saddleflow.theory import blow_up_time, escape_speed
 from saddleflow.trajectory import Trajectory
@@ -190,7 +192,7 @@ def stationary_points(
         network, alive = carry
         departure = depart(cost, network, slot, jnp.asarray(rtol))
         certified = jnp.linalg.norm(departure.strengths) <= gradient_tolerance * at_zero
-        settings, method = flow.prepare(
+        settings, method = prepare(
             cost,
             departure.network,
             rtol=rtol,
@@ -306,7 +308,7 @@ def arrive(
     return point, converged & (moved <= NEAR * geometry.norm(network))
 
 
-_depart, _arrive = eqx.filter_jit(depart), eqx.filter_jit(arrive)
+_depart, _arrive = compiled(depart), compiled(arrive)
 
 
 def _in_width(stage: Trajectory, width: int) -> Trajectory:

@@ -24,10 +24,12 @@ import numpy as np
 import psutil
 from jaxtyping import Array, Float, Int
 
-from saddleflow import flow, runs, stepping
+from saddleflow import runs, stepping
 from saddleflow.checks import require
 from saddleflow.costs import Cost
 from saddleflow.network import DeepLinearNetwork, gaussian
+from saddleflow.preparation import prepare
+from saddleflow.programs import compiled
 from saddleflow.runs import FlowState, Method, Settings
 from saddleflow.solvers import CountingSolver, Rosenbrock
 from saddleflow.symmetry import balancedness
@@ -89,17 +91,12 @@ class Tally:
         return self.useful / self.computed if self.computed else 1.0
 
 
-def start_network(lane: Lane, shape: Shape) -> DeepLinearNetwork:
-    """The start of a lane: `alpha * theta_0(seed)` with variance w^-gamma. Every start of a sweep is made here."""
+def _start(lane: Lane, shape: Shape) -> Running:
+    """The start of a lane, `alpha * theta_0(seed)` with variance w^-gamma. Every start of a sweep is made here."""
     key = jax.random.key(lane.seed)
     theta = gaussian(key, depth=shape.depth, width=shape.width, shape=shape.shape, gamma=lane.gamma)
-    return jax.tree.map(lambda layer: lane.alpha * layer, theta)
-
-
-@eqx.filter_jit
-def _begin(lane: Lane, shape: Shape) -> Running:
-    network = start_network(lane, shape)
-    settings, _ = flow.prepare(
+    network = jax.tree.map(lambda layer: lane.alpha * layer, theta)
+    settings, _ = prepare(
         lane.cost,
         network,
         rtol=lane.rtol,
@@ -118,12 +115,15 @@ def _begin(lane: Lane, shape: Shape) -> Running:
     return Running(stepping.start(lane.cost, network, settings, shape.method), settings, lane.cost)
 
 
+_begin = compiled(_start)
+
+
 def _burst(running: Running, shape: Shape, num_steps: Int[Array, ""]) -> Running:
     state = stepping.advance(running.state, running.cost, running.settings, shape.method, num_steps)
     return eqx.tree_at(lambda r: r.state, running, state)
 
 
-@eqx.filter_jit
+@compiled
 def _advance(running: Running, shape: Shape, num_steps: Int[Array, ""], num_lanes: int) -> tuple[Running, Any, Any]:
     """The lanes after a burst, whether each still runs, and the steps it has taken so far."""
     if num_lanes == 1:
@@ -138,10 +138,10 @@ def _advance(running: Running, shape: Shape, num_steps: Int[Array, ""], num_lane
     return running, state.reason == runs.RUNNING, state.num_accepted + state.num_rejected
 
 
-@eqx.filter_jit
-def _finish(running: Running, lane: Lane, shape: Shape) -> dict[str, Any]:
+@compiled
+def _finish(running: Running, start: DeepLinearNetwork, shape: Shape) -> dict[str, Any]:
     """What is kept of a lane: rows (`num_rows` of them valid), counts, how it ended."""
-    state, cost, method = running.state, lane.cost, shape.method
+    state, cost, method = running.state, running.cost, shape.method
     end = stepping.plain_network(state)
     rows, num_rows = state.rows, state.num_rows
     if shape.save_at is None:
@@ -155,7 +155,6 @@ def _finish(running: Running, lane: Lane, shape: Shape) -> dict[str, Any]:
     rows["train_cost"] = jax.lax.map(cost, rows["end_to_end"])
     if cost.has_test:
         rows["test_cost"] = jax.lax.map(cost.test, rows["end_to_end"])
-    start = start_network(lane, shape)
     change = [jnp.linalg.norm(b - a) for a, b in zip(balancedness(start), balancedness(end), strict=True)]
     scale = jnp.max(jnp.stack([jnp.sum(layer**2) for layer in (*start.layers, *end.layers)]))
     numerics = {
@@ -222,11 +221,12 @@ def cores() -> int:
 def forecast_memory(lane: Lane, shape: Shape, num_lanes: int) -> int:
     """Bytes that one worker will need, foreseen from shapes before anything is compiled.
 
-    Per lane the state in four copies (old, new, selected, harvested), the stages of a step and the Krylov basis.
+    Per lane the state in five copies (old, new, selected, harvested, the start's), the stages of a step and the
+    Krylov basis.
     """
-    state = eqx.filter_eval_shape(_begin, lane, shape)
+    state = eqx.filter_eval_shape(_start, lane, shape)
     parameters = sum(layer.size for layer in state.state.network.layers)
-    size = 4 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    size = 5 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     solver = shape.method.solver
     if isinstance(solver, Rosenbrock):
         n_out, n_in = shape.shape
@@ -313,9 +313,10 @@ def _loop(pool: _Pool, shape: Shape, num_lanes: int, compiling: threading.Lock) 
         first = _begin(job[1], shape)
         idle = eqx.tree_at(lambda r: r.state.reason, first, jnp.asarray(runs.STOP))
         running = first if num_lanes == 1 else _stack([first] + [idle] * (num_lanes - 1))
-        burst = jnp.asarray(BURST_ALONE if num_lanes == 1 else BURST_TOGETHER)
-        _advance(running, shape, jnp.zeros((), int), num_lanes)
-    places: list[tuple[int, Lane] | None] = [job] + [None] * (num_lanes - 1)
+        burst = jnp.asarray(BURST_ALONE if num_lanes == 1 else BURST_TOGETHER, int)
+        _advance(running, shape, jnp.zeros_like(burst), num_lanes)
+    # of the lanes at work: label and start
+    places: list[tuple[int, DeepLinearNetwork] | None] = [(job[0], first.state.network)] + [None] * (num_lanes - 1)
     before = np.zeros(num_lanes, int)
     fresh = [place for place in range(num_lanes) if places[place] is None]
     while not pool.stopped.is_set():
@@ -323,22 +324,22 @@ def _loop(pool: _Pool, shape: Shape, num_lanes: int, compiling: threading.Lock) 
             job = pool.next()
             if job is None:
                 break
-            places[place], before[place] = job, 0
             begun = _begin(job[1], shape)
+            places[place], before[place] = (job[0], begun.state.network), 0
             running = begun if num_lanes == 1 else _put(running, begun, jnp.asarray(place))
-        if all(job is None for job in places):
+        if all(lane is None for lane in places):
             return
         running, active, steps = _advance(running, shape, burst, num_lanes)
         active, steps = np.atleast_1d(active), np.atleast_1d(steps)
-        taken = np.where([job is not None for job in places], steps - before, 0)
+        taken = np.where([lane is not None for lane in places], steps - before, 0)
         before = steps.copy()
         fresh = []
-        for place, job in enumerate(places):
-            if job is None or not active[place]:
+        for place, lane in enumerate(places):
+            if lane is None or not active[place]:
                 fresh.append(place)
-            if job is not None and not active[place]:
+            if lane is not None and not active[place]:
                 ended = running if num_lanes == 1 else _take(running, jnp.asarray(place))
-                pool.harvest(job[0], jax.device_get(_finish(ended, job[1], shape)))
+                pool.harvest(lane[0], jax.device_get(_finish(ended, lane[1], shape)))
                 places[place] = None
         pool.count(int(taken.sum()), num_lanes * int(taken.max()))
 

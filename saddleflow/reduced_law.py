@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from saddleflow.checks import require, require_integer, require_positive
+from saddleflow.checks import is_concrete, require, require_integer, require_positive
 from saddleflow.network import DeepLinearNetwork, Width, deviation, layer_sizes, on_device
 from saddleflow.reduction import Leaks, ReducedNetwork, Snapshots
 
@@ -119,7 +119,7 @@ class SampledNetwork(ReducedNetwork):
         )  # fmt: skip
         revealed = _reveal(revealed, fresh_columns, fresh_rows, self.sizes, source)
         return SampledNetwork(
-            network=DeepLinearNetwork([unit * m for m in revealed.layers]),
+            network=DeepLinearNetwork([on_device(unit * m) for m in revealed.layers]),
             frozen_squares=on_device(unit**2 * _frozen_squares(revealed, self.sizes, source)),
             tolerance=self.tolerance,
             error_estimate=None,
@@ -171,26 +171,27 @@ def sample_reduced(
     levels = depth - 1 if levels is None else levels
     require_integer("levels", levels, depth - 1, f"Below {depth - 1} levels the two ends do not meet and A is zero.")
     key_reveal, key_growth = jax.random.split(key)
-    source = _traced_randomness(key_reveal)
+    source = _keyed_randomness(key_reveal)
     known = (sizes[0], *(0,) * (depth - 1), sizes[-1])
     revealed = Revealed(
-        [jnp.zeros((above, below)) for below, above in itertools.pairwise(known)],
-        [jnp.zeros((above, 0)) for above in known[1:]],
-        [jnp.zeros((below, 0)) for below in known[:-1]],
+        [source.arrays.zeros((above, below)) for below, above in itertools.pairwise(known)],
+        [source.arrays.zeros((above, 0)) for above in known[1:]],
+        [source.arrays.zeros((below, 0)) for below in known[:-1]],
     )
     for _ in range(levels):
         columns = [_rest(frame) for frame in revealed.columns]
         rows = [_rest(frame) for frame in revealed.rows]
         revealed = _reveal(revealed, columns, rows, sizes, source)
+    size = np.asarray(unit) if is_concrete(unit) else unit
     return SampledNetwork(
-        network=DeepLinearNetwork([unit * m for m in revealed.layers]),
-        frozen_squares=unit**2 * _frozen_squares(revealed, sizes, source),
+        network=DeepLinearNetwork([on_device(size * m) for m in revealed.layers]),
+        frozen_squares=on_device(size**2 * _frozen_squares(revealed, sizes, source)),
         tolerance=tolerance,
         error_estimate=None,
         key=key_growth,
         deviation=unit,
-        rows=tuple(revealed.rows),
-        columns=tuple(revealed.columns),
+        rows=tuple(map(on_device, revealed.rows)),
+        columns=tuple(map(on_device, revealed.columns)),
         full_sizes=sizes,
         num_growths=0,
     )
@@ -264,9 +265,9 @@ def _known(revealed: Revealed) -> tuple[int, ...]:
     return (revealed.layers[0].shape[1], *(m.shape[0] for m in revealed.layers))
 
 
-def _rest(frame: Float[Array, "m k"]) -> Float[Array, "m _"]:
+def _rest(frame: Any) -> Float[np.ndarray, "m _"]:
     """All known directions but the first k, which whole levels reveal in order."""
-    return jnp.eye(frame.shape[0])[:, frame.shape[1] :]
+    return np.eye(frame.shape[0])[:, frame.shape[1] :]
 
 
 def _excited(frame: np.ndarray, excited: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -280,16 +281,29 @@ def _taller(frame: Any, rows: int, xp: Any) -> Any:
     return xp.concatenate([frame, xp.zeros((rows - frame.shape[0], frame.shape[1]))], axis=0)
 
 
-def _traced_randomness(key: PRNGKeyArray) -> Randomness:
+def _keyed_randomness(key: PRNGKeyArray) -> Randomness:
+    """The same numbers for a key that is traced and for one at hand, then in numpy.
+
+    Draws are cut from longer ones of few sizes, which begin with the same numbers and share compiled programs.
+    """
     counter = iter(range(2**31))
+    arrays: Any = np if is_concrete(key) else jnp
+
+    def next_key():
+        return jax.random.fold_in(key, next(counter))
+
+    def padded(count):
+        return 1 << max(6, (count - 1).bit_length() + (count - 1).bit_length() % 2)
 
     def normal(shape):
-        return jax.random.normal(jax.random.fold_in(key, next(counter)), shape, float)
+        count = math.prod(shape)
+        return arrays.asarray(jax.random.normal(next_key(), (padded(count),), float))[:count].reshape(shape)
 
     def chi_squared(degrees):
-        return 2 * jax.random.gamma(jax.random.fold_in(key, next(counter)), jnp.asarray(degrees) / 2.0)
+        more = np.pad(degrees / 2.0, (0, padded(len(degrees)) - len(degrees)), constant_values=1.0)
+        return 2 * arrays.asarray(jax.random.gamma(next_key(), more))[: len(degrees)]
 
-    return Randomness(normal, chi_squared, jnp)
+    return Randomness(normal, chi_squared, arrays)
 
 
 def _host_randomness(key: PRNGKeyArray) -> Randomness:

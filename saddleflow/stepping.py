@@ -157,13 +157,14 @@ def plain_network(state: FlowState) -> DeepLinearNetwork:
     return state.network if state.frame is None else state.frame.undo(state.network)
 
 
-def observe(cost: Cost, network: DeepLinearNetwork, clock: Clock, method: Method) -> Row:
+def observe(cost: Cost, network: DeepLinearNetwork, clock: Clock, method: Method, gradient_norm: Any = None) -> Row:
     """What one saved time records: the end-to-end matrix, the gradient norm, the observables asked for.
 
     All of it in the coordinates of the start, whatever frame the cost and the network are in.
     """
     matrix = network.end_to_end()
-    gradient_norm = geometry.norm(geometry.gradient(cost, network))
+    if gradient_norm is None:
+        gradient_norm = geometry.norm(geometry.gradient(cost, network))
     if isinstance(cost, FramedCost):
         cost, network, matrix = cost.cost, cost.frame.undo(network), cost.frame.undo_matrix(matrix)
     row = {
@@ -213,17 +214,23 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     accepted = state.num_accepted + keep
     rejections = jnp.where(keep, 0, state.consecutive_rejections + 1)
 
+    gradient, rests = geometry.rests(cost, network, method.graded)
     interpolation = solver.interpolation_cls(t0=zero, t1=h, **dense_info)
     if settings.save_at is not None:
         rows, num_rows = _save_between(state, h, lands, keep, interpolation, cost, settings, method)
     else:
         end_time = jnp.where(lands, settings.t1, clock.time)
-        rows, num_rows = _save_steps(state, h, keep, interpolation, (network, clock, end_time), cost, method)
+        end_point = network, clock, end_time, gradient
+        rows, num_rows = _save_steps(state, h, keep, interpolation, end_point, cost, method)
 
     out_of_steps = accepted + state.num_rejected + (1 - keep) >= settings.max_steps
     # Creeping towards a wall, rejected steps alternate with accepted ones too short to move anything.
-    moved = _largest_change(network, state.network, settings) > EPSILON
-    stuck = (rejections > MAX_CONSECUTIVE_REJECTIONS) | (keep & ~moved & (state.consecutive_rejections > 0))
+    moved = jax.lax.cond(
+        keep & (state.consecutive_rejections > 0),
+        lambda: _largest_change(network, state.network, settings) > EPSILON,
+        lambda: jnp.asarray(True),
+    )
+    stuck = (rejections > MAX_CONSECUTIVE_REJECTIONS) | ~moved
     met_non_finite = jnp.where(keep, state.met_non_finite, ~finite)
     reason = jnp.where(out_of_steps, MAX_STEPS, RUNNING)
     reason = jnp.where(stuck, jnp.where(met_non_finite, NON_FINITE, UNDERFLOW), reason)
@@ -234,7 +241,6 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
             STOP,
             reason,
         )
-    gradient, rests = geometry.rests(cost, network, method.graded)
     dips = state.dips and state.dips.follow(network, state.frame, gradient, clock.time, jnp.asarray(keep))
     reason = jnp.where(gradient > LARGEST_GRADIENT, NON_FINITE, reason)
     reason = jnp.where(keep & rests & (reason == RUNNING), STATIONARY, reason)
@@ -290,12 +296,13 @@ def _save_steps(state, h, keep, interpolation, end, cost, method):
 
     def save(carry):
         rows, index, place = carry
-        here, now, time = end
+        *here, time, gradient = end
         if places > 1:
             within = state.clock.after(h * place / places)
-            inside = interpolation.evaluate(h * place / places), within, within.time
-            here, now, time = jax.tree.map(partial(jnp.where, place == places), end, inside)
-        row = observe(cost, here, now, method) | {"time": time}
+            inside = [interpolation.evaluate(h * place / places), within]
+            *here, time = jax.tree.map(partial(jnp.where, place == places), [*here, time], [*inside, within.time])
+            gradient = None
+        row = observe(cost, *here, method, gradient) | {"time": time}
         return _write(rows, index, row), index + 1, place + state.stride
 
     rows, num_rows, _ = jax.lax.while_loop(due, save, (state.rows, state.num_rows, first))

@@ -39,6 +39,7 @@ ORDER = [
     "trajectory",
     "certificate",
     "runs",
+    "preparation",
     "stepping",
     "flow",
     "paths",

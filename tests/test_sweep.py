@@ -68,6 +68,15 @@ def test_places_of_one_program_do_not_know_each_other():
     assert 0.5 < data.attrs["lane_utilisation"] <= 1
 
 
+def test_a_program_is_compiled_once():
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **about: compiled.append(about.get("fun_name")) if "backend_compile" in event else None
+    )
+    sf.sweep(COST, depth=2, width=7, gamma=[1.0, 1.5], seed=[0, 1, 2], rtol=1e-3, chunk_size=2, devices=1)
+    assert [compiled.count(f"jit({name})") for name in ("_start", "_advance", "_finish")] == [1, 1, 1]
+
+
 def test_all_dims_at_once():
     costs = [COST, sf.MatrixCompletion.random(jax.random.key(2), shape=(4, 4), rank=1, observed=0.75)]
     data = sf.sweep(

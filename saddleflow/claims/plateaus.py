@@ -15,6 +15,8 @@ from saddleflow import flow
 from saddleflow.claims.ledger import Claim, Finding, Size, exponents
 from saddleflow.costs import MatrixCompletion
 from saddleflow.network import DeepLinearNetwork
+from saddleflow.preparation import prepare
+from saddleflow.programs import compiled
 from saddleflow.reduced_law import SampledNetwork, sample_reduced
 
 SHAPE, RTOL, LEVELS = (5, 5), 1e-6, 6
@@ -61,7 +63,7 @@ def first_plateaus(
     starts = [lane(depth, width, gamma, seed, levels).network for seed in seeds]
     end = plateau_end()
     how: dict[str, Any] = {"rtol": RTOL, "stop": end, "max_saves": 1000}
-    prepared = [flow.prepare(end.cost, network, **how) for network in starts]
+    prepared = [prepare(end.cost, network, **how) for network in starts]
     batch, numbers = (
         jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *trees)
         for trees in (starts, [settings for settings, _ in prepared])
@@ -69,7 +71,7 @@ def first_plateaus(
     return np.asarray(_crossings(batch, numbers, prepared[0][1], end))
 
 
-@eqx.filter_jit
+@compiled
 def _crossings(networks, settings, method, end):
     """Times at which the cost falls to the level, linear within the last step, which ended below it."""
 

@@ -56,19 +56,27 @@ def scaled_size(y0: PyTree, y1: PyTree, error: PyTree, rtol: Any, atol: Any) -> 
     return jnp.sqrt(sum(jnp.sum(x**2) for x in leaves) / sum(x.size for x in leaves))
 
 
-def amplified(
-    error: PyTree, y0: PyTree, y1: PyTree, rtol: Any, atol: Any, quantity_error: RelativeError | None
-) -> PyTree:
-    """The error raised to what it does to a quantity of the state, where that is more than `ALLOWANCE * rtol` allows.
+def amplification(
+    size: Float[Array, ""], error: PyTree, y0: PyTree, y1: PyTree, rtol: Any, quantity_error: RelativeError | None
+) -> Any:
+    """Factor from the size of an error to what it does to a quantity of the state, beyond `ALLOWANCE * rtol`; or one.
 
     Many entries within their tolerances may add up: all entries of a wide network are a small error each, and its
     end-to-end matrix, which they hardly move, can be far off.
     """
     if quantity_error is None:
-        return error
-    size = scaled_size(y0, y1, error, rtol, atol)
+        return 1.0
     other = quantity_error(y0, y1, error) / (ALLOWANCE * rtol)
-    factor = jnp.where(jnp.isfinite(other) & (other > size) & (size > 0), other / size, 1.0)
+    return jnp.where(jnp.isfinite(other) & (other > size) & (size > 0), other / size, 1.0)
+
+
+def amplified(
+    error: PyTree, y0: PyTree, y1: PyTree, rtol: Any, atol: Any, quantity_error: RelativeError | None
+) -> PyTree:
+    """The error, raised by its `amplification`."""
+    if quantity_error is None:
+        return error
+    factor = amplification(scaled_size(y0, y1, error, rtol, atol), error, y0, y1, rtol, quantity_error)
     return jtu.tree_map(lambda e: factor * e, error)
 
 

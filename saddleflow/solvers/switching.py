@@ -4,6 +4,7 @@ On the way out of a saddle what limits a step is accuracy, not stability: there 
 goes further, and for less, than a stiff one. On a plateau and in the tail it is the other way round.
 """
 
+import dataclasses
 import math
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from diffrax import RESULTS, AbstractLocalInterpolation, ODETerm
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from saddleflow.solvers.controller import RelativeError, amplified, scaled_size
+from saddleflow.solvers.controller import RelativeError, amplification, scaled_size
 from saddleflow.solvers.rosenbrock import Rosenbrock, RosenbrockInterpolation, combine
 from saddleflow.solvers.work import CountingSolver, Work
 
@@ -155,18 +156,19 @@ class Switching(CountingSolver):
         direction, radius = jax.lax.stop_gradient(power)
         known = solver_state.slope_known & ~jnp.asarray(made_jump)
         zeros = jtu.tree_map(jnp.zeros_like, y0)
+        # the error of the quantity is looked at once, for either method
+        entrywise = dataclasses.replace(self.stiff, quantity_error=None)
 
         def padded(*rows):
             return jnp.concatenate([jnp.stack(rows), jnp.zeros((STAGES - len(rows), *rows[0].shape), rows[0].dtype)])
 
         def implicit():
-            y1, error, dense, work, _ = self.stiff.step(terms, t0, t1, y0, args, solver_state.work, False)
+            y1, error, dense, work, _ = entrywise.step(terms, t0, t1, y0, args, solver_state.work, False)
             return y1, error, jtu.tree_map(padded, *dense["k"]), work, zeros
 
         def explicit():
             slope = jax.lax.cond(known, lambda: solver_state.slope, lambda: terms.vf(t0, y0, args))
             y1, error, stages = explicit_step(terms, t0, h, y0, args, slope)
-            error = amplified(error, y0, y1, *self.stiff.tolerances(), self.stiff.quantity_error)
             fields = solver_state.work.vector_fields + (STAGES - known)
             work = eqx.tree_at(
                 lambda w: (w.vector_fields, w.explicit_steps),
@@ -185,9 +187,10 @@ class Switching(CountingSolver):
     def _plan(self, stiff, held, h, radius, y0, y1, error):
         """The error rescaled for the controller, the method of the next step, steps held by stability until now."""
         rtol, atol = self.stiff.tolerances()
-        error = jtu.tree_map(lambda e: jnp.where(stiff, 1.0, WEIGHT) * e, error)
         low, high = self.stiff.error_order(None), EXPLICIT_ORDER
         size = scaled_size(y0, y1, error, rtol, atol)
+        raised = amplification(size, error, y0, y1, rtol, self.stiff.quantity_error) * jnp.where(stiff, 1.0, WEIGHT)
+        size = raised * size
         size = jnp.where(jnp.isfinite(size), size, jnp.inf)
         positive = jnp.maximum(size, 1e-12)
         # lengths at which either method would just meet the tolerance
@@ -202,7 +205,7 @@ class Switching(CountingSolver):
         wanted = (h / wanted) ** low
         accepted = jnp.minimum(wanted, 0.99)
         shown = jnp.where(size < 1, accepted, positive ** jnp.where(stiff, 1.0, low / high))
-        factor = jnp.where(size > 0, shown / positive, 1.0)
+        factor = raised * jnp.where(size > 0, shown / positive, 1.0)
         return jtu.tree_map(lambda e: jnp.where(jnp.isfinite(size), e * factor, jnp.inf), error), stiff_next, held
 
 
