@@ -116,6 +116,7 @@ def _start(lane: Lane, shape: Shape) -> Running:
 
 
 _begin = compiled(_start)
+_shapes = eqx.filter_jit(_start)  # traced once, for what it would take; never compiled
 
 
 def _burst(running: Running, shape: Shape, num_steps: Int[Array, ""]) -> Running:
@@ -224,7 +225,7 @@ def forecast_memory(lane: Lane, shape: Shape, num_lanes: int) -> int:
     Per lane the state in five copies (old, new, selected, harvested, the start's), the stages of a step and the
     Krylov basis.
     """
-    state = eqx.filter_eval_shape(_start, lane, shape)
+    state = eqx.filter_eval_shape(_shapes, lane, shape)
     parameters = sum(layer.size for layer in state.state.network.layers)
     size = 5 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     solver = shape.method.solver
