@@ -27,13 +27,13 @@ def partial_products(
         right: `N_l = W_{l-1} ... W_1`, shape (n_{l-1}, n_in); `N_1` is the identity.
     """
     n_out, n_in = network.shape
-    left = [jnp.eye(n_out)]
-    for layer in network.layers[:0:-1]:
+    first, *inner, last = network.layers
+    left, right = [last], [first]  # not products with the identity: small ones cost as much as any
+    for layer in inner[::-1]:
         left.append(left[-1] @ layer)
-    right = [jnp.eye(n_in)]
-    for layer in network.layers[:-1]:
+    for layer in inner:
         right.append(layer @ right[-1])
-    return tuple(left[::-1]), tuple(right)
+    return (*left[::-1], jnp.eye(n_out)), (jnp.eye(n_in), *right)
 
 
 def pull_back(
@@ -43,11 +43,23 @@ def pull_back(
 ) -> DeepLinearNetwork:
     """The transposed Jacobian of A: `(M_l^T G N_l^T)_l`, from the partial products and a matrix G."""
     n_out, n_in = matrix.shape
+    first, last = left[0].T @ matrix, matrix @ right[-1].T
     if n_in <= n_out:
-        layers = ((m.T @ matrix) @ n.T for m, n in zip(left, right, strict=True))
+        inner = ((m.T @ matrix) @ n.T for m, n in zip(left[1:-1], right[1:-1], strict=True))
     else:
-        layers = (m.T @ (matrix @ n.T) for m, n in zip(left, right, strict=True))
-    return DeepLinearNetwork(layers)
+        inner = (m.T @ (matrix @ n.T) for m, n in zip(left[1:-1], right[1:-1], strict=True))
+    return DeepLinearNetwork([first, *inner, last])
+
+
+def push_forward(
+    left: tuple[Float[Array, "n_out _"], ...],
+    right: tuple[Float[Array, "_ n_in"], ...],
+    direction: DeepLinearNetwork,
+) -> Float[Array, "n_out n_in"]:
+    """The Jacobian of A: `sum_l M_l V_l N_l`, from the partial products and a direction V of the parameters."""
+    first, *inner, last = direction.layers
+    moved = left[0] @ first + last @ right[-1]
+    return moved + sum(m @ v @ n for m, v, n in zip(left[1:-1], inner, right[1:-1], strict=True))
 
 
 def gradient(cost: Cost, network: DeepLinearNetwork) -> DeepLinearNetwork:

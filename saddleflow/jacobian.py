@@ -50,8 +50,7 @@ def _woodbury(time: Any, network: DeepLinearNetwork, cost: Cost) -> Any:
         inverse = _shifted_inverse(gram, shift)
 
         def apply(v: DeepLinearNetwork) -> DeepLinearNetwork:
-            moved = [m @ x @ n for m, x, n in zip(left, v.layers, right, strict=True)]
-            values = inverse @ curvature.root(sum(moved[1:], start=moved[0]))
+            values = inverse @ curvature.root(geometry.push_forward(left, right, v))
             return jax.tree.map(jnp.subtract, v, geometry.pull_back(left, right, curvature.adjoint(values)))
 
         return apply
