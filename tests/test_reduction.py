@@ -25,6 +25,16 @@ def error(run, full, rtol):
     return np.linalg.norm(run.end_to_end[rows] - exact.end_to_end, axis=(1, 2)).max()
 
 
+def test_a_traced_key_draws_what_the_key_at_hand_does():
+    keys = jax.random.split(jax.random.key(7), 2)
+    traced = jax.vmap(lambda key: sample(key, gamma=1.2))(keys)
+    for index, key in enumerate(keys):
+        at_hand = sample(key, gamma=1.2)
+        for a, b in zip(at_hand.network.layers, traced.network.layers, strict=True):
+            np.testing.assert_allclose(a, b[index], rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(at_hand.frozen_squares, traced.frozen_squares[index], rtol=1e-12)
+
+
 def test_two_layers_reduce_exactly():
     network = sf.gaussian(jax.random.key(0), depth=2, width=40, shape=(3, 3), gamma=1.5)
     reduced = sf.reduce_width(network)
