@@ -96,15 +96,17 @@ def test_rows_within_steps_are_dense_output(small_cost, small_network, graded):
     assert np.all(np.diff(thin.time) > 0)
 
 
-@pytest.mark.parametrize("solver", [None, Rosenbrock(check_symmetry=False), diffrax.Dopri8()])
-def test_lazy_wide_networks_hold_the_tolerance_in_the_end_to_end_matrix(solver):
+@pytest.mark.parametrize(
+    ("solver", "bound"), [(None, 3e-8), (Rosenbrock(check_symmetry=False), 1e-7), (diffrax.Dopri8(), 3e-8)]
+)
+def test_lazy_wide_networks_hold_the_tolerance_in_the_end_to_end_matrix(solver, bound):
     # 320,000 entries that hardly move, each within its tolerance, were once 29 rtol off in A, or 81
     cost = sf.MatrixCompletion.random(jax.random.key(3), shape=(5, 5))
     start = sf.gaussian(jax.random.key(4), depth=4, width=400, shape=(5, 5), gamma=0.75)
     run = sf.gradient_flow(cost, start, rtol=1e-8, t1=0.05, solver=solver)
     exact = sf.gradient_flow(cost, start, rtol=1e-12, save_at=run.time)
     error = np.linalg.norm(run.end_to_end - exact.end_to_end, axis=(1, 2)).max()
-    assert error <= 1e-7 * np.linalg.norm(exact.end_to_end, axis=(1, 2)).max()
+    assert error <= bound * np.linalg.norm(exact.end_to_end, axis=(1, 2)).max()
 
 
 def test_observables_inside_the_loop(small_cost, small_network):

@@ -33,6 +33,9 @@ def test_a_traced_key_draws_what_the_key_at_hand_does():
         for a, b in zip(at_hand.network.layers, traced.network.layers, strict=True):
             np.testing.assert_allclose(a, b[index], rtol=1e-12, atol=1e-14)
         np.testing.assert_allclose(at_hand.frozen_squares, traced.frozen_squares[index], rtol=1e-12)
+    # a key at hand beside a traced gamma
+    matrices = jax.vmap(lambda gamma: sample(keys[1], gamma=gamma).end_to_end())(np.array([1.0, 1.2]))
+    np.testing.assert_allclose(matrices[1], sample(keys[1], gamma=1.2).end_to_end(), rtol=1e-12, atol=1e-14)
 
 
 def test_two_layers_reduce_exactly():
