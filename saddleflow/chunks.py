@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,11 +24,12 @@ from saddleflow import observables as obs
 from saddleflow.certificate import WORTHWHILE
 from saddleflow.checks import require, require_integer, require_positive
 from saddleflow.costs import Cost
+from saddleflow.devices import find_devices
 from saddleflow.graded import blurs
 from saddleflow.lanes import Lane, Shape, Tally
 from saddleflow.network import DeepLinearNetwork, layer_sizes
 from saddleflow.preparation import STIFF, prepare
-from saddleflow.runs import REASONS, Method
+from saddleflow.runs import REASONS
 
 # The dims a sweep can have, in the order of the dataset.
 AXES = ("cost", "depth", "gamma", "alpha", "width", "seed", "rtol")
@@ -101,6 +102,7 @@ class Chunk:
     """Lanes of one shape, with all that is needed to run them; a pure task."""
 
     number: int
+    program: int  # chunks with the same one share a compiled program
     index: Int[np.ndarray, " lanes"]  # rows of the grid
     costs: tuple[Cost, ...]
     coordinates: dict[str, np.ndarray] = field(repr=False)
@@ -127,7 +129,7 @@ def cut(grid: Grid, options: Options, chunk_size: int | None) -> list[Chunk]:
             tiny[key] = _is_graded(grid.costs[cost], depth, width, float(scale[lane]), options)
         groups.setdefault((kinds[cost], depth, width, tiny[key]), []).append(lane)
     chunks = []
-    for (kind, depth, width, graded), members in groups.items():
+    for program, ((kind, depth, width, graded), members) in enumerate(groups.items()):
         reduced = options.reduce_width is not None and _is_reduced(grid.costs[kinds.index(kind)], depth, width)
         # the smaller the start, the more saddles it stops at
         members = np.asarray(sorted(members, key=lambda lane: (scale[lane], lane)))
@@ -137,7 +139,7 @@ def cut(grid: Grid, options: Options, chunk_size: int | None) -> list[Chunk]:
             part = {axis: values[index] for axis, values in table.items()}
             used = tuple(grid.costs[i] for i in sorted(set(part["cost"].tolist())))
             part["cost"] = np.searchsorted(sorted(set(part["cost"].tolist())), part["cost"])
-            chunks.append(Chunk(len(chunks), index, used, part, depth, width, graded, reduced, options))
+            chunks.append(Chunk(len(chunks), program, index, used, part, depth, width, graded, reduced, options))
     return chunks
 
 
@@ -178,65 +180,82 @@ def _narrow(cost: Cost, depth: int) -> DeepLinearNetwork:
     return DeepLinearNetwork(jnp.ones(size) for size in zip(sizes[1:], sizes[:-1], strict=True))
 
 
-def run_chunk(
-    chunk: Chunk,
+def run_chunks(
+    chunks: Sequence[Chunk],
     *,
     devices: int | Sequence[Any] | None = None,
     num_lanes: int | None = None,
     workers: int | None = None,
     report: Callable[[Tally], None] = lambda tally: None,
-) -> dict[str, np.ndarray]:
-    """Compute a chunk; the same numbers whatever the devices, the machine or the company.
+) -> Generator[tuple[Chunk, dict[str, np.ndarray]], None, None]:
+    """Compute chunks; the same numbers whatever the devices, the machine or the company.
 
     Args:
-        chunk: the task.
-        devices: as `lanes.find_devices` takes them.
+        chunks: the tasks. Their lanes are computed as one crowd: none waits for another's chunk to end.
+        devices: as `devices.find_devices` takes them.
         num_lanes: places of a compiled program, as in `lanes.run`.
         workers: threads, as in `lanes.run`.
-        report: told the tally after each burst.
+        report: told what each burst adds to the tally, from several threads.
 
-    Returns:
-        Arrays by name, first axis the chunk's lanes, and the tally of lane-steps.
+    Yields:
+        Chunks as they are complete, each with arrays by name: first axis the chunk's lanes, and lane_steps, the
+        useful and the computed ones.
     """
-    options, table = chunk.options, chunk.coordinates
+    programs = {}
+    for chunk in chunks:
+        programs.setdefault(chunk.program, []).append(chunk)
+    whole, reduced = [], []
+    for members in programs.values():
+        labelled = [((chunk, place), _lane(chunk, place)) for chunk in members for place in range(len(chunk.index))]
+        if members[0].reduced:
+            assert members[0].options.reduce_width is not None
+            reduced.append((_shape(members[0]), members[0].options.reduce_width, labelled))
+        else:
+            whole.append((_shape(members[0]), labelled))
+    ended = itertools.chain(
+        lanes.run(whole, devices=find_devices(devices), num_lanes=num_lanes, workers=workers, report=report),
+        reduced_lanes.run(reduced, workers=workers, report=report),
+    )
+    rows: dict[int, dict[int, Any]] = {chunk.number: {} for chunk in chunks}
+    for (chunk, place), result in ended:
+        if chunk.options.reduce_width is not None and not chunk.reduced:  # nothing was cut
+            result["numerics"]["reduction_error_estimate"] = np.zeros(())
+        there = rows[chunk.number]
+        there[place] = _rows(result, chunk.options)
+        if len(there) == len(chunk.index):
+            arrays = {name: np.stack([there[i][name] for i in range(len(there))]) for name in there[0]}
+            arrays["lane_steps"] = arrays["lane_steps"].sum(axis=0)
+            del rows[chunk.number]
+            yield chunk, arrays
 
-    def lane(place: int) -> Lane:
-        return Lane(
-            chunk.costs[table["cost"][place]],
-            np.asarray(table["seed"][place]),
-            *(np.asarray(table[axis][place], float) for axis in ("gamma", "alpha", "rtol")),
-        )
 
-    first, found = lane(0), lanes.find_devices(devices)
+def run_chunk(chunk: Chunk, **options: Any) -> dict[str, np.ndarray]:
+    """Compute one chunk: a pure task for another machine. Options as in `run_chunks`."""
+    ((_, arrays),) = run_chunks([chunk], **options)
+    return arrays
+
+
+def _lane(chunk: Chunk, place: int) -> Lane:
+    table = chunk.coordinates
+    return Lane(
+        chunk.costs[table["cost"][place]],
+        np.asarray(table["seed"][place]),
+        *(np.asarray(table[axis][place], float) for axis in ("gamma", "alpha", "rtol")),
+    )
+
+
+def _shape(chunk: Chunk) -> Shape:
+    """What the lanes of a program share, as any of its chunks has it."""
+    options, cost = chunk.options, chunk.costs[0]
     _, method = prepare(
-        first.cost,
-        _narrow(first.cost, chunk.depth),
+        cost,
+        _narrow(cost, chunk.depth),
         solver=STIFF if options.stiff else options.solver,
         observables=options.observables,
         graded=chunk.graded,
         max_saves=2 * options.max_saves,  # full rows are halved: that many remain
         saves_per_step=SAVES_PER_STEP,
     )
-    labelled = [(place, lane(place)) for place in range(len(chunk.index))]
-    if chunk.reduced:
-        assert options.reduce_width is not None
-        results, tally = reduced_lanes.run(
-            labelled, _shape(chunk, method), options.reduce_width, workers=workers, report=report
-        )
-    else:
-        results, tally = lanes.run(
-            labelled, _shape(chunk, method), devices=found, num_lanes=num_lanes, workers=workers, report=report
-        )
-        if options.reduce_width is not None:
-            for result in results.values():  # nothing was cut
-                result["numerics"]["reduction_error_estimate"] = np.zeros(())
-    rows = [_rows(results[place], options) for place in range(len(chunk.index))]
-    arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return arrays | {"lane_steps": np.asarray([tally.useful, tally.computed])}
-
-
-def _shape(chunk: Chunk, method: Method) -> Shape:
-    options = chunk.options
     return Shape(
         method,
         options.save_at,
@@ -245,7 +264,7 @@ def _shape(chunk: Chunk, method: Method) -> Shape:
         options.gradient_tolerance,
         chunk.depth,
         chunk.width,
-        chunk.costs[0].shape,
+        cost.shape,
         options.num_rows,
     )
 
@@ -280,7 +299,8 @@ def _rows(result: dict[str, Any], options: Options) -> dict[str, np.ndarray]:
         kept["end_to_end"] = matrices
     for name, observed in rows["observables"].items():
         kept[f"observable_{name}"] = masked(observed)
-    return kept | {name: np.asarray(value) for name, value in result["numerics"].items()}
+    numerics = {name: np.asarray(value) for name, value in result["numerics"].items()}
+    return kept | numerics | {"lane_steps": result["lane_steps"]}
 
 
 def describe(grid: Grid, options: Options, chunks: Sequence[Chunk]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Where the chunks of a sweep run: here, on the workers of a Dask client, or divided among JAX processes."""
+"""Chunks of a sweep elsewhere: on the workers of a Dask client, or divided among JAX processes."""
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,26 +16,9 @@ Result = dict[str, np.ndarray]
 Report = Callable[[Tally], None]
 
 
-def run_here(
-    chunks: Sequence[Chunk], devices: Any, num_lanes: int | None, report: Report
-) -> Iterator[tuple[Chunk, Result]]:
-    """Run chunks one after another on the local devices; the report counts over all of them."""
-    done = Tally()
-    for chunk in chunks:
-        begun = done
-
-        def tell(tally: Tally, begun: Tally = begun) -> None:
-            report(_sum(begun, tally))
-
-        result = run_chunk(chunk, devices=devices, num_lanes=num_lanes, report=tell)
-        done = _sum(done, _tally(result))
-        report(done)
-        yield chunk, result
-
-
 def run_on_client(
     chunks: Sequence[Chunk], client: Any, num_lanes: int | None, report: Report
-) -> Iterator[tuple[Chunk, Result]]:
+) -> Generator[tuple[Chunk, Result], None, None]:
     """Run chunks as Dask tasks, in whatever order they finish; a lost worker's chunk is run again by Dask.
 
     Raises:
@@ -51,7 +34,7 @@ def run_on_client(
         client.submit(partial(run_chunk, num_lanes=num_lanes, workers=1), chunk, key=f"{name}-{chunk.number}"): chunk
         for chunk in chunks
     }
-    done, failed = Tally(), []
+    failed = []
     try:
         for future in as_completed(list(futures)):
             chunk = futures[future]
@@ -59,8 +42,7 @@ def run_on_client(
                 failed.append((chunk.number, future.exception()))
                 continue
             result = future.result()
-            done = _sum(done, _tally(result))
-            report(done)
+            report(_tally(result))
             yield chunk, result
     finally:
         client.cancel(list(futures))
@@ -71,11 +53,7 @@ def run_on_client(
 
 def _tally(result: Result) -> Tally:
     reasons = result["stop_reason"]
-    return Tally(len(reasons), int(np.isin(reasons, Tally.FAILURES).sum()), *(int(x) for x in result["lane_steps"]))
-
-
-def _sum(a: Tally, b: Tally) -> Tally:
-    return Tally(a.done + b.done, a.failed + b.failed, a.useful + b.useful, a.computed + b.computed)
+    return Tally(len(reasons), int(np.isin(reasons, Tally.FAILURES).sum()), *result["lane_steps"])
 
 
 def share(chunks: Sequence[Chunk]) -> list[Chunk]:

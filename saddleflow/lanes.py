@@ -10,23 +10,21 @@ loop of the stiff solver runs to its slowest lane, both branches of every condit
 was seen to hang in batched LAPACK calls at 16 lanes.
 """
 
-import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 from jaxtyping import Array, Float, Int
 
 from saddleflow import runs, stepping
-from saddleflow.checks import require
 from saddleflow.costs import Cost
+from saddleflow.devices import check_memory, cores, lanes_per_program
 from saddleflow.network import DeepLinearNetwork, gaussian
 from saddleflow.preparation import prepare
 from saddleflow.programs import compiled
@@ -37,9 +35,6 @@ from saddleflow.symmetry import balancedness
 # Steps of one burst. Alone, a lane ends a burst when it ends, so that only meters and interrupts ask for bursts;
 # in company it waits for the burst to end.
 BURST_ALONE, BURST_TOGETHER = 256, 8
-
-# Places on an accelerator, where a step of one lane and of many take about as long. (Not measured here.)
-ACCELERATOR_LANES = 32
 
 
 class Lane(eqx.Module):
@@ -74,16 +69,19 @@ class Running(eqx.Module):
     cost: Cost
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tally:
     """What a run has come to: lanes done, those of them that failed, lane-steps computed and useful."""
 
     done: int = 0
     failed: int = 0
-    useful: int = 0
-    computed: int = 0
+    useful: float = 0
+    computed: float = 0
 
     FAILURES = (runs.UNDERFLOW, runs.NON_FINITE, runs.MAX_STEPS)  # codes of stop reasons
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def utilisation(self) -> float:
@@ -187,38 +185,6 @@ def _put(running: Running, lane: Running, place: Int[Array, ""]) -> Running:
     return jax.tree.map(lambda batch, x: batch.at[place].set(x), running, lane)
 
 
-def lanes_per_program(device: Any) -> int:
-    """Places of one compiled program on a device: one on a CPU, see above."""
-    return 1 if device.platform == "cpu" else ACCELERATOR_LANES
-
-
-def find_devices(devices: int | Sequence[Any] | None) -> list[Any]:
-    """Local devices to work on: all, the first so many, or those given.
-
-    Raises:
-        ValueError: more devices asked for than there are.
-    """
-    there = jax.local_devices()
-    if devices is None:
-        return there
-    if isinstance(devices, int):
-        require(
-            1 <= devices <= len(there),
-            "devices",
-            f"be at least 1 and at most the {len(there)} there are",
-            devices,
-            "Simulate more on a CPU with jax.config.update('jax_num_cpu_devices', n) at the start of the program.",
-        )
-        return there[:devices]
-    require(len(devices) > 0, "devices", "name at least one device", devices)
-    return list(devices)
-
-
-def cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def forecast_memory(lane: Lane, shape: Shape, num_lanes: int) -> int:
     """Bytes that one worker will need, foreseen from shapes before anything is compiled.
 
@@ -240,74 +206,61 @@ def forecast_memory(lane: Lane, shape: Shape, num_lanes: int) -> int:
     return num_lanes * size
 
 
-def check_memory(need: int, workers: int, device: Any, what: str) -> None:
-    """Refuse what a forecast says will not fit: `need` bytes a worker, of whom a CPU's share its memory.
-
-    Raises:
-        ValueError: forecast and what is there, with the remedy.
-    """
-    if device.platform == "cpu":
-        there = psutil.virtual_memory().available
-        need *= workers
-    else:
-        stats = device.memory_stats() or {}
-        there = stats.get("bytes_limit", need) - stats.get("bytes_in_use", 0)
-    require(
-        need <= there,
-        "width, save_at, lanes",
-        f"fit the memory: {there / 1e9:.2f} GB are free",
-        f"a forecast of {need / 1e9:.2f} GB for {workers} worker(s) of {what}",
-        "Take fewer lanes, fewer devices, fewer saved times or a smaller width.",
-    )
-
-
 @dataclass
-class _Pool:
-    """What the workers of one run share."""
+class _Group:
+    """Lanes of one shape, waiting."""
 
-    waiting: "queue.SimpleQueue[tuple[int, Lane]]"
-    report: Callable[[Tally], None]
-    tally: Tally = field(default_factory=Tally)
-    results: dict[int, Any] = field(default_factory=dict)
-    error: BaseException | None = None
-    stopped: threading.Event = field(default_factory=threading.Event)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    shape: Shape
+    waiting: "queue.SimpleQueue[tuple[Any, Lane]]"
+    compiling: dict[Any, threading.Lock]  # by device
 
-    def next(self) -> tuple[int, Lane] | None:
+    def next(self) -> tuple[Any, Lane] | None:
         """The next waiting lane, if any."""
         try:
             return self.waiting.get_nowait()
         except queue.Empty:
             return None
 
-    def harvest(self, index: int, result: Any) -> None:
-        """Take in the result of a lane."""
-        code = int(result["numerics"]["stop_reason"])
-        with self.lock:
-            self.results[index] = result
-            self.tally.done += 1
-            self.tally.failed += code in Tally.FAILURES
 
-    def count(self, useful: int, computed: int) -> None:
-        """Take in the lane-steps of a burst."""
-        with self.lock:
-            self.tally.useful += useful
-            self.tally.computed += computed
-            self.report(self.tally)
+@dataclass
+class _Pool:
+    """What the workers of one run share."""
+
+    report: Callable[[Tally], None]
+    # (label, result) of a lane, an error, or None from a worker that has nothing left to do
+    finished: "queue.SimpleQueue[Any]" = field(default_factory=queue.SimpleQueue)
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def harvest(self, label: Any, result: dict[str, Any]) -> None:
+        """Hand over the result of a lane."""
+        failed = int(result["numerics"]["stop_reason"]) in Tally.FAILURES
+        self.report(Tally(done=1, failed=int(failed)))
+        self.finished.put((label, result))
 
 
-def _work(pool: _Pool, shape: Shape, num_lanes: int, device: Any, compiling: threading.Lock) -> None:
-    """One worker: places on one device, filled from the pool until nothing waits."""
+@dataclass
+class _Place:
+    """A lane at work: its label and start, its steps so far, and its share of the steps computed meanwhile."""
+
+    label: Any
+    start: DeepLinearNetwork
+    steps: int = 0
+    share: float = 0.0
+
+
+def _work(pool: _Pool, groups: Sequence[_Group], num_lanes: int, device: Any) -> None:
+    """One worker: places on one device, filled from one group after another until nothing waits."""
     try:
         with jax.default_device(device):
-            _loop(pool, shape, num_lanes, compiling)
+            for group in groups:
+                _loop(pool, group, num_lanes, group.compiling[device])
+        pool.finished.put(None)
     except BaseException as error:
-        pool.error = error
-        pool.stopped.set()
+        pool.finished.put(error)
 
 
-def _loop(pool: _Pool, shape: Shape, num_lanes: int, compiling: threading.Lock) -> None:
-    job = pool.next()
+def _loop(pool: _Pool, group: _Group, num_lanes: int, compiling: threading.Lock) -> None:
+    shape, job = group.shape, group.next()
     if job is None:
         return
     with compiling:  # workers of one device compile once, not at the same time
@@ -316,83 +269,84 @@ def _loop(pool: _Pool, shape: Shape, num_lanes: int, compiling: threading.Lock) 
         running = first if num_lanes == 1 else _stack([first] + [idle] * (num_lanes - 1))
         burst = jnp.asarray(BURST_ALONE if num_lanes == 1 else BURST_TOGETHER, int)
         _advance(running, shape, jnp.zeros_like(burst), num_lanes)
-    # of the lanes at work: label and start
-    places: list[tuple[int, DeepLinearNetwork] | None] = [(job[0], first.state.network)] + [None] * (num_lanes - 1)
-    before = np.zeros(num_lanes, int)
-    fresh = [place for place in range(num_lanes) if places[place] is None]
+    places: dict[int, _Place] = {0: _Place(job[0], first.state.network)}
     while not pool.stopped.is_set():
-        for place in fresh:
-            job = pool.next()
-            if job is None:
-                break
-            begun = _begin(job[1], shape)
-            places[place], before[place] = (job[0], begun.state.network), 0
-            running = begun if num_lanes == 1 else _put(running, begun, jnp.asarray(place))
-        if all(lane is None for lane in places):
+        for number in range(num_lanes):
+            job = None if number in places else group.next()
+            if job is not None:
+                begun = _begin(job[1], shape)
+                places[number] = _Place(job[0], begun.state.network)
+                running = begun if num_lanes == 1 else _put(running, begun, jnp.asarray(number))
+        if not places:
             return
         running, active, steps = _advance(running, shape, burst, num_lanes)
         active, steps = np.atleast_1d(active), np.atleast_1d(steps)
-        taken = np.where([lane is not None for lane in places], steps - before, 0)
-        before = steps.copy()
-        fresh = []
-        for place, lane in enumerate(places):
-            if lane is None or not active[place]:
-                fresh.append(place)
-            if lane is not None and not active[place]:
-                ended = running if num_lanes == 1 else _take(running, jnp.asarray(place))
-                pool.harvest(lane[0], jax.device_get(_finish(ended, lane[1], shape)))
-                places[place] = None
-        pool.count(int(taken.sum()), num_lanes * int(taken.max()))
+        taken = {number: int(steps[number]) - place.steps for number, place in places.items()}
+        computed = num_lanes * max(taken.values())
+        pool.report(Tally(useful=sum(taken.values()), computed=computed))
+        for number, place in list(places.items()):
+            place.steps, place.share = int(steps[number]), place.share + computed / len(taken)
+            if not active[number]:
+                ended = running if num_lanes == 1 else _take(running, jnp.asarray(number))
+                result = jax.device_get(_finish(ended, place.start, shape))
+                pool.harvest(place.label, result | {"lane_steps": np.asarray([place.steps, place.share])})
+                del places[number]
 
 
 def run(
-    lanes: Iterable[tuple[int, Lane]],
-    shape: Shape,
+    groups: Iterable[tuple[Shape, Iterable[tuple[Any, Lane]]]],
     *,
     devices: Sequence[Any],
     num_lanes: int | None = None,
     workers: int | None = None,
     report: Callable[[Tally], None] = lambda tally: None,
-) -> tuple[dict[int, Any], Tally]:
-    """Run all lanes of one shape; the longest ones should come first.
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Run lanes, those of one shape in one program; of a shape the longest ones should come first.
+
+    Workers begin with different groups, so that programs are compiled side by side, and end by helping each other.
 
     Args:
-        lanes: pairs of a label, which comes back with the result, and a lane.
-        shape: what they share.
+        groups: a shape, and the lanes that share it: pairs of a label, which comes back with the result, and a lane.
         devices: local devices.
-        num_lanes: places of a worker's program; None: see `lanes_per_program`.
+        num_lanes: places of a worker's program; None: see `devices.lanes_per_program`.
         workers: threads of each device; None: one, but a single CPU device gets one a core.
-        report: told the tally after each burst.
+        report: told what each burst adds to the tally, from several threads.
 
-    Returns:
-        Results by label, and the tally. A lane that failed has its reason; it stops nobody.
+    Yields:
+        Label and result, as lanes end. A lane that failed has its reason; it stops nobody.
 
     Raises:
         ValueError: the forecast says that memory will not do.
     """
-    lanes = list(lanes)
     num_lanes = lanes_per_program(devices[0]) if num_lanes is None else num_lanes
     if workers is None:
         workers = cores() if len(devices) == 1 and devices[0].platform == "cpu" else 1
-    placed = (list(devices) * workers)[: max(1, -(-len(lanes) // num_lanes))]
-    if lanes:
-        need = forecast_memory(lanes[0][1], shape, num_lanes)
-        check_memory(need, len(placed), devices[0], f"{num_lanes} lane(s) at width {shape.width}")
-    pool = _Pool(queue.SimpleQueue(), report)
-    for lane in lanes:
-        pool.waiting.put(lane)
-    locks = {device: threading.Lock() for device in devices}
-    threads = [
-        threading.Thread(target=_work, args=(pool, shape, num_lanes, device, locks[device]), daemon=True)
-        for device in placed
-    ]
-    for thread in threads:
-        thread.start()
+    waiting, total, needs = [], 0, []
+    for shape, members in groups:
+        group = _Group(shape, queue.SimpleQueue(), {device: threading.Lock() for device in devices})
+        for lane in members:
+            if group.waiting.empty():
+                needs.append((forecast_memory(lane[1], shape, num_lanes), shape.width))
+            group.waiting.put(lane)
+        total += group.waiting.qsize()
+        waiting.append(group)
+    placed = (list(devices) * workers)[: max(1, -(-total // num_lanes))]
+    if needs:
+        need, width = max(needs)
+        check_memory(need, len(placed), devices[0], f"{num_lanes} lane(s) at width {width}")
+    pool, alive = _Pool(report), len(placed)
+    for number, device in enumerate(placed):
+        first = number % max(1, len(waiting))
+        order = waiting[first:] + waiting[:first]
+        threading.Thread(target=_work, args=(pool, order, num_lanes, device), daemon=True).start()
     try:
-        for thread in threads:
-            thread.join()
+        while alive:
+            item = pool.finished.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                alive -= 1
+            else:
+                yield item
     finally:
         pool.stopped.set()
-    if pool.error is not None:
-        raise pool.error
-    return pool.results, pool.tally

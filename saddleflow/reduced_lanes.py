@@ -5,16 +5,16 @@ of padded widths. Threads take one lane after another.
 """
 
 import itertools
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import jax
 import numpy as np
 
+from saddleflow.devices import check_memory, cores
 from saddleflow.flow import gradient_flow
-from saddleflow.lanes import Lane, Shape, Tally, check_memory, cores
+from saddleflow.lanes import Lane, Shape, Tally
 from saddleflow.network import DeepLinearNetwork, gaussian, layer_sizes
 from saddleflow.reduced_law import sample_reduced
 from saddleflow.reduction import ReducedNetwork, reduce_width
@@ -38,62 +38,64 @@ def start_network(lane: Lane, shape: Shape, mode: str) -> DeepLinearNetwork | Re
 
 
 def run(
-    lanes: Sequence[tuple[int, Lane]],
-    shape: Shape,
-    mode: str,
+    groups: Sequence[tuple[Shape, str, Sequence[tuple[Any, Lane]]]],
     *,
     workers: int | None,
     report: Callable[[Tally], None],
-) -> tuple[dict[int, Any], Tally]:
+) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Run lanes to an error of A of ten times rtol of the largest |A|, as `gradient_flow` does with these networks.
 
     Args:
-        lanes: pairs of a label and a lane.
-        shape: what they share.
-        mode: one of `MODES`.
+        groups: a shape, one of `MODES`, and the lanes that share them: pairs of a label and a lane.
         workers: threads; None: one a core.
-        report: told the tally after each lane.
+        report: told what each lane adds to the tally; no lane waits, so all steps are useful.
 
-    Returns:
-        Results by label, in the form of `lanes.run`, and the tally; no lane waits, so all steps are useful.
+    Yields:
+        Label and result, in the form of `lanes.run`, as lanes end.
 
     Raises:
         ValueError: the full networks, which "auto" starts from, will not fit the memory.
     """
-    tally, lock = Tally(), threading.Lock()
-    num_threads = min(workers or cores(), len(lanes))
-    if mode == "auto":
-        sizes = layer_sizes(shape.depth, shape.width, shape.shape)
-        need = COPIES * 8 * sum(above * below for below, above in itertools.pairwise(sizes))
-        check_memory(need, num_threads, jax.devices("cpu")[0], f"a lane at width {shape.width}, whole and reduced")
+    num_threads = workers or cores()
+    for shape, mode, _ in groups:
+        if mode == "auto":
+            what = f"a lane at width {shape.width}, whole and reduced"
+            check_memory(_size(shape), num_threads, jax.devices("cpu")[0], what)
+    pool = ThreadPoolExecutor(num_threads)
+    try:
+        futures = [pool.submit(_solve, shape, mode, *item) for shape, mode, members in groups for item in members]
+        for future in as_completed(futures):
+            label, result = future.result()
+            failed = int(result["numerics"]["stop_reason"]) in Tally.FAILURES
+            report(Tally(1, int(failed), *result["lane_steps"]))
+            yield label, result
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
-    def solve(item: tuple[int, Lane]) -> tuple[int, Any]:
-        label, lane = item
-        trajectory = gradient_flow(
-            lane.cost,
-            start_network(lane, shape, mode),
-            rtol=float(lane.rtol),
-            t1=shape.t1,
-            save_at=shape.save_at,
-            solver=shape.method.solver,
-            observables=shape.method.observables,
-            max_saves=shape.method.capacity,
-            saves_per_step=shape.method.saves_per_step,
-            max_steps=shape.max_steps,
-            gradient_tolerance=shape.gradient_tolerance,
-            graded=shape.method.graded,
-            progress=False,
-        )
-        with lock:
-            steps = trajectory.stats["num_steps"]
-            tally.done += 1
-            tally.failed += REASONS.index(trajectory.stop_reason) in Tally.FAILURES
-            tally.useful, tally.computed = tally.useful + steps, tally.computed + steps
-            report(tally)
-        return label, _result(trajectory, shape)
 
-    with ThreadPoolExecutor(num_threads) as pool:
-        return dict(pool.map(solve, lanes)), tally
+def _size(shape: Shape) -> int:
+    """Bytes that a lane takes while its bases are found."""
+    sizes = layer_sizes(shape.depth, shape.width, shape.shape)
+    return COPIES * 8 * sum(above * below for below, above in itertools.pairwise(sizes))
+
+
+def _solve(shape: Shape, mode: str, label: Any, lane: Lane) -> tuple[Any, dict[str, Any]]:
+    trajectory = gradient_flow(
+        lane.cost,
+        start_network(lane, shape, mode),
+        rtol=float(lane.rtol),
+        t1=shape.t1,
+        save_at=shape.save_at,
+        solver=shape.method.solver,
+        observables=shape.method.observables,
+        max_saves=shape.method.capacity,
+        saves_per_step=shape.method.saves_per_step,
+        max_steps=shape.max_steps,
+        gradient_tolerance=shape.gradient_tolerance,
+        graded=shape.method.graded,
+        progress=False,
+    )
+    return label, _result(trajectory, shape)
 
 
 def _result(trajectory: Trajectory, shape: Shape) -> dict[str, Any]:
@@ -125,4 +127,5 @@ def _result(trajectory: Trajectory, shape: Shape) -> dict[str, Any]:
     for name in ("num_vector_field_evaluations", "num_hessian_vector_products"):
         if stats[name] is not None:
             numerics[name] = np.asarray(stats[name])
-    return {"rows": rows, "num_rows": count, "numerics": numerics}
+    steps = np.full(2, float(stats["num_steps"]))
+    return {"rows": rows, "num_rows": count, "numerics": numerics, "lane_steps": steps}

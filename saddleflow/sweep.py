@@ -2,8 +2,9 @@
 
 import difflib
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from saddleflow import cluster
 from saddleflow import observables as obs
 from saddleflow.checks import check_save_at, require, require_finite, require_integer, require_positive
-from saddleflow.chunks import AXES, Chunk, Grid, Options, cut, describe
+from saddleflow.chunks import AXES, Chunk, Grid, Options, cut, describe, run_chunks
 from saddleflow.costs import Cost
-from saddleflow.lanes import Tally, find_devices, lanes_per_program
+from saddleflow.devices import find_devices, lanes_per_program
+from saddleflow.lanes import Tally
 from saddleflow.network import layer_sizes
 from saddleflow.runs import REASONS
 from saddleflow.store import Store
@@ -176,13 +178,14 @@ def sweep(
         _fill(flat, grid.size, chunk, kept.read(chunk.number))
     with _meter(progress, grid.size, sum(len(chunk.index) for chunk in there)) as report:
         if client is None:
-            results = cluster.run_here(missing, devices, lanes, report)
+            results = run_chunks(missing, devices=devices, num_lanes=lanes, report=report)
         else:
             results = cluster.run_on_client(missing, client, lanes, report)
-        for chunk, result in results:
-            if kept is not None:
-                kept.write(chunk.number, result)
-            _fill(flat, grid.size, chunk, result)
+        with closing(results):  # an interrupt ends the workers too
+            for chunk, result in results:
+                if kept is not None:
+                    kept.write(chunk.number, result)
+                _fill(flat, grid.size, chunk, result)
     data = _dataset(grid, options, cluster.gather(flat), configuration, versions)
     if kept is not None and jax.process_index() == 0:
         kept.finish(data)
@@ -251,7 +254,7 @@ def _fill(flat: dict[str, np.ndarray], size: int, chunk: Chunk, result: dict[str
     """Put a chunk's rows into the arrays of all lanes."""
     for name, values in result.items():
         if name == "lane_steps":
-            flat[name] = flat.get(name, np.zeros(2, int)) + values
+            flat[name] = flat.get(name, np.zeros(2)) + values
             continue
         if name not in flat:
             flat[name] = np.zeros((size, *values.shape[1:]), values.dtype)
@@ -259,7 +262,7 @@ def _fill(flat: dict[str, np.ndarray], size: int, chunk: Chunk, result: dict[str
 
 
 def _dataset(grid: Grid, options: Options, flat: dict[str, Any], configuration: Any, versions: Any) -> xr.Dataset:
-    useful, computed = (int(x) for x in flat.pop("lane_steps"))
+    useful, computed = (float(x) for x in flat.pop("lane_steps"))
     row = "sample" if options.save_at is None else "time"
     along = {
         "train_cost",
@@ -323,9 +326,13 @@ def _meter(progress: bool, total: int, before: int) -> Iterator[Callable[[Tally]
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("compiling", total=total, completed=before)
 
+        done, lock = Tally(), threading.Lock()
+
         def report(tally: Tally) -> None:
-            bar.update(
-                task, completed=before + tally.done, description=f"{tally.failed} failed, {tally.useful} steps"
-            )
+            nonlocal done
+            with lock:
+                done += tally
+                text = f"{done.failed} failed, {done.useful:.0f} steps"
+                bar.update(task, completed=before + done.done, description=text)
 
         yield report

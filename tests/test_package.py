@@ -45,6 +45,7 @@ ORDER = [
     "paths",
     "greedy",
     "comparison",
+    "devices",
     "lanes",
     "reduced_lanes",
     "chunks",

@@ -1,0 +1,66 @@
+"""What there is to compute on: devices, cores, memory."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import psutil
+
+from saddleflow.checks import require
+
+# Places on an accelerator, where a step of one lane and of many take about as long. (Not measured here.)
+ACCELERATOR_LANES = 32
+
+
+def lanes_per_program(device: Any) -> int:
+    """Places of one compiled program on a device: one on a CPU, as `saddleflow.lanes` explains."""
+    return 1 if device.platform == "cpu" else ACCELERATOR_LANES
+
+
+def find_devices(devices: int | Sequence[Any] | None) -> list[Any]:
+    """Local devices to work on: all, the first so many, or those given.
+
+    Raises:
+        ValueError: more devices asked for than there are.
+    """
+    there = jax.local_devices()
+    if devices is None:
+        return there
+    if isinstance(devices, int):
+        require(
+            1 <= devices <= len(there),
+            "devices",
+            f"be at least 1 and at most the {len(there)} there are",
+            devices,
+            "Simulate more on a CPU with jax.config.update('jax_num_cpu_devices', n) at the start of the program.",
+        )
+        return there[:devices]
+    require(len(devices) > 0, "devices", "name at least one device", devices)
+    return list(devices)
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_memory(need: int, workers: int, device: Any, what: str) -> None:
+    """Refuse what a forecast says will not fit: `need` bytes a worker, of whom a CPU's share its memory.
+
+    Raises:
+        ValueError: forecast and what is there, with the remedy.
+    """
+    if device.platform == "cpu":
+        there = psutil.virtual_memory().available
+        need *= workers
+    else:
+        stats = device.memory_stats() or {}
+        there = stats.get("bytes_limit", need) - stats.get("bytes_in_use", 0)
+    require(
+        need <= there,
+        "width, save_at, lanes",
+        f"fit the memory: {there / 1e9:.2f} GB are free",
+        f"a forecast of {need / 1e9:.2f} GB for {workers} worker(s) of {what}",
+        "Take fewer lanes, fewer devices, fewer saved times or a smaller width.",
+    )
