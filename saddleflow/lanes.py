@@ -75,8 +75,8 @@ class Tally:
 
     done: int = 0
     failed: int = 0
-    useful: float = 0
-    computed: float = 0
+    useful: float = 0.0
+    computed: float = 0.0
 
     FAILURES = (runs.UNDERFLOW, runs.NON_FINITE, runs.MAX_STEPS)  # codes of stop reasons
 
@@ -283,7 +283,7 @@ def _loop(pool: _Pool, group: _Group, num_lanes: int, compiling: threading.Lock)
         active, steps = np.atleast_1d(active), np.atleast_1d(steps)
         taken = {number: int(steps[number]) - place.steps for number, place in places.items()}
         computed = num_lanes * max(taken.values())
-        pool.report(Tally(useful=sum(taken.values()), computed=computed))
+        pool.report(Tally(useful=float(sum(taken.values())), computed=float(computed)))
         for number, place in list(places.items()):
             place.steps, place.share = int(steps[number]), place.share + computed / len(taken)
             if not active[number]:
