@@ -20,7 +20,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from saddleflow import runs, stepping
 from saddleflow.costs import Cost
@@ -62,11 +62,12 @@ class Shape(eqx.Module):
 
 
 class Running(eqx.Module):
-    """A lane on its way."""
+    """A lane on its way, or a batch of them."""
 
     state: FlowState
     settings: Settings
     cost: Cost
+    start: DeepLinearNetwork
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,27 @@ def _start(lane: Lane, shape: Shape) -> Running:
             (jnp.asarray(shape.save_at), never),
             is_leaf=lambda x: x is None,
         )
-    return Running(stepping.start(lane.cost, network, settings, shape.method), settings, lane.cost)
+    return Running(stepping.start(lane.cost, network, settings, shape.method), settings, lane.cost, network)
 
 
 _begin = compiled(_start)
 _shapes = eqx.filter_jit(_start)  # traced once, for what it would take; never compiled
+
+
+@compiled
+def _begin_many(lanes: Lane, occupied: Bool[Array | np.ndarray, " lanes"], shape: Shape) -> Running:
+    """Starts of a batch of lanes; those of empty places have ended already."""
+    running = eqx.filter_vmap(_start, in_axes=(eqx.if_array(0), None))(lanes, shape)
+    reason = jnp.where(occupied, running.state.reason, runs.STOP)
+    return eqx.tree_at(lambda r: r.state.reason, running, reason)
+
+
+@eqx.filter_jit
+def _replace(running: Running, fresh: Running, places: Bool[Array | np.ndarray, " lanes"]) -> Running:
+    """A batch with the lanes of some places replaced."""
+    return jax.tree.map(
+        lambda old, new: jnp.where(places.reshape(-1, *[1] * (old.ndim - 1)), new, old), running, fresh
+    )
 
 
 def _burst(running: Running, shape: Shape, num_steps: Int[Array, ""]) -> Running:
@@ -125,21 +142,23 @@ def _burst(running: Running, shape: Shape, num_steps: Int[Array, ""]) -> Running
 @compiled
 def _advance(running: Running, shape: Shape, num_steps: Int[Array, ""], num_lanes: int) -> tuple[Running, Any, Any]:
     """The lanes after a burst, whether each still runs, and the steps it has taken so far."""
-    if num_lanes == 1:
-        running = _burst(running, shape, num_steps)
-    else:
-        arrays, static = eqx.partition(running, eqx.is_array)
-        running = eqx.combine(
-            jax.vmap(lambda r: eqx.filter(_burst(eqx.combine(r, static), shape, num_steps), eqx.is_array))(arrays),
-            static,
-        )
+    burst = _burst if num_lanes == 1 else eqx.filter_vmap(_burst, in_axes=(eqx.if_array(0), None, None))
+    running = burst(running, shape, num_steps)
     state = running.state
     return running, state.reason == runs.RUNNING, state.num_accepted + state.num_rejected
 
 
 @compiled
-def _finish(running: Running, start: DeepLinearNetwork, shape: Shape) -> dict[str, Any]:
-    """What is kept of a lane: rows (`num_rows` of them valid), counts, how it ended."""
+def _finish(running: Running, shape: Shape, num_lanes: int) -> dict[str, Any]:
+    """What is kept of a lane, or of each of a batch: rows (`num_rows` of them valid), counts, how it ended."""
+    return (
+        _result(running, shape)
+        if num_lanes == 1
+        else eqx.filter_vmap(_result, in_axes=(eqx.if_array(0), None))(running, shape)
+    )
+
+
+def _result(running: Running, shape: Shape) -> dict[str, Any]:
     state, cost, method = running.state, running.cost, shape.method
     end = stepping.plain_network(state)
     rows, num_rows = state.rows, state.num_rows
@@ -154,8 +173,8 @@ def _finish(running: Running, start: DeepLinearNetwork, shape: Shape) -> dict[st
     rows["train_cost"] = jax.lax.map(cost, rows["end_to_end"])
     if cost.has_test:
         rows["test_cost"] = jax.lax.map(cost.test, rows["end_to_end"])
-    change = [jnp.linalg.norm(b - a) for a, b in zip(balancedness(start), balancedness(end), strict=True)]
-    scale = jnp.max(jnp.stack([jnp.sum(layer**2) for layer in (*start.layers, *end.layers)]))
+    change = [jnp.linalg.norm(b - a) for a, b in zip(balancedness(running.start), balancedness(end), strict=True)]
+    scale = jnp.max(jnp.stack([jnp.sum(layer**2) for layer in (*running.start.layers, *end.layers)]))
     numerics = {
         "end_time": state.time,
         "stop_reason": state.reason,
@@ -168,21 +187,6 @@ def _finish(running: Running, start: DeepLinearNetwork, shape: Shape) -> dict[st
         numerics["num_vector_field_evaluations"] = work.vector_fields
         numerics["num_hessian_vector_products"] = work.products
     return {"rows": rows, "num_rows": num_rows, "numerics": numerics}
-
-
-@eqx.filter_jit
-def _stack(running: Sequence[Running]) -> Running:
-    return jax.tree.map(lambda *x: jnp.stack(x), *running)
-
-
-@eqx.filter_jit
-def _take(running: Running, place: Int[Array, ""]) -> Running:
-    return jax.tree.map(lambda x: x[place], running)
-
-
-@eqx.filter_jit
-def _put(running: Running, lane: Running, place: Int[Array, ""]) -> Running:
-    return jax.tree.map(lambda batch, x: batch.at[place].set(x), running, lane)
 
 
 def forecast_memory(lane: Lane, shape: Shape, num_lanes: int) -> int:
@@ -240,10 +244,9 @@ class _Pool:
 
 @dataclass
 class _Place:
-    """A lane at work: its label and start, its steps so far, and its share of the steps computed meanwhile."""
+    """A lane at work: its label, its steps so far, and its share of the steps computed meanwhile."""
 
     label: Any
-    start: DeepLinearNetwork
     steps: int = 0
     share: float = 0.0
 
@@ -260,37 +263,48 @@ def _work(pool: _Pool, groups: Sequence[_Group], num_lanes: int, device: Any) ->
 
 
 def _loop(pool: _Pool, group: _Group, num_lanes: int, compiling: threading.Lock) -> None:
-    shape, job = group.shape, group.next()
-    if job is None:
-        return
-    with compiling:  # workers of one device compile once, not at the same time
-        first = _begin(job[1], shape)
-        idle = eqx.tree_at(lambda r: r.state.reason, first, jnp.asarray(runs.STOP))
-        running = first if num_lanes == 1 else _stack([first] + [idle] * (num_lanes - 1))
-        burst = jnp.asarray(BURST_ALONE if num_lanes == 1 else BURST_TOGETHER, int)
-        _advance(running, shape, jnp.zeros_like(burst), num_lanes)
-    places: dict[int, _Place] = {0: _Place(job[0], first.state.network)}
+    shape, places = group.shape, dict[int, _Place]()
+    burst = jnp.asarray(BURST_ALONE if num_lanes == 1 else BURST_TOGETHER, int)
+    running = None
     while not pool.stopped.is_set():
+        fresh: dict[int, Lane] = {}
         for number in range(num_lanes):
             job = None if number in places else group.next()
             if job is not None:
-                begun = _begin(job[1], shape)
-                places[number] = _Place(job[0], begun.state.network)
-                running = begun if num_lanes == 1 else _put(running, begun, jnp.asarray(number))
+                places[number], fresh[number] = _Place(job[0]), job[1]
         if not places:
             return
+        if running is None:
+            with compiling:  # workers of one device compile once, not at the same time
+                running = _fill(running, fresh, shape, num_lanes)
+                _advance(running, shape, jnp.zeros_like(burst), num_lanes)
+        elif fresh:
+            running = _fill(running, fresh, shape, num_lanes)
         running, active, steps = _advance(running, shape, burst, num_lanes)
         active, steps = np.atleast_1d(active), np.atleast_1d(steps)
         taken = {number: int(steps[number]) - place.steps for number, place in places.items()}
         computed = num_lanes * max(taken.values())
         pool.report(Tally(useful=float(sum(taken.values())), computed=float(computed)))
-        for number, place in list(places.items()):
+        for number, place in places.items():
             place.steps, place.share = int(steps[number]), place.share + computed / len(taken)
-            if not active[number]:
-                ended = running if num_lanes == 1 else _take(running, jnp.asarray(number))
-                result = jax.device_get(_finish(ended, place.start, shape))
+        ended = [number for number in places if not active[number]]
+        if ended:
+            results = jax.device_get(_finish(running, shape, num_lanes))
+            for number in ended:
+                result = results if num_lanes == 1 else jax.tree.map(lambda x, number=number: x[number], results)
+                place = places.pop(number)
                 pool.harvest(place.label, result | {"lane_steps": np.asarray([place.steps, place.share])})
-                del places[number]
+
+
+def _fill(running: Running | None, fresh: dict[int, Lane], shape: Shape, num_lanes: int) -> Running:
+    """The batch with fresh lanes in their places."""
+    if num_lanes == 1:
+        return _begin(fresh[0], shape)
+    filled = np.asarray([number in fresh for number in range(num_lanes)])
+    spare = next(iter(fresh.values()))
+    lanes = [fresh.get(number, spare) for number in range(num_lanes)]
+    begun = _begin_many(jax.tree.map(lambda *x: np.stack(x), *lanes), filled, shape)
+    return begun if running is None else _replace(running, begun, filled)
 
 
 def run(
