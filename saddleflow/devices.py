@@ -13,9 +13,23 @@ from saddleflow.checks import require
 ACCELERATOR_LANES = 32
 
 
-def lanes_per_program(device: Any) -> int:
-    """Places of one compiled program on a device: one on a CPU, as `saddleflow.lanes` explains."""
-    return 1 if device.platform == "cpu" else ACCELERATOR_LANES
+def lanes_per_program(device: Any, size: int = 0) -> int:
+    """Places of one compiled program on a device, of `size` bytes each.
+
+    One on a CPU, as `saddleflow.lanes` explains; else `ACCELERATOR_LANES`, halved until they fit the memory.
+    """
+    places = 1 if device.platform == "cpu" else ACCELERATOR_LANES
+    while places > 1 and places * size > free_memory(device, places * size):
+        places //= 2
+    return places
+
+
+def free_memory(device: Any, unknown: int) -> int:
+    """Bytes free on a device; `unknown` where it does not say."""
+    if device.platform == "cpu":
+        return psutil.virtual_memory().available
+    stats = device.memory_stats() or {}
+    return stats.get("bytes_limit", unknown) - stats.get("bytes_in_use", 0)
 
 
 def find_devices(devices: int | Sequence[Any] | None) -> list[Any]:
@@ -52,11 +66,8 @@ def check_memory(need: int, workers: int, device: Any, what: str) -> None:
         ValueError: forecast and what is there, with the remedy.
     """
     if device.platform == "cpu":
-        there = psutil.virtual_memory().available
         need *= workers
-    else:
-        stats = device.memory_stats() or {}
-        there = stats.get("bytes_limit", need) - stats.get("bytes_in_use", 0)
+    there = free_memory(device, need)
     require(
         need <= there,
         "width, save_at, lanes",

@@ -12,7 +12,7 @@ was seen to hang in batched LAPACK calls at 16 lanes.
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
@@ -189,10 +189,10 @@ def _result(running: Running, shape: Shape) -> dict[str, Any]:
     return {"rows": rows, "num_rows": num_rows, "numerics": numerics}
 
 
-def forecast_memory(lane: Lane, shape: Shape, num_lanes: int) -> int:
-    """Bytes that one worker will need, foreseen from shapes before anything is compiled.
+def forecast_memory(lane: Lane, shape: Shape) -> int:
+    """Bytes that a place will need, foreseen from shapes before anything is compiled.
 
-    Per lane the state in five copies (old, new, selected, harvested, the start's), the stages of a step and the
+    The state in five copies (old, new, selected, harvested, the start's), the stages of a step and the
     Krylov basis.
     """
     state = eqx.filter_eval_shape(_shapes, lane, shape)
@@ -207,7 +207,7 @@ def forecast_memory(lane: Lane, shape: Shape, num_lanes: int) -> int:
         size += 8 * ((2 * solver.tableau.stages + 6) * parameters + 2 * solver.max_krylov_dim * coordinates)
     else:
         size += 8 * 16 * parameters
-    return num_lanes * size
+    return size
 
 
 @dataclass
@@ -215,6 +215,7 @@ class _Group:
     """Lanes of one shape, waiting."""
 
     shape: Shape
+    num_lanes: int
     waiting: "queue.SimpleQueue[tuple[Any, Lane]]"
     compiling: dict[Any, threading.Lock]  # by device
 
@@ -251,19 +252,19 @@ class _Place:
     share: float = 0.0
 
 
-def _work(pool: _Pool, groups: Sequence[_Group], num_lanes: int, device: Any) -> None:
+def _work(pool: _Pool, groups: Sequence[_Group], device: Any) -> None:
     """One worker: places on one device, filled from one group after another until nothing waits."""
     try:
         with jax.default_device(device):
             for group in groups:
-                _loop(pool, group, num_lanes, group.compiling[device])
+                _loop(pool, group, group.compiling[device])
         pool.finished.put(None)
     except BaseException as error:
         pool.finished.put(error)
 
 
-def _loop(pool: _Pool, group: _Group, num_lanes: int, compiling: threading.Lock) -> None:
-    shape, places = group.shape, dict[int, _Place]()
+def _loop(pool: _Pool, group: _Group, compiling: threading.Lock) -> None:
+    shape, num_lanes, places = group.shape, group.num_lanes, dict[int, _Place]()
     burst = jnp.asarray(BURST_ALONE if num_lanes == 1 else BURST_TOGETHER, int)
     running = None
     while not pool.stopped.is_set():
@@ -308,7 +309,7 @@ def _fill(running: Running | None, fresh: dict[int, Lane], shape: Shape, num_lan
 
 
 def run(
-    groups: Iterable[tuple[Shape, Iterable[tuple[Any, Lane]]]],
+    groups: Sequence[tuple[Shape, Sequence[tuple[Any, Lane]]]],
     *,
     devices: Sequence[Any],
     num_lanes: int | None = None,
@@ -332,27 +333,27 @@ def run(
     Raises:
         ValueError: the forecast says that memory will not do.
     """
-    num_lanes = lanes_per_program(devices[0]) if num_lanes is None else num_lanes
     if workers is None:
         workers = cores() if len(devices) == 1 and devices[0].platform == "cpu" else 1
-    waiting, total, needs = [], 0, []
+    waiting, most, needs = [], 0, []
     for shape, members in groups:
-        group = _Group(shape, queue.SimpleQueue(), {device: threading.Lock() for device in devices})
+        size = forecast_memory(members[0][1], shape)
+        places = num_lanes or lanes_per_program(devices[0], size)
+        group = _Group(shape, places, queue.SimpleQueue(), {device: threading.Lock() for device in devices})
         for lane in members:
-            if group.waiting.empty():
-                needs.append((forecast_memory(lane[1], shape, num_lanes), shape.width))
             group.waiting.put(lane)
-        total += group.waiting.qsize()
         waiting.append(group)
-    placed = (list(devices) * workers)[: max(1, -(-total // num_lanes))]
+        most += -(-len(members) // places)
+        needs.append((places * size, f"{places} lane(s) at width {shape.width}"))
+    placed = (list(devices) * workers)[:most]
     if needs:
-        need, width = max(needs)
-        check_memory(need, len(placed), devices[0], f"{num_lanes} lane(s) at width {width}")
+        need, what = max(needs)
+        check_memory(need, len(placed), devices[0], what)
     pool, alive = _Pool(report), len(placed)
     for number, device in enumerate(placed):
-        first = number % max(1, len(waiting))
+        first = number % len(waiting)
         order = waiting[first:] + waiting[:first]
-        threading.Thread(target=_work, args=(pool, order, num_lanes, device), daemon=True).start()
+        threading.Thread(target=_work, args=(pool, order, device), daemon=True).start()
     try:
         while alive:
             item = pool.finished.get()
