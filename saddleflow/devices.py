@@ -1,11 +1,15 @@
-"""What there is to compute on: devices, cores, memory."""
+"""What there is to compute on: devices, cores, memory, and threads of LAPACK."""
 
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import jax
 import psutil
+from threadpoolctl import ThreadpoolController
 
 from saddleflow.checks import require
 
@@ -57,6 +61,36 @@ def find_devices(devices: int | Sequence[Any] | None) -> list[Any]:
 def cores() -> int:
     """Processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Threads:
+    """Who is in `one_lapack_thread`, and how to restore what was set before."""
+
+    lock = threading.Lock()
+    users = 0
+    limit: Any = None
+
+    controller = staticmethod(cache(ThreadpoolController))  # slow to make
+
+
+@contextmanager
+def one_lapack_thread() -> Iterator[None]:
+    """LAPACK on the calling thread alone, as long as anyone in the process is inside. Also a decorator.
+
+    On CPUs XLA takes LAPACK from scipy, whose OpenBLAS spins a thread a core between the small factorisations of a
+    step; a sweep's lanes then fight for the cores and take twice as long (benchmarks/sweep.py threads).
+    """
+    with _Threads.lock:
+        _Threads.users += 1
+        if _Threads.users == 1:
+            _Threads.limit = _Threads.controller().limit(limits=1, user_api="blas")
+    try:
+        yield
+    finally:
+        with _Threads.lock:
+            _Threads.users -= 1
+            if _Threads.users == 0:
+                _Threads.limit.restore_original_limits()
 
 
 def check_memory(need: int, workers: int, device: Any, what: str) -> None:

@@ -20,6 +20,7 @@ from saddleflow.certificate import certified_flow, reduce_where_smaller
 from saddleflow.checks import require_positive
 from saddleflow.clock import SegmentedTime
 from saddleflow.costs import Cost
+from saddleflow.devices import one_lapack_thread
 from saddleflow.factor import lane_by_lane
 from saddleflow.network import DeepLinearNetwork, on_device
 from saddleflow.preparation import prepare, scales
@@ -37,6 +38,7 @@ BURST_SECONDS = 0.2
 MAX_DIP_NUMBERS = 10_000_000
 
 
+@one_lapack_thread()
 def gradient_flow(
     cost: Cost,
     network: DeepLinearNetwork | ReducedNetwork,

@@ -24,6 +24,7 @@ from saddleflow import flow, geometry, growing, runs, stationary, stepping
 from saddleflow.checks import require_finite, require_integer, require_positive
 from saddleflow.clock import SegmentedTime
 from saddleflow.costs import Cost
+from saddleflow.devices import one_lapack_thread
 from saddleflow.factor import svd
 from saddleflow.network import DeepLinearNetwork, layer_sizes
 from saddleflow.paths import GreedyPath, Saddle
@@ -86,6 +87,7 @@ class StationaryPoints(eqx.Module):
     certified: Bool[Array, "*batch points"]
 
 
+@one_lapack_thread()
 def saddle_to_saddle(
     cost: Cost,
     depth: int,
@@ -217,6 +219,7 @@ def stationary_points(
     return StationaryPoints(network, train_cost, strengths, certified & alive)
 
 
+@one_lapack_thread()
 def greedy_descent(
     cost: Cost,
     depth: int,

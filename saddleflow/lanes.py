@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saddleflow import runs, stepping
 from saddleflow.costs import Cost
-from saddleflow.devices import check_memory, cores, lanes_per_program
+from saddleflow.devices import check_memory, cores, lanes_per_program, one_lapack_thread
 from saddleflow.network import DeepLinearNetwork, gaussian
 from saddleflow.preparation import prepare
 from saddleflow.programs import compiled
@@ -350,18 +350,19 @@ def run(
         need, what = max(needs)
         check_memory(need, len(placed), devices[0], what)
     pool, alive = _Pool(report), len(placed)
-    for number, device in enumerate(placed):
-        first = number % len(waiting)
-        order = waiting[first:] + waiting[:first]
-        threading.Thread(target=_work, args=(pool, order, device), daemon=True).start()
-    try:
-        while alive:
-            item = pool.finished.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                alive -= 1
-            else:
-                yield item
-    finally:
-        pool.stopped.set()
+    with one_lapack_thread():
+        for number, device in enumerate(placed):
+            first = number % len(waiting)
+            order = waiting[first:] + waiting[:first]
+            threading.Thread(target=_work, args=(pool, order, device), daemon=True).start()
+        try:
+            while alive:
+                item = pool.finished.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if item is None:
+                    alive -= 1
+                else:
+                    yield item
+        finally:
+            pool.stopped.set()

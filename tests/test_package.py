@@ -15,6 +15,7 @@ ROOT = Path(saddleflow.__file__).parent
 ORDER = [
     "checks",
     "files",
+    "devices",
     "programs",
     "factor",
     "curvature",
@@ -45,7 +46,6 @@ ORDER = [
     "paths",
     "greedy",
     "comparison",
-    "devices",
     "lanes",
     "reduced_lanes",
     "chunks",
