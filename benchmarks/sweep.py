@@ -1,6 +1,7 @@
 """Sweeps: lane use, beside a Python loop and a naive vmap of diffrax's Tsit5; and a phase diagram of 4,624 lanes.
 
 Run: python benchmarks/sweep.py [mixed | alphas | phase]   (all three by default)
+     python benchmarks/sweep.py places [32 128 256 512]     (on an accelerator)
 """
 
 import argparse
@@ -180,17 +181,50 @@ def phase(out: Path) -> None:
     CONSOLE.print(f"written: {', '.join(map(str, paths))}")
 
 
+def places(numbers: list[int]) -> None:
+    """6 gammas x 256 seeds on the local devices: by default, and by places of one compiled program."""
+    cost, seeds = task(), range(256)
+    table = Table(
+        title=f"{len(MIXED['gamma'])} gammas x {len(seeds)} seeds, rtol 1e-6, on {jax.devices()[0].device_kind}"
+    )
+    for name in ("places", "seconds, first call", "seconds", "lane use", "largest difference of A"):
+        table.add_column(name, justify="right")
+    options = {
+        "gamma": MIXED["gamma"],
+        "seed": seeds,
+        "depth": 4,
+        "width": 10,
+        "save_at": TIMES,
+        "save_matrices": True,
+    }
+    reference = None
+    for number in (None, *numbers):
+        run = partial(sf.sweep, cost, **options, rtol=1e-6, lanes=number)
+        begin = time.perf_counter()
+        data = run()
+        first = time.perf_counter() - begin
+        (seconds,) = in_turn(run, repeats=1)
+        reference = data if reference is None else reference
+        apart = float(abs(data.end_to_end - reference.end_to_end).max())
+        use = f"{data.attrs['lane_utilisation']:.3f}"
+        table.add_row(str(number or "default"), f"{first:.2f}", f"{seconds:.2f}", use, f"{apart:.1e}")
+    CONSOLE.print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["mixed", "alphas", "phase", "naive", "loop"])
-    parser.add_argument("lanes", nargs="*")
+    parser.add_argument("what", nargs="?", choices=["mixed", "alphas", "phase", "places", "naive", "loop"])
+    parser.add_argument("values", nargs="*")
     parser.add_argument("--out", type=Path, default=Path())
     arguments = parser.parse_args()
     if arguments.what == "naive":
         naive_vmap(1e-6)
         return
     if arguments.what == "loop":
-        loop(arguments.lanes)
+        loop(arguments.values)
+        return
+    if arguments.what == "places":
+        places([int(value) for value in arguments.values])
         return
     for name, run in (("mixed", mixed), ("alphas", alphas), ("phase", lambda: phase(arguments.out))):
         if arguments.what in (None, name):

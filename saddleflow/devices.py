@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -13,8 +14,8 @@ from threadpoolctl import ThreadpoolController
 
 from saddleflow.checks import require
 
-# Places on an accelerator, where a step of one lane and of many take about as long. (Not measured here.)
-ACCELERATOR_LANES = 32
+# Places on an accelerator, where a step of 256 lanes takes little longer than one of 32 (docs/sweeps.md).
+ACCELERATOR_LANES = 256
 
 
 def lanes_per_program(device: Any, size: int = 0) -> int:
@@ -63,13 +64,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Threads:
+class _Lapack:
     """Who is in `one_lapack_thread`, and how to restore what was set before."""
 
     lock = threading.Lock()
     users = 0
     limit: Any = None
-
+    # threadpoolctl lets one thread at a time set limits: the first that did so, as long as it lives
+    setter = ThreadPoolExecutor(1, "lapack")
     controller = staticmethod(cache(ThreadpoolController))  # slow to make
 
 
@@ -77,20 +79,21 @@ class _Threads:
 def one_lapack_thread() -> Iterator[None]:
     """LAPACK on the calling thread alone, as long as anyone in the process is inside. Also a decorator.
 
-    On CPUs XLA takes LAPACK from scipy, whose OpenBLAS spins a thread a core between the small factorisations of a
-    step; a sweep's lanes then fight for the cores and take twice as long (benchmarks/sweep.py threads).
+    On CPUs XLA takes LAPACK from scipy, whose OpenBLAS keeps a thread a core spinning between the small
+    factorisations of a step: the lanes of a sweep then fight for the cores and take twice as long (docs/sweeps.md).
     """
-    with _Threads.lock:
-        _Threads.users += 1
-        if _Threads.users == 1:
-            _Threads.limit = _Threads.controller().limit(limits=1, user_api="blas")
+    with _Lapack.lock:
+        _Lapack.users += 1
+        if _Lapack.users == 1:
+            limit = _Lapack.controller().limit
+            _Lapack.limit = _Lapack.setter.submit(limit, limits=1, user_api="blas").result()
     try:
         yield
     finally:
-        with _Threads.lock:
-            _Threads.users -= 1
-            if _Threads.users == 0:
-                _Threads.limit.restore_original_limits()
+        with _Lapack.lock:
+            _Lapack.users -= 1
+            if _Lapack.users == 0:
+                _Lapack.setter.submit(_Lapack.limit.restore_original_limits).result()
 
 
 def check_memory(need: int, workers: int, device: Any, what: str) -> None:

@@ -354,7 +354,7 @@ def run(
         for number, device in enumerate(placed):
             first = number % len(waiting)
             order = waiting[first:] + waiting[:first]
-            threading.Thread(target=_work, args=(pool, order, device), daemon=True).start()
+            threading.Thread(target=_work, args=(pool, order, device), name=f"lanes-{number}", daemon=True).start()
         try:
             while alive:
                 item = pool.finished.get()

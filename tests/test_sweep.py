@@ -1,4 +1,6 @@
 import json
+import threading
+import time
 
 import diffrax
 import jax
@@ -8,11 +10,26 @@ import pytest
 
 import saddleflow as sf
 from saddleflow import lanes
-from saddleflow.chunks import Options, cut
+from saddleflow.chunks import Options, cut, run_chunks
 from saddleflow.sweep import _grid
 
 COST = sf.MatrixCompletion.random(jax.random.key(1), shape=(4, 4), rank=2, observed=0.75)
 GRID = {"depth": 3, "width": 6, "gamma": [1.0, 1.5], "seed": [0, 1, 2]}
+
+
+OPTIONS = Options(
+    t1=None,
+    save_at=None,
+    max_saves=8,
+    max_steps=100,
+    gradient_tolerance=1e-4,
+    rank_tolerance=None,
+    solver=None,
+    observables={},
+    save_matrices=False,
+    reduce_width=None,
+    stiff=False,
+)
 
 
 @pytest.fixture(scope="module")
@@ -193,24 +210,30 @@ def test_what_does_not_fit_is_refused_before_it_is_compiled():
 def test_chunks_depend_on_the_grid_alone():
     axes = {"depth": 3, "width": [6, 8], "gamma": [1.0, 1.5], "alpha": 1.0, "seed": tuple(range(10)), "rtol": 1e-4}
     grid = _grid(COST, **axes)
-    options = Options(
-        t1=None,
-        save_at=None,
-        max_saves=8,
-        max_steps=100,
-        gradient_tolerance=1e-4,
-        rank_tolerance=None,
-        solver=None,
-        observables={},
-        save_matrices=False,
-        reduce_width=None,
-        stiff=False,
-    )
-    chunks = cut(grid, options, 7)
+    chunks = cut(grid, OPTIONS, 7)
     assert all(len(chunk.index) <= 7 for chunk in chunks)
     assert sorted(np.concatenate([chunk.index for chunk in chunks])) == list(range(grid.size))
     for chunk in chunks:
         assert set(chunk.coordinates["width"]) == {chunk.width}
+
+
+def test_who_stops_listening_stops_the_workers():
+    axes = {"depth": 3, "width": 6, "gamma": [1.0, 1.5], "alpha": 1.0, "seed": tuple(range(40)), "rtol": 1e-4}
+    grid = _grid(COST, **axes)
+    chunks = cut(grid, OPTIONS, 8)
+    results = run_chunks(chunks, devices=1)
+    next(results)
+    assert _workers()
+    results.close()
+    for _ in range(600):
+        if not _workers():
+            break
+        time.sleep(0.1)
+    assert not _workers()
+
+
+def _workers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("lanes-")]
 
 
 def test_an_error_in_a_worker_reaches_the_caller(monkeypatch):
