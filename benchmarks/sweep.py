@@ -183,23 +183,14 @@ def phase(out: Path) -> None:
 
 def places(numbers: list[int]) -> None:
     """6 gammas x 256 seeds on the local devices: by default, and by places of one compiled program."""
-    cost, seeds = task(), range(256)
-    table = Table(
-        title=f"{len(MIXED['gamma'])} gammas x {len(seeds)} seeds, rtol 1e-6, on {jax.devices()[0].device_kind}"
-    )
+    cost, grid = task(), MIXED | {"seed": range(256)}
+    options = {"depth": 4, "width": 10, "save_at": TIMES, "save_matrices": True, "rtol": 1e-6}
+    table = Table(title=f"6 gammas x 256 seeds, rtol 1e-6, on {jax.devices()[0].device_kind}")
     for name in ("places", "seconds, first call", "seconds", "lane use", "largest difference of A"):
         table.add_column(name, justify="right")
-    options = {
-        "gamma": MIXED["gamma"],
-        "seed": seeds,
-        "depth": 4,
-        "width": 10,
-        "save_at": TIMES,
-        "save_matrices": True,
-    }
     reference = None
     for number in (None, *numbers):
-        run = partial(sf.sweep, cost, **options, rtol=1e-6, lanes=number)
+        run = partial(sf.sweep, cost, **grid, **options, lanes=number)
         begin = time.perf_counter()
         data = run()
         first = time.perf_counter() - begin
