@@ -185,9 +185,7 @@ def places(numbers: list[int]) -> None:
     """6 gammas x 256 seeds on the local devices: by default, and by places of one compiled program."""
     cost, grid = task(), MIXED | {"seed": range(256)}
     options = {"depth": 4, "width": 10, "save_at": TIMES, "save_matrices": True, "rtol": 1e-6}
-    table = Table(title=f"6 gammas x 256 seeds, rtol 1e-6, on {jax.devices()[0].device_kind}")
-    for name in ("places", "seconds, first call", "seconds", "lane use", "largest difference of A"):
-        table.add_column(name, justify="right")
+    CONSOLE.print(f"6 gammas x 256 seeds, rtol 1e-6, on {jax.devices()[0].device_kind}")
     reference = None
     for number in (None, *numbers):
         run = partial(sf.sweep, cost, **grid, **options, lanes=number)
@@ -197,9 +195,10 @@ def places(numbers: list[int]) -> None:
         (seconds,) = in_turn(run, repeats=1)
         reference = data if reference is None else reference
         apart = float(abs(data.end_to_end - reference.end_to_end).max())
-        use = f"{data.attrs['lane_utilisation']:.3f}"
-        table.add_row(str(number or "default"), f"{first:.2f}", f"{seconds:.2f}", use, f"{apart:.1e}")
-    CONSOLE.print(table)
+        CONSOLE.print(
+            f"places {number or 'by default'}: {seconds:.2f} s (first call {first:.2f}), "
+            f"lane use {data.attrs['lane_utilisation']:.3f}, A apart by {apart:.1e} at most"
+        )
 
 
 def main() -> None:
