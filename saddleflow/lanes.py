@@ -2,8 +2,9 @@
 
 A worker is a thread with `num_lanes` places on one device. Each burst advances all places a bounded number of steps
 in one compiled call; lanes that have ended are harvested and their places given to waiting ones, with solver and
-controller state travelling in `FlowState`. A worker ends when no lane of any shape waits. All lanes of a shape run in the same compiled program with the same number
-of places, so a lane's arithmetic knows neither its company nor its place, device or order.
+controller state travelling in `FlowState`. A worker ends when no lane of any shape waits. All lanes of a shape run in
+the same compiled program with the same number of places, so a lane's arithmetic knows neither its company nor its
+place, device or order.
 
 On a CPU a place is a thread's whole program (`num_lanes = 1`) and there is a thread a core: under `vmap` every inner
 loop of the stiff solver runs to its slowest lane, both branches of every condition are computed, and jaxlib 0.10.2
