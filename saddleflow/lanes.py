@@ -193,8 +193,7 @@ def _result(running: Running, shape: Shape) -> dict[str, Any]:
 def forecast_memory(lane: Lane, shape: Shape) -> int:
     """Bytes that a place will need, foreseen from shapes before anything is compiled.
 
-    The state in five copies (old, new, selected, harvested, the start's), the stages of a step and the
-    Krylov basis.
+    The lane in five copies (old, new, selected, fresh, harvested), the stages of a step and the Krylov basis.
     """
     state = eqx.filter_eval_shape(_shapes, lane, shape)
     parameters = sum(layer.size for layer in state.state.network.layers)
@@ -217,6 +216,7 @@ class _Group:
 
     shape: Shape
     num_lanes: int
+    share: int  # places that a worker fills: no device takes all lanes where there are few
     waiting: "queue.SimpleQueue[tuple[Any, Lane]]"
     compiling: dict[Any, threading.Lock]  # by device
 
@@ -270,7 +270,7 @@ def _loop(pool: _Pool, group: _Group, compiling: threading.Lock) -> None:
     running = None
     while not pool.stopped.is_set():
         fresh: dict[int, Lane] = {}
-        for number in range(num_lanes):
+        for number in range(group.share):
             job = None if number in places else group.next()
             if job is not None:
                 places[number], fresh[number] = _Place(job[0]), job[1]
@@ -340,11 +340,12 @@ def run(
     for shape, members in groups:
         size = forecast_memory(members[0][1], shape)
         places = num_lanes or lanes_per_program(devices[0], size)
-        group = _Group(shape, places, queue.SimpleQueue(), {device: threading.Lock() for device in devices})
+        share = min(places, -(-len(members) // (len(devices) * workers)))
+        group = _Group(shape, places, share, queue.SimpleQueue(), {device: threading.Lock() for device in devices})
         for lane in members:
             group.waiting.put(lane)
         waiting.append(group)
-        most += -(-len(members) // places)
+        most += -(-len(members) // share)
         needs.append((places * size, f"{places} lane(s) at width {shape.width}"))
     placed = (list(devices) * workers)[:most]
     if needs:

@@ -56,7 +56,7 @@ def run(
     Raises:
         ValueError: the full networks, which "auto" starts from, will not fit the memory.
     """
-    num_threads = workers or cores()
+    num_threads = max(1, min(workers or cores(), sum(len(members) for _, _, members in groups)))
     for shape, mode, _ in groups:
         if mode == "auto":
             what = f"a lane at width {shape.width}, whole and reduced"

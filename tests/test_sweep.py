@@ -85,6 +85,25 @@ def test_places_of_one_program_do_not_know_each_other():
     assert 0.5 < data.attrs["lane_utilisation"] <= 1
 
 
+def test_workers_share_few_lanes(monkeypatch):
+    working = set()
+    advance = lanes._advance
+
+    def seen(*arguments):
+        working.add(threading.current_thread().name)
+        return advance(*arguments)
+
+    monkeypatch.setattr(lanes, "_advance", seen)
+    options = {"depth": 2, "width": 4, "gamma": 1.5, "seed": range(4), "solver": diffrax.Tsit5(), "t1": 2.0}
+    found = []
+    for count in (1, 2):
+        working.clear()
+        monkeypatch.setattr(lanes, "cores", lambda count=count: count)
+        found.append(sf.sweep(COST, **options, lanes=4, devices=1))
+        assert len(working) == count
+    assert_same(*found)
+
+
 def test_a_program_is_compiled_once():
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
