@@ -114,7 +114,7 @@ def sweep(
             one ended.
         client: a `dask.distributed.Client` to run the chunks on.
         devices: local devices to use, or how many of them; None: all.
-        lanes: places of one compiled program; None: 1 on a CPU, more on an accelerator.
+        lanes: places of one compiled program; None: 1 on a CPU, 256 on an accelerator, or as many as fit its memory.
         chunk_size: lanes of a chunk at most; None: a 32nd of them, between 8 and 256.
         progress: show a meter on terminals and in notebooks.
         **unknown: refused, with the nearest known name.
