@@ -70,8 +70,7 @@ class _Lapack:
     lock = threading.Lock()
     users = 0
     limit: Any = None
-    # threadpoolctl lets one thread at a time set limits: the first that did so, as long as it lives
-    setter = ThreadPoolExecutor(1, "lapack")
+    setter: ThreadPoolExecutor
     controller = staticmethod(cache(ThreadpoolController))  # slow to make
 
 
@@ -85,6 +84,8 @@ def one_lapack_thread() -> Iterator[None]:
     with _Lapack.lock:
         _Lapack.users += 1
         if _Lapack.users == 1:
+            # threadpoolctl lets one thread set limits, as long as it lives: this one, whoever is the last to leave
+            _Lapack.setter = ThreadPoolExecutor(1, "lapack")
             limit = _Lapack.controller().limit
             _Lapack.limit = _Lapack.setter.submit(limit, limits=1, user_api="blas").result()
     try:
@@ -94,6 +95,7 @@ def one_lapack_thread() -> Iterator[None]:
             _Lapack.users -= 1
             if _Lapack.users == 0:
                 _Lapack.setter.submit(_Lapack.limit.restore_original_limits).result()
+                _Lapack.setter.shutdown()
 
 
 def check_memory(need: int, workers: int, device: Any, what: str) -> None:

@@ -325,7 +325,6 @@ def _meter(progress: bool, total: int, before: int) -> Iterator[Callable[[Tally]
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("compiling", total=total, completed=before)
-
         done, lock = Tally(), threading.Lock()
 
         def report(tally: Tally) -> None:

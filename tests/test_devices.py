@@ -1,4 +1,5 @@
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import jax
@@ -6,19 +7,24 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import saddleflow as sf
-from saddleflow.devices import ACCELERATOR_LANES, _Lapack, check_memory, lanes_per_program, one_lapack_thread
+from saddleflow.devices import ACCELERATOR_LANES, check_memory, lanes_per_program, one_lapack_thread
 
 
 def lapack_threads():
     return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
 
 
+def in_a_thread(function):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
 @pytest.fixture
 def two_threads():
-    """Several, whatever the environment says; set by the thread that is allowed to."""
-    limit = _Lapack.setter.submit(threadpool_limits, 2, "blas").result()
+    """Several, whatever the environment says; set by threads that end, since as long as they live no other may."""
+    limit = in_a_thread(lambda: threadpool_limits(2, "blas"))
     yield lapack_threads()
-    _Lapack.setter.submit(limit.restore_original_limits).result()
+    in_a_thread(limit.restore_original_limits)
 
 
 def test_lapack_has_one_thread_while_anyone_is_inside(two_threads):
