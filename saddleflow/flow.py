@@ -24,7 +24,7 @@ from saddleflow.devices import one_lapack_thread
 from saddleflow.factor import lane_by_lane
 from saddleflow.network import DeepLinearNetwork, on_device
 from saddleflow.preparation import prepare, scales
-from saddleflow.programs import compiled
+from saddleflow.programs import compiled, make_room
 from saddleflow.reduction import ReducedNetwork
 from saddleflow.runs import REASONS, FlowState, Method, Settings
 from saddleflow.solvers import CountingSolver
@@ -107,6 +107,7 @@ def gradient_flow(
     network = reduce_where_smaller(network, reduce_width)
     if isinstance(network, ReducedNetwork):
         return certified_flow(gradient_flow, cost, network, options)
+    make_room()
     settings, method = prepare(
         cost,
         network,

@@ -28,7 +28,7 @@ from saddleflow.costs import Cost
 from saddleflow.devices import check_memory, cores, lanes_per_program, one_lapack_thread
 from saddleflow.network import DeepLinearNetwork, gaussian
 from saddleflow.preparation import prepare
-from saddleflow.programs import compiled
+from saddleflow.programs import compiled, make_room
 from saddleflow.runs import FlowState, Method, Settings
 from saddleflow.solvers import CountingSolver, Rosenbrock
 from saddleflow.symmetry import balancedness
@@ -351,6 +351,7 @@ def run(
     if needs:
         need, what = max(needs)
         check_memory(need, len(placed), devices[0], what)
+    make_room()
     pool, alive = _Pool(report), len(placed)
     with one_lapack_thread():
         for number, device in enumerate(placed):

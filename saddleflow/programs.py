@@ -1,7 +1,9 @@
 """Compiled programs: how they are compiled, in how much memory, and how they are kept for the next process."""
 
 import ctypes
+import gc
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,10 @@ CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
 
 # Compilations that took so many seconds leave enough behind to be worth the milliseconds of a trim.
 WORTH_TRIMMING = 0.1
+
+# Of the memory maps that Linux allows a process (65,530 as a rule), the share that compiled programs may fill: those of
+# a flow take about a thousand, and beyond the limit XLA's compiler ends the process.
+MAPS_SHARE = 0.5
 
 _C_LIBRARY = ctypes.CDLL(None) if os.name == "posix" else None
 
@@ -56,12 +62,31 @@ def cache_programs(folder: str | Path | None = None, *, min_seconds: float = 0.3
     return folder
 
 
+_MAPS, _MAPS_LIMIT = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
+_compiled_lately = threading.Event()
+
+
+def make_room() -> None:
+    """Drop all compiled programs where their memory maps come near what the system allows: many shapes, one process.
+
+    Those still needed are compiled again. Linux only: other systems have no such limit.
+    """
+    if _compiled_lately.is_set() and _MAPS.exists():
+        _compiled_lately.clear()
+        with _MAPS.open("rb") as maps:
+            count = sum(1 for _ in maps)
+        if count > MAPS_SHARE * int(_MAPS_LIMIT.read_text()):
+            jax.clear_caches()
+            gc.collect()
+
+
 def _trim(event: str, duration_secs: float, **_: Any) -> None:
     """Hand the memory that a compilation has used and freed back to the system: .4 GB for a flow's program.
 
     glibc keeps it, in pieces that the next compilation does not fit into. Other C libraries have no such function.
     """
     if event.endswith("/backend_compile_duration") and duration_secs > WORTH_TRIMMING:
+        _compiled_lately.set()
         trim = getattr(_C_LIBRARY, "malloc_trim", None)
         if trim is not None:
             trim(0)

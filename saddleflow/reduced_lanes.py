@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from saddleflow.devices import check_memory, cores
+from saddleflow.devices import check_memory, cores, one_lapack_thread
 from saddleflow.flow import gradient_flow
 from saddleflow.lanes import Lane, Shape, Tally
 from saddleflow.network import DeepLinearNetwork, gaussian, layer_sizes
@@ -62,15 +62,16 @@ def run(
             what = f"a lane at width {shape.width}, whole and reduced"
             check_memory(_size(shape), num_threads, jax.devices("cpu")[0], what)
     pool = ThreadPoolExecutor(num_threads)
-    try:
-        futures = [pool.submit(_solve, shape, mode, *item) for shape, mode, members in groups for item in members]
-        for future in as_completed(futures):
-            label, result = future.result()
-            failed = int(result["numerics"]["stop_reason"]) in Tally.FAILURES
-            report(Tally(1, int(failed), *result["lane_steps"]))
-            yield label, result
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    with one_lapack_thread():
+        try:
+            futures = [pool.submit(_solve, shape, mode, *item) for shape, mode, members in groups for item in members]
+            for future in as_completed(futures):
+                label, result = future.result()
+                failed = int(result["numerics"]["stop_reason"]) in Tally.FAILURES
+                report(Tally(1, int(failed), *result["lane_steps"]))
+                yield label, result
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _size(shape: Shape) -> int:

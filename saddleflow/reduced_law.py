@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from saddleflow.checks import is_concrete, require, require_integer, require_positive
+from saddleflow.devices import one_lapack_thread
 from saddleflow.network import DeepLinearNetwork, Width, deviation, layer_sizes, on_device
 from saddleflow.reduction import Leaks, ReducedNetwork, Snapshots
 
@@ -132,6 +133,7 @@ class SampledNetwork(ReducedNetwork):
         )
 
 
+@one_lapack_thread()
 def sample_reduced(
     key: PRNGKeyArray,
     *,

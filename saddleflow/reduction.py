@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from saddleflow.checks import require, require_finite, require_positive
+from saddleflow.devices import one_lapack_thread
 from saddleflow.network import DeepLinearNetwork, on_device
 
 # Directions below this share of a space's largest are rounding.
@@ -240,6 +241,7 @@ class Snapshots:
         return _side_by_side(self.backward[space + 1], self.backward[space])
 
 
+@one_lapack_thread()  # the bases, to the last bit, whatever the environment says
 def reduce_width(network: DeepLinearNetwork, tolerance: float | None = 1e-6) -> ProjectedNetwork:
     """Project a network onto the hidden directions its gradient uses at the start.
 

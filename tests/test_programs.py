@@ -1,10 +1,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 import saddleflow as sf
+from saddleflow import programs
 
 CODE = """
 import sys, jax
@@ -31,6 +35,26 @@ def test_another_process_finds_the_programs(tmp_path):
     assert cost == again
     assert int(more) > int(hits)
     assert list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory maps have no limit here")
+def test_programs_make_room_before_the_system_refuses_more(monkeypatch):
+    cleared = []
+    clear = jax.clear_caches
+    monkeypatch.setattr(jax, "clear_caches", lambda: (cleared.append(True), clear()))
+    cost = sf.MatrixCompletion.random(jax.random.key(0), shape=(3, 3), rank=1)
+
+    def flow():
+        theta = sf.gaussian(jax.random.key(1), depth=2, width=5, shape=(3, 3), gamma=1.0)
+        return sf.gradient_flow(cost, theta, t1=1.0, progress=False).train_cost
+
+    costs = flow()
+    flow()
+    assert not cleared
+    programs._compiled_lately.set()
+    monkeypatch.setattr(programs, "MAPS_SHARE", 0.0)
+    np.testing.assert_array_equal(flow(), costs)  # compiled again
+    assert len(cleared) == 1
 
 
 def test_bad_input_is_named():
