@@ -212,6 +212,7 @@ def run_chunks(
             reduced.append((_shape(members[0]), members[0].options.reduce_width, labelled))
         else:
             whole.append((_shape(members[0]), labelled))
+    reduced_lanes.check_groups(reduced, workers)
     ended = itertools.chain(
         lanes.run(whole, devices=find_devices(devices), num_lanes=num_lanes, workers=workers, report=report),
         reduced_lanes.run(reduced, workers=workers, report=report),

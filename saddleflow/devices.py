@@ -14,7 +14,7 @@ from threadpoolctl import ThreadpoolController
 
 from saddleflow.checks import require
 
-# Places on an accelerator, where a step of 256 lanes takes little longer than one of 32 (docs/sweeps.md).
+# Places on an accelerator, where a step of 256 lanes takes less than twice as long as one of 32 (docs/sweeps.md).
 ACCELERATOR_LANES = 256
 
 

@@ -152,11 +152,8 @@ def _advance(running: Running, shape: Shape, num_steps: Int[Array, ""], num_lane
 @compiled
 def _finish(running: Running, shape: Shape, num_lanes: int) -> dict[str, Any]:
     """What is kept of a lane, or of each of a batch: rows (`num_rows` of them valid), counts, how it ended."""
-    return (
-        _result(running, shape)
-        if num_lanes == 1
-        else eqx.filter_vmap(_result, in_axes=(eqx.if_array(0), None))(running, shape)
-    )
+    result = _result if num_lanes == 1 else eqx.filter_vmap(_result, in_axes=(eqx.if_array(0), None))
+    return result(running, shape)
 
 
 def _result(running: Running, shape: Shape) -> dict[str, Any]:
@@ -352,7 +349,7 @@ def run(
         need, what = max(needs)
         check_memory(need, len(placed), devices[0], what)
     make_room()
-    pool, alive = _Pool(report), len(placed)
+    pool, alive, error = _Pool(report), len(placed), None
     with one_lapack_thread():
         for number, device in enumerate(placed):
             first = number % len(waiting)
@@ -361,11 +358,14 @@ def run(
         try:
             while alive:
                 item = pool.finished.get()
-                if isinstance(item, BaseException):
-                    raise item
                 if item is None:
                     alive -= 1
+                elif isinstance(item, BaseException):  # raised when the others have stopped: they may be compiling
+                    alive, error = alive - 1, error or item
+                    pool.stopped.set()
                 else:
                     yield item
+            if error is not None:
+                raise error
         finally:
             pool.stopped.set()

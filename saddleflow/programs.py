@@ -20,8 +20,8 @@ CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
 # Compilations that took so many seconds leave enough behind to be worth the milliseconds of a trim.
 WORTH_TRIMMING = 0.1
 
-# Of the memory maps that Linux allows a process (65,530 as a rule), the share that compiled programs may fill. A flow
-# takes about a thousand, and beyond the limit XLA's compiler ends the process.
+# Of the memory maps that Linux allows a process (65,530 as a rule), the share that compiled programs may fill.
+# Beyond the limit XLA's compiler ends the process.
 MAPS_SHARE = 0.5
 
 _C_LIBRARY = ctypes.CDLL(None) if os.name == "posix" else None
@@ -71,7 +71,7 @@ def make_room() -> None:
 
     Those still needed are compiled again. Linux only: other systems have no such limit.
     """
-    if _compiled_lately.is_set() and _MAPS.exists():
+    if _compiled_lately.is_set() and _MAPS.exists() and _MAPS_LIMIT.exists():
         _compiled_lately.clear()
         with _MAPS.open("rb") as maps:
             count = sum(1 for _ in maps)

@@ -26,6 +26,9 @@ MODES = ("auto", "sample")
 # Of the full network, while its bases are found: the draw, scaled, in numpy, squared.
 COPIES = 4
 
+# A shape, one of `MODES`, and the lanes that share them, each with a label.
+Group = tuple[Shape, str, Sequence[tuple[Any, Lane]]]
+
 
 def start_network(lane: Lane, shape: Shape, mode: str) -> DeepLinearNetwork | ReducedNetwork:
     """The start of a lane: `alpha * theta_0(seed)`, projected ("auto") or drawn in law, at any width ("sample")."""
@@ -38,7 +41,7 @@ def start_network(lane: Lane, shape: Shape, mode: str) -> DeepLinearNetwork | Re
 
 
 def run(
-    groups: Sequence[tuple[Shape, str, Sequence[tuple[Any, Lane]]]],
+    groups: Sequence[Group],
     *,
     workers: int | None,
     report: Callable[[Tally], None],
@@ -46,22 +49,14 @@ def run(
     """Run lanes to an error of A of ten times rtol of the largest |A|, as `gradient_flow` does with these networks.
 
     Args:
-        groups: a shape, one of `MODES`, and the lanes that share them: pairs of a label and a lane.
+        groups: lanes that share a shape, accepted by `check_groups`.
         workers: threads; None: one a core.
         report: told what each lane adds to the tally; no lane waits, so all steps are useful.
 
     Yields:
         Label and result, in the form of `lanes.run`, as lanes end.
-
-    Raises:
-        ValueError: the full networks, which "auto" starts from, will not fit the memory.
     """
-    num_threads = max(1, min(workers or cores(), sum(len(members) for _, _, members in groups)))
-    for shape, mode, _ in groups:
-        if mode == "auto":
-            what = f"a lane at width {shape.width}, whole and reduced"
-            check_memory(_size(shape), num_threads, jax.devices("cpu")[0], what)
-    pool = ThreadPoolExecutor(num_threads)
+    pool = ThreadPoolExecutor(_num_threads(groups, workers))
     with one_lapack_thread():
         try:
             futures = [pool.submit(_solve, shape, mode, *item) for shape, mode, members in groups for item in members]
@@ -74,10 +69,22 @@ def run(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _size(shape: Shape) -> int:
-    """Bytes that a lane takes while its bases are found."""
-    sizes = layer_sizes(shape.depth, shape.width, shape.shape)
-    return COPIES * 8 * sum(above * below for below, above in itertools.pairwise(sizes))
+def check_groups(groups: Sequence[Group], workers: int | None) -> None:
+    """Refuse groups whose lanes will not fit the memory while their bases are found, before anything is computed.
+
+    Raises:
+        ValueError: the full networks, which "auto" starts from, will not fit.
+    """
+    for shape, mode, _ in groups:
+        if mode == "auto":
+            sizes = layer_sizes(shape.depth, shape.width, shape.shape)
+            need = COPIES * 8 * sum(above * below for below, above in itertools.pairwise(sizes))
+            what = f"a lane at width {shape.width}, whole and reduced"
+            check_memory(need, _num_threads(groups, workers), jax.devices("cpu")[0], what)
+
+
+def _num_threads(groups: Sequence[Group], workers: int | None) -> int:
+    return max(1, min(workers or cores(), sum(len(members) for _, _, members in groups)))
 
 
 def _solve(shape: Shape, mode: str, label: Any, lane: Lane) -> tuple[Any, dict[str, Any]]:

@@ -38,7 +38,7 @@ def test_a_lane_is_its_lone_run(data):
     assert np.abs(lane.values - alone.end_to_end).max() < 10 * RTOL * np.abs(alone.end_to_end).max()
 
 
-def test_reduced_widths(data):
+def test_reduced_widths():
     reduced = sf.sample_reduced(jax.random.key(0), depth=3, width=10**6, shape=(4, 4), gamma=1.0, tolerance=1e-3)
     trajectory = sf.gradient_flow(COST, reduced, t1=10.0, rtol=1e-4, progress=False)
     assert trajectory.stop_reason == "t1"

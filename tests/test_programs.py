@@ -37,7 +37,7 @@ def test_another_process_finds_the_programs(tmp_path):
     assert list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory maps have no limit here")
+@pytest.mark.skipif(not Path("/proc/sys/vm/max_map_count").exists(), reason="memory maps have no limit here")
 def test_programs_make_room_before_the_system_refuses_more(monkeypatch):
     cleared = []
     clear = jax.clear_caches

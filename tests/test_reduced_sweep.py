@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import saddleflow as sf
+from saddleflow import lanes
 
 COST = sf.MatrixCompletion.random(jax.random.key(1), shape=(3, 3), rank=1, observed=0.75)
 GRID = {"depth": 3, "gamma": [1.0, 1.5], "seed": [0, 1], "rtol": 1e-4, "t1": 20.0, "save_at": [0.0, 1.0, 5.0, 20.0]}
@@ -39,6 +40,15 @@ def test_a_width_beyond_memory_is_drawn_in_law():
     assert (data.reduction_error_estimate < 10 * 1e-3 * data.singular_values.max()).all()
     with pytest.raises(ValueError, match="`width, save_at, lanes` must fit the memory"):
         sf.sweep(COST, depth=3, width=10**9, gamma=1.5, seed=0, t1=1.0)
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_computed(monkeypatch):
+    def begun(*arguments):
+        raise AssertionError("a lane was begun")
+
+    monkeypatch.setattr(lanes, "_begin", begun)
+    with pytest.raises(ValueError, match="a lane at width 1000000, whole and reduced"):
+        sf.sweep(COST, depth=3, width=[4, 10**6], t1=1.0, reduce_width="auto")
 
 
 def test_a_lane_out_of_range_is_flagged_and_stops_nobody():

@@ -244,11 +244,15 @@ def test_who_stops_listening_stops_the_workers():
     next(results)
     assert _workers()
     results.close()
+    assert _no_workers_are_left()
+
+
+def _no_workers_are_left():
     for _ in range(600):
         if not _workers():
-            break
+            return True
         time.sleep(0.1)
-    assert not _workers()
+    return False
 
 
 def _workers():
@@ -263,3 +267,4 @@ def test_an_error_in_a_worker_reaches_the_caller(monkeypatch):
     monkeypatch.setattr(lanes, "check_memory", lambda *arguments: None)
     with pytest.raises(RuntimeError, match="out of order"):
         sf.sweep(COST, **GRID)
+    assert _no_workers_are_left()
