@@ -50,12 +50,21 @@ class EntryCurvature(Curvature):
 
     def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
         """Entrywise products of the sampled Gram matrices."""
-        sampled = (
-            p[self.rows[:, None], self.rows] * q[self.columns[:, None], self.columns]
-            for p, q in zip(left, right, strict=True)
-        )
         root = jnp.sqrt(self.weight)
-        return root[:, None] * root * sum(sampled, start=jnp.zeros((len(self.rows),) * 2))
+        n_out, n_in = self.shape
+        across = self.rows[:, None], self.rows
+        along = self.columns[:, None], self.columns
+        if (n_out * n_in) ** 2 <= 2 * len(self.rows) ** 2:
+            # nearly all entries: products of all pairs at once, each looked up once
+            p, q = (jnp.stack(grams).reshape(len(grams), -1) for grams in (left, right))
+            places = (across[0] * n_out + across[1]) * n_in**2 + along[0] * n_in + along[1]
+            sampled = (p.T @ q).ravel()[places]
+        else:
+            sampled = sum(
+                (p[across] * q[along] for p, q in zip(left, right, strict=True)),
+                start=jnp.zeros((len(self.rows),) * 2),
+            )
+        return root[:, None] * root * sampled
 
 
 class ColumnCurvature(Curvature):

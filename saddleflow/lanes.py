@@ -141,22 +141,19 @@ def _burst(running: Running, shape: Shape, num_steps: Int[Array, ""]) -> Running
 
 
 @compiled
-def _advance(running: Running, shape: Shape, num_steps: Int[Array, ""], num_lanes: int) -> tuple[Running, Any, Any]:
-    """The lanes after a burst, whether each still runs, and the steps it has taken so far."""
+def _advance(
+    running: Running, shape: Shape, num_steps: Int[Array, ""], num_lanes: int
+) -> tuple[Running, Any, Any, dict[str, Any] | None]:
+    """The lanes after a burst, whether each still runs, the steps it has taken so far; a lone lane's result."""
     burst = _burst if num_lanes == 1 else eqx.filter_vmap(_burst, in_axes=(eqx.if_array(0), None, None))
     running = burst(running, shape, num_steps)
     state = running.state
-    return running, state.reason == runs.RUNNING, state.num_accepted + state.num_rejected
-
-
-@compiled
-def _finish(running: Running, shape: Shape, num_lanes: int) -> dict[str, Any]:
-    """What is kept of a lane, or of each of a batch: rows (`num_rows` of them valid), counts, how it ended."""
-    result = _result if num_lanes == 1 else eqx.filter_vmap(_result, in_axes=(eqx.if_array(0), None))
-    return result(running, shape)
+    result = _result(running, shape) if num_lanes == 1 else None  # of no use before the end, but nearly free
+    return running, state.reason == runs.RUNNING, state.num_accepted + state.num_rejected, result
 
 
 def _result(running: Running, shape: Shape) -> dict[str, Any]:
+    """What is kept of a lane: rows (`num_rows` of them valid), counts, how it ended."""
     state, cost, method = running.state, running.cost, shape.method
     end = stepping.plain_network(state)
     rows, num_rows = state.rows, state.num_rows
@@ -185,6 +182,12 @@ def _result(running: Running, shape: Shape) -> dict[str, Any]:
         numerics["num_vector_field_evaluations"] = work.vector_fields
         numerics["num_hessian_vector_products"] = work.products
     return {"rows": rows, "num_rows": num_rows, "numerics": numerics}
+
+
+@compiled
+def _finish(running: Running, shape: Shape) -> dict[str, Any]:
+    """The results of a batch."""
+    return eqx.filter_vmap(_result, in_axes=(eqx.if_array(0), None))(running, shape)
 
 
 def forecast_memory(lane: Lane, shape: Shape) -> int:
@@ -279,7 +282,7 @@ def _loop(pool: _Pool, group: _Group, compiling: threading.Lock) -> None:
                 _advance(running, shape, jnp.zeros_like(burst), num_lanes)
         elif fresh:
             running = _fill(running, fresh, shape, num_lanes)
-        running, active, steps = _advance(running, shape, burst, num_lanes)
+        running, active, steps, result = _advance(running, shape, burst, num_lanes)
         active, steps = np.atleast_1d(active), np.atleast_1d(steps)
         taken = {number: int(steps[number]) - place.steps for number, place in places.items()}
         computed = num_lanes * max(taken.values())
@@ -288,11 +291,11 @@ def _loop(pool: _Pool, group: _Group, compiling: threading.Lock) -> None:
             place.steps, place.share = int(steps[number]), place.share + computed / len(taken)
         ended = [number for number in places if not active[number]]
         if ended:
-            results = jax.device_get(_finish(running, shape, num_lanes))
+            results = jax.device_get(_finish(running, shape) if result is None else result)
             for number in ended:
-                result = results if num_lanes == 1 else jax.tree.map(lambda x, number=number: x[number], results)
+                own = results if num_lanes == 1 else jax.tree.map(lambda x, number=number: x[number], results)
                 place = places.pop(number)
-                pool.harvest(place.label, result | {"lane_steps": np.asarray([place.steps, place.share])})
+                pool.harvest(place.label, own | {"lane_steps": np.asarray([place.steps, place.share])})
 
 
 def _fill(running: Running | None, fresh: dict[int, Lane], shape: Shape, num_lanes: int) -> Running:

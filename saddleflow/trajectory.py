@@ -1,5 +1,6 @@
 """What a run returns: a trajectory that prints, plots, converts and saves itself."""
 
+import functools
 import json
 import platform
 from dataclasses import dataclass, field
@@ -298,6 +299,7 @@ def load(path: str | Path, cost: Cost | None = None) -> Trajectory:
     )
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of Python and of what computes, for the record in a file."""
     packages = ("saddleflow", "jax", "jaxlib", "diffrax", "equinox", "numpy")

@@ -23,9 +23,14 @@ def test_root_squares_to_the_hessian(name):
     )
 
 
-@pytest.mark.parametrize("name", ["completion", "mse", "teacher", "huber"])
+@pytest.mark.parametrize("name", ["completion", "few entries", "most entries", "mse", "teacher", "huber"])
 def test_gram_is_the_kernel_of_the_residuals(name):
-    curvature = costs()[name].curvature(MATRIX)
+    tasks = costs()
+    for share, observed in (("few", 0.4), ("most", 0.9)):
+        tasks[f"{share} entries"] = sf.MatrixCompletion.random(
+            jax.random.key(4), shape=(4, 3), rank=1, observed=observed
+        )
+    curvature = tasks[name].curvature(MATRIX)
     left, right = sf.geometry.partial_products(NETWORK)
     gram = curvature.gram(tuple(m @ m.T for m in left), tuple(n.T @ n for n in right))
     apply = lambda u: curvature.root(sf.neural_tangent_kernel(NETWORK, curvature.adjoint(u)))  # noqa: E731

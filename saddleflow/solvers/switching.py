@@ -43,6 +43,7 @@ RELUCTANCE = 1.2  # steps of both cost about the same (13 vector fields, or 6 wi
 # has inflated do not tell.
 PATIENCE = 8
 POWER_ITERATIONS = 10  # before the first step
+STALE = 4  # stiff steps that one estimate of the spectral radius serves: they need it only to tell when to leave off
 
 
 class SwitchingState(eqx.Module):
@@ -50,6 +51,8 @@ class SwitchingState(eqx.Module):
 
     work: Work
     direction: State  # of Euclidean norm one
+    radius: Float[Array, ""]  # the spectral radius as last estimated
+    age: Int[Array, ""]  # stiff steps tried since then
     slope: State  # the vector field at y0, where known: an explicit step ends by evaluating it
     slope_known: Bool[Array, ""]
     stiff: Bool[Array, ""]
@@ -137,23 +140,32 @@ class Switching(CountingSolver):
         return state.work
 
     def rejected_state(self, old: SwitchingState, new: SwitchingState) -> SwitchingState:
-        return SwitchingState(new.work, new.direction, old.slope, old.slope_known, old.stiff, old.held)
+        return dataclasses.replace(new, slope=old.slope, slope_known=old.slope_known, stiff=old.stiff, held=old.held)
 
     def init(self, terms, t0, t1, y0, args) -> SwitchingState:
         work = self.stiff.init(terms, t0, t1, y0, args)
         flat, unravel = ravel_pytree(y0)
         # any vector that is no eigenvector; as random as this costs nothing to compile
         start = unravel(jnp.cos(jnp.arange(1, flat.size + 1, dtype=flat.dtype) ** 2) / math.sqrt(flat.size / 2))
-        direction = jax.lax.fori_loop(0, POWER_ITERATIONS, lambda _, v: _power(terms, t0, y0, args, v)[0], start)
+        direction, radius = jax.lax.fori_loop(
+            0, POWER_ITERATIONS, lambda _, v: _power(terms, t0, y0, args, v[0]), (start, jnp.zeros(()))
+        )
         work = eqx.tree_at(lambda w: w.products, work, work.products + POWER_ITERATIONS)
         zeros = jtu.tree_map(jnp.zeros_like, y0)
-        return SwitchingState(work, direction, zeros, jnp.asarray(False), jnp.asarray(False), jnp.zeros((), int))
+        no, none = jnp.asarray(False), jnp.zeros((), int)
+        return SwitchingState(work, direction, radius, none, zeros, no, no, none)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         h = jnp.asarray(t1 - t0)
         # what is chosen is not differentiated
-        power = _power(terms, t0, jax.lax.stop_gradient(y0), args, solver_state.direction)
+        fresh = ~solver_state.stiff | (solver_state.age >= STALE - 1)
+        power = jax.lax.cond(
+            fresh,
+            lambda: _power(terms, t0, jax.lax.stop_gradient(y0), args, solver_state.direction),
+            lambda: (solver_state.direction, solver_state.radius),
+        )
         direction, radius = jax.lax.stop_gradient(power)
+        age = jnp.where(fresh, 0, solver_state.age + 1)
         known = solver_state.slope_known & ~jnp.asarray(made_jump)
         zeros = jtu.tree_map(jnp.zeros_like, y0)
         # the error of the quantity is looked at once, for either method
@@ -179,9 +191,9 @@ class Switching(CountingSolver):
 
         stiff = solver_state.stiff | (h * radius > 1.1 * STABLE)
         y1, error, stages, work, slope = jax.lax.cond(stiff, implicit, explicit)
-        work = eqx.tree_at(lambda w: w.products, work, work.products + 1)
+        work = eqx.tree_at(lambda w: w.products, work, work.products + fresh)
         error, stiff_next, held = self._plan(stiff, solver_state.held, h, radius, y0, y1, error)
-        new = SwitchingState(work, direction, slope, ~stiff, stiff_next, held)
+        new = SwitchingState(work, direction, radius, age, slope, ~stiff, stiff_next, held)
         return y1, error, {"y0": y0, "y1": y1, "k": stages, "stiff": stiff}, new, RESULTS.successful
 
     def _plan(self, stiff, held, h, radius, y0, y1, error):

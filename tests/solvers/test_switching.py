@@ -1,6 +1,7 @@
 """Explicit steps where nothing is stiff, implicit ones where something is: accuracy, choice, counters."""
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,6 +171,25 @@ def test_what_a_step_refuses(spectral):
     # beyond the explicit method's stability the step is a stiff one
     _, _, _, after, _ = solver.step(TERM, 0.0, STABLE, start, (hessian, 1.0), state, False)
     assert int(after.work.steps) == 1
+
+
+def test_stiff_steps_share_an_estimate_of_the_radius(spectral):
+    """Four stiff steps cost one product for it, explicit ones one each."""
+    stiff = Rosenbrock(rtol=1e-6, atol=1e-8)
+    solver = Switching(stiff)
+    args = jnp.asarray(spectral(np.geomspace(1, 100, DIM))), 1.0
+    start = TREE(jnp.ones(DIM))
+    state = solver.init(TERM, 0.0, 1.0, start, args)
+    assert float(state.radius) == pytest.approx(100, rel=0.1)
+    for h, expected in ((1.0, [0, 0, 0, 1, 0, 0, 0, 1]), (1e-3, [1, 1, 1])):  # the first one is that of the start
+        state = eqx.tree_at(lambda s: s.stiff, state, jnp.asarray(h == 1))
+        spent = []
+        for _ in expected:
+            own = stiff.step(TERM, 0.0, h, start, args, state.work, False)[3] if h == 1 else state.work
+            after = solver.step(TERM, 0.0, h, start, args, state, False)[3]
+            spent.append(int(after.work.products - own.products))
+            state = eqx.tree_at(lambda s: s.stiff, after, state.stiff)
+        assert spent == expected
 
 
 def test_bad_input():
