@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import saddleflow as sf
-from saddleflow.solvers.switching import POWER_ITERATIONS
+from saddleflow.solvers.switching import POWER_ITERATIONS, STALE
 
 RNG = np.random.default_rng(0)
 
@@ -54,10 +54,13 @@ def flow(network: sf.DeepLinearNetwork, stop: Callable, graded: bool | None = No
     assert explicit < steps
     # six stages of a stiff step; thirteen of an explicit one, and its first unless known from the step before
     assert 0 <= stats["num_vector_field_evaluations"] - 6 * (steps - explicit) - 13 * explicit <= explicit
-    # a product a step, and some at the start, for the spectral radius; an application a direction and a stage
-    directions = products - (0 if tiny else steps + POWER_ITERATIONS)
-    assert stats["num_preconditioner_applications"] == directions + 6 * (steps - explicit)
-    assert stats["mean_krylov_dimension"] == pytest.approx(directions / (steps - explicit))
+    # an application a direction and a stage
+    stiff = steps - explicit
+    directions = stats["num_preconditioner_applications"] - 6 * stiff
+    assert stats["mean_krylov_dimension"] == pytest.approx(directions / stiff)
+    # a product a direction; for the spectral radius one an explicit step, one for some stiff ones, some at the start
+    for_radius = products - directions - (0 if tiny else POWER_ITERATIONS)
+    assert explicit <= for_radius <= (0 if tiny else explicit + stiff / (STALE - 1))
     assert stats["mean_krylov_dimension"] <= stats["max_krylov_dimension"] <= directions
     return stats
 
