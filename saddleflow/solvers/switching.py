@@ -109,9 +109,9 @@ class Switching(CountingSolver):
     """A `Rosenbrock` solver that takes explicit steps (Dormand and Prince, order 8) where those go further for less.
 
     The choice rests on the spectral radius of the Jacobian, by one step of power iteration (one product) an explicit
-    step or a few stiff ones, and on what the error estimate of the last step says of the next one's length by either method. The
-    error estimates of both methods are rescaled so that a controller of the stiff method's order proposes the
-    length of the method to come; what is accepted and what is rejected stays the same.
+    step or a few stiff ones, and on what the error estimate of the last step says of the next one's length by either
+    method. The error estimates of both methods are rescaled so that a controller of the stiff method's order proposes
+    the length of the method to come; what is accepted and what is rejected stays the same.
 
     Under `jax.vmap` every lane pays for both methods at every step.
 

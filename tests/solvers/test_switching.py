@@ -9,7 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from saddleflow.solvers import PredictiveController, Rosenbrock, Switching
-from saddleflow.solvers.switching import POWER_ITERATIONS, STABLE, explicit_step
+from saddleflow.solvers.switching import POWER_ITERATIONS, STABLE, STALE, explicit_step
 
 DIM = 8
 TREE = ravel_pytree({"a": jnp.zeros((2, 3)), "b": jnp.zeros(2)})[1]
@@ -95,7 +95,8 @@ def test_an_escape_is_explicit_and_a_stiff_tail_is_not(spectral, reference):
         work, steps = solution.solver_state.work, int(solution.stats["num_accepted_steps"])
         assert int(work.explicit_steps) + int(work.steps) == steps
         assert min(int(work.explicit_steps), int(work.steps)) >= 3
-        assert int(work.products) == int(work.directions) + steps + POWER_ITERATIONS
+        for_radius = int(work.products) - int(work.directions) - POWER_ITERATIONS - int(work.explicit_steps)
+        assert 0 <= for_radius <= int(work.steps) / (STALE - 1)
     # at the tighter tolerance order eight tells
     alone = stiff_only(hessian, 1.0, start, 200.0, rtol)
     assert steps < 0.7 * int(alone.stats["num_accepted_steps"])
