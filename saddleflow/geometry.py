@@ -74,10 +74,9 @@ def gradient(cost: Cost, network: DeepLinearNetwork) -> DeepLinearNetwork:
         right = [first]
         for layer in inner:
             right.append(layer @ right[-1])
-        # (M_l^T grad C(A))^T, from l = L down; that way no product transposes a factor
-        pulled = cost.gradient(last @ right[-1]).T
+        pulled = cost.gradient(last @ right[-1]).T  # (M_l^T grad C(A))^T, from l = L down
         for layer in (last, *inner[::-1]):
-            gradients.append((right.pop() @ pulled).T)
+            gradients.append(_transposed(pulled) @ right.pop().T)
             pulled = pulled @ layer
         return DeepLinearNetwork([pulled.T, *gradients[::-1]])
     left = [last]
@@ -85,9 +84,14 @@ def gradient(cost: Cost, network: DeepLinearNetwork) -> DeepLinearNetwork:
         left.append(left[-1] @ layer)
     pulled = cost.gradient(left[-1] @ first)  # grad C(A) N_l^T, from l = 1 up
     for layer in (first, *inner):
-        gradients.append(left.pop().T @ pulled)
+        gradients.append(_transposed(left.pop()) @ pulled)
         pulled = pulled @ layer.T
     return DeepLinearNetwork([*gradients, pulled])
+
+
+def _transposed(thin: Float[Array, "n w"]) -> Float[Array, "w n"]:
+    """The transpose as an array of its own: CPU products with a left factor to be transposed are slow."""
+    return jax.lax.optimization_barrier(thin.T)
 
 
 def gradient_flow_field(time: Any, network: DeepLinearNetwork, cost: Cost) -> DeepLinearNetwork:
