@@ -66,12 +66,10 @@ def _gram(curvature: Curvature, left, right) -> Float[Array, "m m"]:
 def _shifted_inverse(gram: Float[Array, "m m"], shift: Float[Array, ""]) -> Float[Array, "m m"]:
     """`(1/shift + K)^-1`, explicit since it is small; zero, which switches it off, where it cannot be had."""
     identity = jnp.eye(len(gram))
-    # no entry of a Gram matrix, or of the inverse of one, is larger than the largest on its diagonal
-    trace = jnp.sum(jnp.diagonal(gram))
-    gram, trace = jnp.where(jnp.isfinite(trace), gram, 0.0), jnp.where(jnp.isfinite(trace), trace, 0.0)
+    gram = jnp.where(jnp.all(jnp.isfinite(gram)), gram, 0.0)
 
     def by_cholesky():
-        factor = jax.lax.linalg.cholesky(gram + identity / shift, symmetrize_input=False)
+        factor = jnp.linalg.cholesky(gram + identity / shift)
         return jax.scipy.linalg.cho_solve((factor, True), identity)
 
     def by_spectrum():
@@ -82,8 +80,8 @@ def _shifted_inverse(gram: Float[Array, "m m"], shift: Float[Array, ""]) -> Floa
         return (vectors * scale) @ vectors.T
 
     # A plain inverse loses its stiff directions to rounding as shift times the largest eigenvalue nears 1/eps.
-    inverse = jax.lax.cond(shift * trace < 1e8, by_cholesky, by_spectrum)
-    return jnp.where(jnp.all(jnp.isfinite(jnp.diagonal(inverse))), inverse, 0.0)
+    inverse = jax.lax.cond(shift * jnp.trace(gram) < 1e8, by_cholesky, by_spectrum)
+    return jnp.where(jnp.all(jnp.isfinite(inverse)), inverse, 0.0)
 
 
 class CompressedJacobian(LocalModel):
