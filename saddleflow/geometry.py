@@ -63,35 +63,9 @@ def push_forward(
 
 
 def gradient(cost: Cost, network: DeepLinearNetwork) -> DeepLinearNetwork:
-    """Gradient of the loss `C(A(theta))`: `dC/dW_l = M_l^T grad C(A) N_l^T`, a network of gradients.
-
-    One sweep of products from the thinner side to A, one of pulled-back gradients the other way: no product twice.
-    """
-    n_out, n_in = network.shape
-    first, *inner, last = network.layers
-    gradients = []
-    if n_in <= n_out:
-        right = [first]
-        for layer in inner:
-            right.append(layer @ right[-1])
-        pulled = cost.gradient(last @ right[-1]).T  # (M_l^T grad C(A))^T, from l = L down
-        for layer in (last, *inner[::-1]):
-            gradients.append(_transposed(pulled) @ right.pop().T)
-            pulled = pulled @ layer
-        return DeepLinearNetwork([pulled.T, *gradients[::-1]])
-    left = [last]
-    for layer in inner[::-1]:
-        left.append(left[-1] @ layer)
-    pulled = cost.gradient(left[-1] @ first)  # grad C(A) N_l^T, from l = 1 up
-    for layer in (first, *inner):
-        gradients.append(_transposed(left.pop()) @ pulled)
-        pulled = pulled @ layer.T
-    return DeepLinearNetwork([*gradients, pulled])
-
-
-def _transposed(thin: Float[Array, "n w"]) -> Float[Array, "w n"]:
-    """The transpose as an array of its own: CPU products with a left factor to be transposed are slow."""
-    return jax.lax.optimization_barrier(thin.T)
+    """Gradient of the loss `C(A(theta))`: `dC/dW_l = M_l^T grad C(A) N_l^T`, a network of gradients."""
+    left, right = partial_products(network)
+    return pull_back(left, right, cost.gradient(left[0] @ network.layers[0]))
 
 
 def gradient_flow_field(time: Any, network: DeepLinearNetwork, cost: Cost) -> DeepLinearNetwork:
@@ -146,15 +120,15 @@ def rests(cost: Cost, network: DeepLinearNetwork, graded: bool) -> tuple[Float[A
     numbers alone, is not taken for the rounding of a learned one. In others each entry has the rounding of all. The
     cost's own gradient is taken to be known to the rounding of what A adds to it.
     """
-    matrix = network.end_to_end()
+    left, right = partial_products(network)
+    matrix = left[0] @ network.layers[0]
     matrix_gradient = cost.gradient(matrix)
     # no derivative of it: explicit solvers take costs that have none
     sizes = jnp.abs(matrix_gradient) + jnp.abs(matrix_gradient - cost.gradient(jnp.zeros_like(matrix)))
-    forces = gradient(cost, network)
+    forces = pull_back(left, right, matrix_gradient)
     size = norm(forces)
 
     def cancels():
-        left, right = partial_products(network)
         terms = pull_back(tuple(map(jnp.abs, left)), tuple(map(jnp.abs, right)), sizes)
         if not graded:
             return size <= ROUNDING * norm(terms)
@@ -162,7 +136,6 @@ def rests(cost: Cost, network: DeepLinearNetwork, graded: bool) -> tuple[Float[A
         return jnp.all(jnp.stack(quiet))
 
     # what the terms cannot exceed costs little, and nearly always says enough
-    lengths = jnp.stack([jnp.linalg.norm(layer) for layer in network.layers])
-    others = jnp.prod(jnp.where(jnp.eye(network.depth, dtype=bool), 1.0, lengths), axis=1)
-    bound = jnp.linalg.norm(sizes) * jnp.linalg.norm(others)
+    bounds = [jnp.linalg.norm(m) * jnp.linalg.norm(n) for m, n in zip(left, right, strict=True)]
+    bound = jnp.linalg.norm(sizes) * jnp.linalg.norm(jnp.stack(bounds))
     return size, jax.lax.cond((bound > 0) & (size > 2 * ROUNDING * bound), lambda: jnp.asarray(False), cancels)
