@@ -55,7 +55,7 @@ class EntryCurvature(Curvature):
         across = self.rows[:, None], self.rows
         along = self.columns[:, None], self.columns
         if (n_out * n_in) ** 2 <= 2 * len(self.rows) ** 2:
-            # nearly all entries: products of all pairs at once, each looked up once
+            # most entries: products of all pairs at once, each looked up once, in at most twice the result's memory
             p, q = (jnp.stack(grams).reshape(len(grams), -1) for grams in (left, right))
             places = (across[0] * n_out + across[1]) * n_in**2 + along[0] * n_in + along[1]
             sampled = (p.T @ q).ravel()[places]
