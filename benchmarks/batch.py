@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 import saddleflow as sf
-from saddleflow import flow
-from saddleflow.preparation import prepare
+from saddleflow.flow import solve as flow
+from saddleflow.flow.arguments import prepare
 
 ALPHA, DEPTH, RTOL, REPEATS = 0.1, 4, 1e-4, 3
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 import saddleflow as sf
-from saddleflow.comparison import Curve
+from saddleflow.greedy.comparison import Curve
 
 ALPHAS = {2: (1e-2, 1e-4, 1e-8, 1e-12), 3: (1e-2, 1e-3, 1e-4, 1e-8), 4: (1e-2, 1e-3, 1e-4)}
 

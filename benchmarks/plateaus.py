@@ -14,8 +14,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from saddleflow import plotting, theory
+from saddleflow import theory
 from saddleflow.claims.plateaus import LEVELS, SHAPE, first_plateaus, lane
+from saddleflow.flow import plotting
 
 DEPTH, SEEDS = 4, 10
 GAMMAS = (0.75, 1.0, 1.5, 2.0)

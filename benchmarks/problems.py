@@ -18,10 +18,10 @@ from jaxtyping import Array, Bool, Float
 from timing import timed
 
 import saddleflow as sf
-from saddleflow import geometry
-from saddleflow.curvature import EntryCurvature
-from saddleflow.jacobian import flow_jacobian
-from saddleflow.preparation import START_SHARE
+from saddleflow.flow.arguments import START_SHARE
+from saddleflow.flow.jacobian import flow_jacobian
+from saddleflow.problem import geometry
+from saddleflow.problem.curvature import EntryCurvature
 from saddleflow.solvers import Plain
 
 # Peers driven from the host call one small function at a time: dispatched in order, that is twice as fast.

@@ -23,7 +23,8 @@ from rich.table import Table
 from timing import in_turn
 
 import saddleflow as sf
-from saddleflow import geometry, plotting
+from saddleflow.flow import plotting
+from saddleflow.problem import geometry
 
 CONSOLE = Console()
 LOOP_LIMIT, LOOP_RTOL = 6.0, 1e-4  # times the sweep's seconds; an explicit step's errors add up

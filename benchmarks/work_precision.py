@@ -24,9 +24,9 @@ from problems import DENSE_SIZE, Problem, problems, unit_costs
 from rich.console import Console
 from rich.table import Table
 
-from saddleflow import plotting
-from saddleflow.files import written_whole
-from saddleflow.jacobian import flow_jacobian
+from saddleflow._backend.files import written_whole
+from saddleflow.flow import plotting
+from saddleflow.flow.jacobian import flow_jacobian
 from saddleflow.solvers import RODAS5P, Rosenbrock
 
 try:

@@ -13,18 +13,19 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from saddleflow import __version__, claims, plotting
-from saddleflow.checks import require
-from saddleflow.costs import MatrixCompletion
+from saddleflow import __version__, claims
+from saddleflow._backend.checks import require
+from saddleflow._backend.files import check_writable, written_whole
+from saddleflow._backend.programs import cache_programs
+from saddleflow.api import gradient_flow
 from saddleflow.figures import FIGURES
 from saddleflow.figures.common import targets
-from saddleflow.files import check_writable, written_whole
-from saddleflow.flow import gradient_flow
-from saddleflow.network import gaussian
-from saddleflow.programs import cache_programs
-from saddleflow.reading import read_matrix
-from saddleflow.sweep import sweep as run_sweep
-from saddleflow.trajectory import Trajectory
+from saddleflow.flow import plotting
+from saddleflow.flow.trajectory import Trajectory
+from saddleflow.problem.costs import MatrixCompletion
+from saddleflow.problem.network import gaussian
+from saddleflow.problem.reading import read_matrix
+from saddleflow.sweeps.sweep import sweep as run_sweep
 
 app = typer.Typer(
     help="Gradient flow of deep linear networks, solved exactly as a stiff ODE.",

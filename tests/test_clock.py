@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saddleflow.clock import FINEST_STEP, Clock, SegmentedTime
+from saddleflow.flow.clock import FINEST_STEP, Clock, SegmentedTime
 
 
 def test_a_burst_after_a_huge_plateau_is_resolved():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import saddleflow as sf
-from saddleflow import comparison, geometry
+from saddleflow.greedy import comparison
+from saddleflow.problem import geometry
 
 COST = sf.MeanSquaredError.teacher(np.array([[3.0, 0.5, 0.0], [0.0, 1.5, 0.2], [0.1, 0.0, 0.3]]))
 

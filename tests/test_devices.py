@@ -7,7 +7,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import saddleflow as sf
-from saddleflow.devices import ACCELERATOR_LANES, check_memory, lanes_per_program, one_lapack_thread
+from saddleflow._backend.devices import ACCELERATOR_LANES, check_memory, lanes_per_program, one_lapack_thread
 
 
 def lapack_threads():

@@ -8,7 +8,7 @@ import pytest
 
 import saddleflow as sf
 from saddleflow import theory
-from saddleflow.jacobian import flow_jacobian
+from saddleflow.flow.jacobian import flow_jacobian
 from saddleflow.solvers import Rosenbrock
 
 RTOLS = (1e-4, 1e-6, 1e-8)

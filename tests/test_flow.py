@@ -7,7 +7,8 @@ import pytest
 from test_costs import HuberCompletion
 
 import saddleflow as sf
-from saddleflow import flow, runs
+from saddleflow.flow import solve as flow
+from saddleflow.flow import state as runs
 from saddleflow.solvers import Rosenbrock
 
 

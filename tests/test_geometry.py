@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import saddleflow as sf
-from saddleflow import geometry
+from saddleflow.problem import geometry
 
 CASES = [(depth, width, shape) for depth in range(2, 7) for width, shape in ((6, (4, 4)), (5, (3, 7)), (5, (7, 2)))]
 CASES += [(4, (3, 8, 5), (4, 6))]

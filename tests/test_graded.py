@@ -5,7 +5,7 @@ import pytest
 from test_costs import costs
 
 import saddleflow as sf
-from saddleflow.graded import Frame, FramedCost, grade
+from saddleflow.flow.graded import Frame, FramedCost, grade
 
 NETWORK = sf.gaussian(jax.random.key(1), depth=4, width=(5, 7, 6), shape=(4, 3), variance=0.5)
 

@@ -5,7 +5,9 @@ import pytest
 import xarray as xr
 
 import saddleflow as sf
-from saddleflow import geometry, greedy, growing
+from saddleflow.greedy import algorithms as greedy
+from saddleflow.greedy import growing
+from saddleflow.problem import geometry
 
 
 def quiet(cost, depth, **arguments):

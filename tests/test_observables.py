@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import saddleflow as sf
-from saddleflow import observables as obs
+from saddleflow.flow import observables as obs
 
 COST = sf.MatrixCompletion.random(jax.random.key(0), shape=(4, 5), rank=2)
 NETWORK = sf.gaussian(jax.random.key(1), depth=3, width=6, shape=(4, 5), variance=0.5)

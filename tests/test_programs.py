@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import saddleflow as sf
-from saddleflow import programs
+from saddleflow._backend import programs
 
 CODE = """
 import sys, jax

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 import saddleflow as sf
-from saddleflow import flow
+from saddleflow.flow import solve as flow
 
 COST = sf.MatrixCompletion.random(jax.random.key(3), shape=(3, 3), rank=2, observed=0.8)
 COUNT, CHUNK = 400, 50

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import saddleflow as sf
-from saddleflow import lanes
+from saddleflow.sweeps import lanes
 
 COST = sf.MatrixCompletion.random(jax.random.key(1), shape=(3, 3), rank=1, observed=0.75)
 GRID = {"depth": 3, "gamma": [1.0, 1.5], "seed": [0, 1], "rtol": 1e-4, "t1": 20.0, "save_at": [0.0, 1.0, 5.0, 20.0]}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import saddleflow as sf
-from saddleflow import certificate, observables
-from saddleflow.reduction import Snapshots
+from saddleflow.flow import observables
+from saddleflow.width.projected import Snapshots
 
 COST = sf.MatrixCompletion.random(jax.random.key(3), shape=(3, 3), rank=2, observed=0.9)
 

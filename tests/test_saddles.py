@@ -9,8 +9,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import saddleflow as sf
-from saddleflow.saddles import find_dips
-from saddleflow.stationary import hessian_spectrum, polish
+from saddleflow.flow.visits import find_dips
+from saddleflow.problem.stationary import hessian_spectrum, polish
 
 STRENGTHS = np.array([3.0, 2.0, 1.0])
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import saddleflow as sf
-from saddleflow import geometry, stationary
+from saddleflow.problem import geometry, stationary
 
 TARGET = np.diag([3.0, 2.0, 1.0, 0.5])
 COST = sf.MeanSquaredError.teacher(TARGET)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import saddleflow as sf
-from saddleflow import lanes
-from saddleflow.chunks import Options, cut, run_chunks
-from saddleflow.sweep import _grid
+from saddleflow.sweeps import lanes
+from saddleflow.sweeps.chunks import Options, cut, run_chunks
+from saddleflow.sweeps.sweep import _grid
 
 COST = sf.MatrixCompletion.random(jax.random.key(1), shape=(4, 4), rank=2, observed=0.75)
 GRID = {"depth": 3, "width": 6, "gamma": [1.0, 1.5], "seed": [0, 1, 2]}

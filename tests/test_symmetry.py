@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import saddleflow as sf
-from saddleflow.geometry import norm
+from saddleflow.problem.geometry import norm
 
 KEY = jax.random.key(0)
 NETWORK = sf.gaussian(KEY, depth=4, width=(5, 3, 4), shape=(2, 6), variance=1.0)

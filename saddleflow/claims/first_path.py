@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import saddleflow.theory as exact
+from saddleflow.api import gradient_flow
 from saddleflow.claims.ledger import Claim, Finding, Size, exponents
-from saddleflow.comparison import Curve, StageComparison, compare
-from saddleflow.costs import MeanSquaredError
-from saddleflow.flow import gradient_flow
-from saddleflow.greedy import saddle_to_saddle
-from saddleflow.network import DeepLinearNetwork, balanced, gaussian
-from saddleflow.paths import GreedyPath
-from saddleflow.trajectory import Trajectory
+from saddleflow.flow.trajectory import Trajectory
+from saddleflow.greedy.algorithms import saddle_to_saddle
+from saddleflow.greedy.comparison import Curve, StageComparison, compare
+from saddleflow.greedy.paths import GreedyPath
+from saddleflow.problem.costs import MeanSquaredError
+from saddleflow.problem.network import DeepLinearNetwork, balanced, gaussian
 
 STRENGTHS, SHAPE, WIDTH = (1.0, 0.5, 0.25), (5, 5), 20
 # Of the flows and of the path: distances down to 1e-6 are measured, between steps by cubic interpolation.

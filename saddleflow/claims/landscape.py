@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import saddleflow.theory as exact
-from saddleflow import geometry
+from saddleflow.api import gradient_flow
 from saddleflow.claims.ledger import Claim, Finding, Size
-from saddleflow.costs import MatrixCompletion, MeanSquaredError
-from saddleflow.flow import gradient_flow
-from saddleflow.network import DeepLinearNetwork, balanced, gaussian
-from saddleflow.stationary import hessian_spectrum
-from saddleflow.symmetry import include, rotate
+from saddleflow.problem import geometry
+from saddleflow.problem.costs import MatrixCompletion, MeanSquaredError
+from saddleflow.problem.network import DeepLinearNetwork, balanced, gaussian
+from saddleflow.problem.stationary import hessian_spectrum
+from saddleflow.problem.symmetry import include, rotate
 
 STRENGTHS, WIDTH = np.array([3.0, 2.0, 1.0]), 6
 ROUNDING = 1e-8  # of eigenvalues: Lanczos and rounding, relative to the largest

@@ -19,9 +19,9 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 from rich.table import Table
 from scipy import stats
 
-from saddleflow.checks import require
-from saddleflow.files import written_whole
-from saddleflow.trajectory import versions
+from saddleflow._backend.checks import require
+from saddleflow._backend.files import written_whole
+from saddleflow.flow.trajectory import versions
 
 WORKERS = 2  # groups of claims at once
 

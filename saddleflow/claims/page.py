@@ -6,9 +6,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from saddleflow import plotting
+from saddleflow._backend.files import written_whole
 from saddleflow.claims.ledger import Entry, Finding, Ledger
-from saddleflow.files import written_whole
+from saddleflow.flow import plotting
 
 MARKS = {"holds": "holds", "fails": "**fails**", "error": "**ended in an error**"}
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,13 +10,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 import saddleflow.theory as exact
-from saddleflow import flow
+from saddleflow._backend.programs import compiled
+from saddleflow.api import integrate
 from saddleflow.claims.ledger import Claim, Finding, Size, exponents
-from saddleflow.costs import MatrixCompletion
-from saddleflow.network import DeepLinearNetwork
-from saddleflow.preparation import prepare
-from saddleflow.programs import compiled
-from saddleflow.reduced_law import SampledNetwork, sample_reduced
+from saddleflow.flow.graded import is_tiny
+from saddleflow.problem.costs import MatrixCompletion
+from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.width.sampled import SampledNetwork, sample_reduced
 
 SHAPE, RTOL, LEVELS = (5, 5), 1e-6, 6
 SHARE = 0.6  # the plateau ends where the train cost has fallen to this share of its value at A = 0
@@ -62,27 +61,22 @@ def first_plateaus(
     """
     starts = [lane(depth, width, gamma, seed, levels).network for seed in seeds]
     end = plateau_end()
-    how: dict[str, Any] = {"rtol": RTOL, "stop": end, "max_saves": 1000}
-    prepared = [prepare(end.cost, network, **how) for network in starts]
-    batch, numbers = (
-        jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *trees)
-        for trees in (starts, [settings for settings, _ in prepared])
-    )
-    return np.asarray(_crossings(batch, numbers, prepared[0][1], end))
+    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    return np.asarray(_crossings(batch, end, is_tiny(end.cost, starts[0])))
 
 
 @compiled
-def _crossings(networks, settings, method, end):
+def _crossings(networks, end, graded):
     """Times at which the cost falls to the level, linear within the last step, which ended below it."""
 
-    def crossing(network, settings):
-        state = flow.integrate(end.cost, network, settings, method)
-        ends = state.num_rows - 2 + jnp.arange(2)
-        before, after = jax.vmap(end.cost)(state.rows["end_to_end"][ends])
-        early, late = state.rows["time"][ends]
+    def crossing(network):
+        flow = integrate(end.cost, network, rtol=RTOL, stop=end, max_saves=1000, graded=graded)
+        ends = flow.num_rows - 2 + jnp.arange(2)
+        before, after = jax.vmap(end.cost)(flow.end_to_end[ends])
+        early, late = flow.time[ends]
         return early + (late - early) * (before - end.level) / (before - after)
 
-    return jax.vmap(crossing)(networks, settings)
+    return jax.vmap(crossing)(networks)
 
 
 WIDTHS: dict[Size, tuple[int, ...]] = {

@@ -12,10 +12,10 @@ from jaxtyping import PRNGKeyArray
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from saddleflow import plotting
-from saddleflow.costs import MatrixCompletion
-from saddleflow.files import check_writable, written_whole
-from saddleflow.paths import GreedyPath
+from saddleflow._backend.files import check_writable, written_whole
+from saddleflow.flow import plotting
+from saddleflow.greedy.paths import GreedyPath
+from saddleflow.problem.costs import MatrixCompletion
 
 # As in the paper: the first, second and third path.
 STAGE_COLOURS = (plotting.ORANGE, plotting.GREEN, plotting.RED)

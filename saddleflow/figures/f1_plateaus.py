@@ -21,15 +21,15 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from saddleflow import plotting
-from saddleflow.checks import require
-from saddleflow.comparison import align, lift
+from saddleflow._backend.checks import require
+from saddleflow.api import gradient_flow
 from saddleflow.figures import common
-from saddleflow.flow import gradient_flow
-from saddleflow.greedy import saddle_to_saddle
-from saddleflow.network import DeepLinearNetwork, gaussian
-from saddleflow.symmetry import include
-from saddleflow.trajectory import Trajectory, versions
+from saddleflow.flow import plotting
+from saddleflow.flow.trajectory import Trajectory, versions
+from saddleflow.greedy.algorithms import saddle_to_saddle
+from saddleflow.greedy.comparison import align, lift
+from saddleflow.problem.network import DeepLinearNetwork, gaussian
+from saddleflow.problem.symmetry import include
 
 
 def compute(

@@ -18,10 +18,10 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from saddleflow import plotting
-from saddleflow.costs import MeanSquaredError
 from saddleflow.figures.common import write_files
-from saddleflow.sweep import sweep
+from saddleflow.flow import plotting
+from saddleflow.problem.costs import MeanSquaredError
+from saddleflow.sweeps.sweep import sweep
 
 NAMES = {0: "NTK", 1: "mean-field", 2: "saddle-to-saddle"}  # of the gammas below, at and above 1
 

@@ -14,10 +14,10 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from saddleflow import plotting
-from saddleflow.costs import MatrixCompletion
 from saddleflow.figures.common import write_files
-from saddleflow.sweep import sweep
+from saddleflow.flow import plotting
+from saddleflow.problem.costs import MatrixCompletion
+from saddleflow.sweeps.sweep import sweep
 
 
 def compute(

@@ -22,13 +22,13 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from saddleflow import plotting
-from saddleflow.checks import require
+from saddleflow._backend.checks import require
+from saddleflow.api import gradient_flow
 from saddleflow.figures import common
-from saddleflow.flow import gradient_flow
-from saddleflow.greedy import saddle_to_saddle
-from saddleflow.network import gaussian
-from saddleflow.trajectory import versions
+from saddleflow.flow import plotting
+from saddleflow.flow.trajectory import versions
+from saddleflow.greedy.algorithms import saddle_to_saddle
+from saddleflow.problem.network import gaussian
 
 COLOURS = (plotting.BLUE, plotting.PURPLE, plotting.RED) * 9
 

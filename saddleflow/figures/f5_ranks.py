@@ -12,9 +12,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 from scipy.signal import find_peaks
 
-from saddleflow import plotting
 from saddleflow.figures.common import write_files
 from saddleflow.figures.f2_regimes import NAMES, compute, regime
+from saddleflow.flow import plotting
 
 __all__ = ["compute", "draw", "verdicts", "write"]  # `compute`: the sweep of figure 2 has all that figure 5 shows
 

@@ -1,6 +1,6 @@
 """Solvers of our own for stiff gradient flows, as diffrax solvers; nothing here knows what a network is."""
 
-from saddleflow.solvers.controller import PredictiveController
+from saddleflow.solvers.controller import PredictiveController, amplified
 from saddleflow.solvers.krylov import ConjugateBasis, conjugate_solve
 from saddleflow.solvers.local_model import MAX_ASYMMETRY, LocalModel, Plain, PlainModel, asymmetry
 from saddleflow.solvers.rosenbrock import Rosenbrock
@@ -23,6 +23,7 @@ __all__ = [
     "Switching",
     "Tableau",
     "Work",
+    "amplified",
     "asymmetry",
     "conjugate_solve",
 ]

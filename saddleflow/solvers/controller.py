@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 from optimistix import rms_norm
 
-from saddleflow.checks import is_concrete, require, require_positive
+from saddleflow._backend.checks import is_concrete, require, require_positive
 
 # (y0, y1, error of y1) -> relative error of some quantity that the state stands for.
 RelativeError = Callable[[Any, Any, Any], Float[Array, ""]]

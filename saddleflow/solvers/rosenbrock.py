@@ -14,7 +14,7 @@ import jax.tree_util as jtu
 from diffrax import RESULTS, AbstractLocalInterpolation, AbstractTerm, ODETerm
 from jaxtyping import Array, Float, PyTree
 
-from saddleflow.checks import is_concrete, require, require_integer
+from saddleflow._backend.checks import is_concrete, require, require_integer
 from saddleflow.solvers.controller import RelativeError, amplified, check_tolerance, tolerances_like
 from saddleflow.solvers.krylov import ConjugateBasis, conjugate_solve
 from saddleflow.solvers.local_model import MAX_ASYMMETRY, LocalModel, Plain, asymmetry

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 class Work(eqx.Module):
     """What a solve has cost, counted in the solver's state.
 
-    diffrax drops the state of a rejected step, so there it counts accepted steps only; `saddleflow.stepping`
+    diffrax drops the state of a rejected step, so there it counts accepted steps only; `saddleflow.flow.loop`
     keeps it (`CountingSolver.rejected_state`). A time derivative, where the vector field has one, is not counted.
     """
 

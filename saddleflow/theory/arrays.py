@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from saddleflow.checks import require, require_finite
+from saddleflow._backend.checks import require, require_finite
 
 
 def as_vector(argument: str, values: np.ndarray) -> Float[np.ndarray, "_"]:

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from saddleflow.checks import require, require_integer
+from saddleflow._backend.checks import require, require_integer
 from saddleflow.theory.arrays import as_matrix
 from saddleflow.theory.layers import Layers, as_layers, flatten, products, pull_back, push_forward, unflatten
 

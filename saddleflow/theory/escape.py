@@ -12,7 +12,7 @@ s_1(G).
 import numpy as np
 from jaxtyping import Float
 
-from saddleflow.checks import require, require_integer, require_positive
+from saddleflow._backend.checks import require, require_integer, require_positive
 from saddleflow.theory.arrays import as_matrix, as_vector
 
 

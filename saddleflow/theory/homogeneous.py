@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.integrate import DOP853
 
-from saddleflow.checks import require
+from saddleflow._backend.checks import require
 from saddleflow.theory.arrays import as_matrix
 from saddleflow.theory.escape import escape_speed
 from saddleflow.theory.layers import Layers, as_layers, flatten, products, pull_back, unflatten

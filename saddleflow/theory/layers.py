@@ -10,7 +10,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 from jaxtyping import Float
 
-from saddleflow.checks import require
+from saddleflow._backend.checks import require
 from saddleflow.theory.arrays import as_matrix
 
 Layers = list[Float[np.ndarray, "_ _"]]

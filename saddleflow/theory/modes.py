@@ -14,7 +14,7 @@ from jaxtyping import Float
 from scipy.optimize import elementwise
 from scipy.special import expit, exprel, log1p
 
-from saddleflow.checks import require, require_integer, require_positive
+from saddleflow._backend.checks import require, require_integer, require_positive
 from saddleflow.theory.arrays import as_times, as_vector
 
 

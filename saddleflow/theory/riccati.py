@@ -12,7 +12,7 @@ from jaxtyping import Float
 from scipy.linalg import qr, solve_triangular
 from scipy.special import exprel
 
-from saddleflow.checks import require, require_positive
+from saddleflow._backend.checks import require, require_positive
 from saddleflow.theory.arrays import as_matrix, as_times
 
 # Largest growth exponent of one substep: e^300 and its square are far from overflow.

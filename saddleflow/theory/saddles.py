@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from saddleflow.checks import require, require_integer
+from saddleflow._backend.checks import require, require_integer
 from saddleflow.theory.arrays import as_matrix, as_vector
 
 

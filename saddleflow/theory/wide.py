@@ -8,7 +8,7 @@ all L - 1 hidden layers have width w.
 import numpy as np
 from jaxtyping import Float
 
-from saddleflow.checks import require, require_integer, require_positive
+from saddleflow._backend.checks import require, require_integer, require_positive
 from saddleflow.theory.arrays import as_matrix, as_times
 from saddleflow.theory.integration import integrate
 

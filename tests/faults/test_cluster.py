@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from saddleflow import cluster
+from saddleflow.sweeps import cluster
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))

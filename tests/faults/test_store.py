@@ -89,7 +89,7 @@ def test_another_sweep_is_refused_and_the_difference_named(tmp_path, monkeypatch
     sweep(store, seed=[0], gamma=1.0)
     with pytest.raises(ValueError, match=r"another configuration \(rtol: stored \[0.0001\], now \[0.001\]\)"):
         sweep(store, seed=[0], gamma=1.0, rtol=1e-3)
-    monkeypatch.setattr("saddleflow.store.FORMAT", 2)
+    monkeypatch.setattr("saddleflow.sweeps.store.FORMAT", 2)
     with pytest.raises(ValueError, match="format: stored 1, now 2"):
         sweep(store, seed=[0], gamma=1.0)
     (tmp_path / "other").mkdir()
@@ -103,7 +103,7 @@ def test_another_sweep_is_refused_and_the_difference_named(tmp_path, monkeypatch
 
 def test_a_damaged_chunk_is_named_and_only_it_is_computed_again(tmp_path, undisturbed, monkeypatch):
     store = tmp_path / "sweep.zarr"
-    monkeypatch.setattr("saddleflow.store.Store.finish", lambda self, data: None)
+    monkeypatch.setattr("saddleflow.sweeps.store.Store.finish", lambda self, data: None)
     sweep(store)
     chunk = store / "chunks" / "000003"
     times = {path: path.stat().st_mtime_ns for path in (store / "chunks").iterdir()}
@@ -126,7 +126,7 @@ def test_a_full_disk_is_a_clear_error_and_nothing_else_is_lost(tmp_path, undistu
     original = resource.getrlimit(resource.RLIMIT_FSIZE)
     sweep(tmp_path / "warm.zarr", seed=[0])  # compiled files of Python and the like are there now
 
-    from saddleflow.store import Store
+    from saddleflow.sweeps.store import Store
 
     write = Store.write
 

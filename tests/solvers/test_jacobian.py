@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from test_costs import HuberCompletion
 
 import saddleflow as sf
-from saddleflow.jacobian import CompressedJacobian, flow_jacobian
+from saddleflow.flow.jacobian import CompressedJacobian, flow_jacobian
 from saddleflow.solvers import Plain, PlainModel, Rosenbrock
 
 TERM = diffrax.ODETerm(sf.geometry.gradient_flow_field)

@@ -17,8 +17,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import saddleflow as sf
-from saddleflow import flow, runs
-from saddleflow.jacobian import flow_jacobian
+from saddleflow.flow import solve as flow
+from saddleflow.flow import state as runs
+from saddleflow.flow.jacobian import flow_jacobian
 from saddleflow.solvers import RODAS4, RODAS4P, RODAS5P, Plain, PredictiveController, Rosenbrock, Work, asymmetry
 
 TABLEAUS = (RODAS4, RODAS4P, RODAS5P)

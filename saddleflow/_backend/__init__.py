@@ -1,0 +1,1 @@
+"""What the packages above rest on: checks of input, files, devices, compiled programs, linear algebra, meters."""

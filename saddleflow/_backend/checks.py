@@ -1,0 +1,100 @@
+"""How this package speaks about bad input: argument, what was expected, what came, the remedy."""
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Float
+
+from saddleflow._backend.precision import float64_is_enabled
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def require(condition: Any, argument: str, expected: str, value: Any, remedy: str = "") -> None:
+    """Raise a `ValueError` naming the argument, the expectation, the value and the remedy.
+
+    Args:
+        condition: what must hold; anything false raises.
+        argument: name of the offending argument, as the user wrote it.
+        expected: the expectation, continuing "must ...".
+        value: what came; anything with a short repr.
+        remedy: what to do about it.
+    """
+    if not condition:
+        raise ValueError(f"`{argument}` must {expected}, but got {value!r}. {remedy}".rstrip())
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether the value can be looked at now, or is an abstract tracer inside `jit` or `vmap`."""
+    return not isinstance(value, Tracer)
+
+
+def require_finite(argument: str, value: Any, remedy: str = "") -> None:
+    """Refuse NaN and infinity, naming the first bad entry (concrete arrays only)."""
+    if is_concrete(value):
+        bad = np.argwhere(~np.isfinite(np.asarray(value)))
+        if len(bad):
+            entry = tuple(int(i) for i in bad[0])
+            found = f"{np.asarray(value)[entry]} at entry {entry}" if entry else float(value)
+            require(False, argument, "be finite", found, remedy)
+
+
+def require_positive(argument: str, value: Any, remedy: str = "") -> None:
+    """Refuse scalars that are not finite and above zero (concrete ones only)."""
+    if is_concrete(value):
+        number = float(value)
+        require(math.isfinite(number) and number > 0, argument, "be finite and positive", number, remedy)
+
+
+def require_integer(argument: str, value: Any, minimum: int, remedy: str = "") -> None:
+    """Refuse anything but an integer of at least `minimum`."""
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    require(is_integer and value >= minimum, argument, f"be an integer >= {minimum}", value, remedy)
+
+
+def require_float64(argument: str, value: Any) -> None:
+    """Refuse arrays of another dtype than float64, with the reason."""
+    dtype = getattr(value, "dtype", None)
+    remedy = "Small initialisations vanish in float32: convert with `.astype('float64')`."
+    if not float64_is_enabled():
+        remedy = "saddleflow needs float64, which is switched off: leave jax_enable_x64 on, as `import saddleflow` sets it."
+    require(dtype == np.float64, argument, "hold float64 numbers", str(dtype), remedy)
+
+
+def check_save_at(save_at: Any, t1: float | None) -> tuple[Float[np.ndarray, " times"], float]:
+    """The times to save at, and the end of the run: `t1`, or the last of the times."""
+    times = np.atleast_1d(np.asarray(save_at, float))
+    require(times.ndim == 1 and times.size > 0, "save_at", "be a list of times", f"shape {times.shape}")
+    require_finite("save_at", times)
+    require(bool(np.all(np.diff(times) >= 0)), "save_at", "be sorted", save_at, "Pass sorted(save_at).")
+    require(bool(times[0] >= 0), "save_at", "not be negative", float(times[0]), "Runs start at t = 0.")
+    last = float(times[-1])
+    require(last > 0 or t1 is not None, "save_at", "reach beyond t = 0", last)
+    require(t1 is None or last <= t1, "save_at", f"end by t1 = {t1}", last)
+    return times, last if t1 is None else t1
+
+
+def named_arguments(function: Function) -> Function:
+    """A decorator: a keyword that the function does not take is answered with the nearest one that it takes.
+
+    Raises:
+        TypeError: as Python does by itself; the message adds the suggestion.
+    """
+    known = [name for name, p in inspect.signature(function).parameters.items() if p.kind != p.VAR_KEYWORD]
+
+    @wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        for name in named:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(known)}."
+                raise TypeError(f"`{name}` is no argument of {function.__name__}. {hint}")
+        return function(*arguments, **named)
+
+    return call  # type: ignore[return-value]

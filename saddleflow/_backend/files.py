@@ -1,0 +1,44 @@
+"""Writing files whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from saddleflow._backend.checks import require
+
+
+def check_writable(path: str | Path, force: bool = False) -> Path:
+    """Refuse an output path that exists (unless `force`) or cannot be written; returns it as a Path.
+
+    Raises:
+        ValueError: the path exists, its folder does not, or may not be written to.
+    """
+    path = Path(path)
+    require(force or not path.exists(), "path", "not exist yet", str(path), "Pass force=True (--force).")
+    require(not path.is_dir(), "path", "be a file", f"{path}, a folder")
+    require(path.parent.is_dir(), "path", "lie in an existing folder", str(path), "Create the folder first.")
+    require(os.access(path.parent, os.W_OK), "path", "lie in a folder you may write to", str(path))
+    return path
+
+
+@contextmanager
+def written_whole(path: str | Path, force: bool = False) -> Iterator[Path]:
+    """Give a temporary path in the same folder, moved onto `path` at the end; removed on any error or Ctrl-C."""
+    path = check_writable(path, force)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes it private
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,190 @@
+"""What users call to solve a flow: `gradient_flow`, and `integrate` for their own `jit` and `vmap`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import diffrax
+from jaxtyping import Array, Bool
+
+from saddleflow._backend.checks import is_concrete, named_arguments
+from saddleflow._backend.devices import one_lapack_thread
+from saddleflow.flow import solve
+from saddleflow.flow.arguments import FlowOptions
+from saddleflow.flow.solve import IntegratedFlow
+from saddleflow.flow.trajectory import Trajectory
+from saddleflow.problem.costs import Cost
+from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.width.adaptive import reduce_where_smaller, solve_reduced
+from saddleflow.width.projected import ReducedNetwork
+
+
+@named_arguments
+@one_lapack_thread()
+def gradient_flow(
+    cost: Cost,
+    network: DeepLinearNetwork | ReducedNetwork,
+    *,
+    rtol: float = 1e-6,
+    t1: float | None = None,
+    save_at: Any = None,
+    solver: diffrax.AbstractSolver | None = None,
+    observables: Mapping[str, Any] | Sequence[str] | None = None,
+    stop: Callable[[Array, DeepLinearNetwork], Bool[Array, ""]] | None = None,
+    save_networks: bool = False,
+    max_saves: int = 1000,
+    saves_per_step: int = 1,
+    max_steps: int = 1_000_000,
+    max_seconds: float | None = None,
+    gradient_tolerance: float = 1e-4,
+    rank_tolerance: float | None = None,
+    graded: bool | None = None,
+    progress: bool = True,
+    reduce_width: str | None = None,
+) -> Trajectory:
+    """Solve `dtheta/dt = -grad C(A(theta))` from the network, to the end or to a named reason.
+
+    The run ends "converged" only with a certificate: `|grad C(A)|_F` at most `gradient_tolerance` times its
+    value at A = 0 (or at the start, where that is zero), which for a convex C means a minimum. A saddle, where only
+    the gradient in theta vanishes, never ends a run that way. With `save_at` the run always goes on to the
+    last of the times.
+
+        cost = sf.MatrixCompletion.random(jax.random.key(0))
+        start = sf.gaussian(jax.random.key(1), depth=3, width=50, shape=cost.shape, gamma=1.5)
+        trajectory = sf.gradient_flow(cost, start)
+
+    Args:
+        cost: the convex cost C.
+        network: the start theta_0, layers in float64; or a reduced one (`reduce_width`, `sample_reduced`), whose
+            run is repeated in larger bases until the estimated error of A is below its tolerance.
+        rtol: relative tolerance, 1e-13 <= rtol < 1. Every entry is controlled relative to its own size or a
+            share of the start's typical entry, whichever is larger: free of any scale, so alpha * theta_0
+            is solved as carefully as theta_0. A is held to 10 rtol where errors of many entries add up in it.
+        t1: end of the run, in time of the flow; None runs until something else ends it.
+        save_at: sorted times to save at (dense output); None saves the solver's own steps, thinned to at
+            most `max_saves` rows, start and end always among them.
+        solver: any adaptive diffrax solver; default: `saddleflow.solvers.Switching`, which takes matrix-free
+            stiff steps and explicit ones as the flow demands (from tiny starts its stiff part alone, `Rosenbrock`).
+        observables: a mapping from names to functions (cost, network) -> array, or names of registered ones
+            (`saddleflow.observables.REGISTRY`), evaluated inside the loop at every saved time.
+        stop: a function (time, network) -> boolean that ends the run after an accepted step ("stop").
+        save_networks: keep the whole network at every saved time.
+        max_saves: rows kept at most where the solver's own steps are saved; at least 4.
+        saves_per_step: rows of each of those steps: its end, and places before by dense output, for smoother curves.
+        max_steps: steps at most, accepted and rejected ones.
+        max_seconds: wall-clock budget in seconds, compilation included, kept to within about one burst (.2 s).
+        gradient_tolerance: of the certificate, 1e-13 <= gradient_tolerance < 1.
+        rank_tolerance: absolute cut for the numerical rank; None: a hundredth of the largest
+            singular value until the cost has fallen half-way.
+        graded: solve in graded coordinates (`saddleflow.flow.graded`), which tiny starts need; None decides by the
+            start's size. The default solver only; what is returned is in the coordinates of the start either way.
+        progress: show a meter on terminals and in notebooks.
+        reduce_width: "auto" reduces the width where the small network is smaller than half the full one, to
+            an error in A of at most 10 * rtol of the largest |A|.
+
+    Returns:
+        The trajectory, whatever happened: a failed run ends with its reason, not with an exception, and keeps
+        all that was computed up to the failure.
+
+    Raises:
+        ValueError: bad arguments, named with value and remedy; a call under `jit` or `vmap`.
+    """
+    layers = getattr(network, "network", network).layers
+    if not is_concrete(layers[0]):
+        raise ValueError(
+            "`network` must be concrete, but got a tracer: gradient_flow runs on the host, outside of jit and vmap. "
+            "Call saddleflow.integrate there, the same flow as a pure function of arrays."
+        )
+    options = FlowOptions(
+        rtol=rtol,
+        t1=t1,
+        save_at=save_at,
+        solver=solver,
+        observables=observables,
+        stop=stop,
+        save_networks=save_networks,
+        max_saves=max_saves,
+        saves_per_step=saves_per_step,
+        max_steps=max_steps,
+        max_seconds=max_seconds,
+        gradient_tolerance=gradient_tolerance,
+        rank_tolerance=rank_tolerance,
+        graded=graded,
+        progress=progress,
+    )
+    start = reduce_where_smaller(network, reduce_width)
+    if isinstance(start, ReducedNetwork):
+        return solve_reduced(cost, start, options)
+    return solve.solve(cost, start, options)
+
+
+@named_arguments
+def integrate(
+    cost: Cost,
+    network: DeepLinearNetwork,
+    *,
+    rtol: Any = 1e-6,
+    t1: Any = None,
+    save_at: Any = None,
+    solver: diffrax.AbstractSolver | None = None,
+    observables: Mapping[str, Any] | Sequence[str] | None = None,
+    stop: Callable[[Array, DeepLinearNetwork], Bool[Array, ""]] | None = None,
+    save_networks: bool = False,
+    max_saves: int = 64,
+    saves_per_step: int = 1,
+    max_steps: int = 1_000_000,
+    gradient_tolerance: Any = 1e-4,
+    graded: bool | None = None,
+) -> IntegratedFlow:
+    """The flow as a pure function of arrays, for your own `jax.jit`, `jax.vmap` and `jax.lax.map`.
+
+    The same method as `gradient_flow`, without its meter, budget in seconds and trajectory. All arguments are as
+    there; rtol, t1, gradient_tolerance and the leaves of cost and network may be traced. It is not for reverse-mode
+    differentiation.
+
+        def final(key):
+            start = sf.gaussian(key, depth=3, width=20, shape=cost.shape, gamma=1.5)
+            return sf.integrate(cost, start, t1=100.0).network.end_to_end()
+
+        matrices = jax.jit(jax.vmap(final))(jax.random.split(jax.random.key(0), 8))   # (8, n_out, n_in)
+
+    Where the start is traced its size is not known: `graded=None` then means False, so pass `graded=True` for starts
+    as tiny as alpha = 1e-4 or less. `max_saves` is smaller than that of `gradient_flow`, as every lane holds so many.
+
+    Args:
+        cost: the convex cost C.
+        network: the start, layers in float64; reduced networks by their small one, `reduced.network`.
+        rtol: relative tolerance, 1e-13 <= rtol < 1.
+        t1: end of the flow; None: a certified minimum.
+        save_at: sorted times to save at, concrete; None: the solver's own steps, thinned to `max_saves` rows. The end
+            is always among them with `save_at` only; else see `network` and `end_time` of the result.
+        solver: any adaptive diffrax solver; None: the default.
+        observables: as in `gradient_flow`.
+        stop: as in `gradient_flow`.
+        save_networks: keep the network at every row.
+        max_saves: rows held at most without `save_at`; at least 4.
+        saves_per_step: rows of each of the solver's steps.
+        max_steps: steps at most, accepted and rejected ones.
+        gradient_tolerance: of the certificate.
+        graded: graded coordinates; see above.
+
+    Returns:
+        Arrays of fixed size; see `IntegratedFlow`.
+
+    Raises:
+        ValueError: bad arguments, as far as they are concrete.
+    """
+    options = FlowOptions(
+        rtol=rtol,
+        t1=t1,
+        save_at=save_at,
+        solver=solver,
+        observables=observables,
+        stop=stop,
+        save_networks=save_networks,
+        max_saves=max_saves,
+        saves_per_step=saves_per_step,
+        max_steps=max_steps,
+        gradient_tolerance=gradient_tolerance,
+        graded=graded,
+    )
+    return solve.integrate(cost, network, options)

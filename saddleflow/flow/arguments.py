@@ -1,0 +1,189 @@
+"""The options of a flow: one object, checked once, and split into the numbers of the run and its method."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from saddleflow._backend.checks import (
+    check_save_at,
+    is_concrete,
+    require,
+    require_finite,
+    require_integer,
+    require_positive,
+)
+from saddleflow.flow import observables as obs
+from saddleflow.flow.graded import is_tiny
+from saddleflow.flow.jacobian import flow_jacobian
+from saddleflow.flow.state import Method, Settings
+from saddleflow.problem import geometry
+from saddleflow.problem.costs import Cost
+from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.solvers import MAX_ASYMMETRY, CountingSolver, Rosenbrock, Switching, asymmetry
+
+# The error of an entry is weighed against max(|entry|, this share of the start's rms entry): relative to what
+# the start holds, at every initialisation scale.
+START_SHARE = 0.2
+
+# The stiff method as it fits networks.
+STIFF = Rosenbrock(local_model=flow_jacobian, check_symmetry=False)
+
+# Networks kept near saddles hold this many numbers at most (but four networks always).
+MAX_DIP_NUMBERS = 10_000_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FlowOptions:
+    """How a flow is to be solved and what of it is kept; `gradient_flow` documents each option.
+
+    Numbers (rtol, t1, gradient_tolerance) may be traced. Observables are resolved to functions, `save_at` to an array
+    and `t1` to the last of its times where it was left out.
+
+    Raises:
+        ValueError: a bad option, named with value and remedy.
+    """
+
+    rtol: Any = 1e-6
+    t1: Any = None
+    save_at: Any = None
+    solver: diffrax.AbstractSolver | None = None
+    observables: Mapping[str, Any] | Sequence[str] | None = None
+    stop: Callable[[Array, DeepLinearNetwork], Bool[Array, ""]] | None = None
+    save_networks: bool = False
+    max_saves: int = 1000
+    saves_per_step: int = 1
+    max_steps: int = 1_000_000
+    max_seconds: float | None = None
+    gradient_tolerance: Any = 1e-4
+    rank_tolerance: float | None = None
+    graded: bool | None = None
+    progress: bool = True
+
+    def __post_init__(self):
+        for name in ("rtol", "gradient_tolerance"):
+            require_tolerance(name, getattr(self, name))
+        if self.t1 is not None:
+            require_positive("t1", self.t1)
+        if self.save_at is not None:
+            save_at, t1 = check_save_at(self.save_at, self.t1)
+            object.__setattr__(self, "save_at", save_at)
+            object.__setattr__(self, "t1", t1)
+        object.__setattr__(self, "observables", obs.resolve(self.observables))
+        if self.solver is not None and not isinstance(self.solver, diffrax.AbstractAdaptiveSolver):
+            raise ValueError(
+                "`solver` must be an adaptive diffrax solver, with an error estimate, but got "
+                f"{type(self.solver).__name__}. Take diffrax.Tsit5() or wrap yours in diffrax.HalfSolver."
+            )
+        require(
+            self.solver is None or isinstance(self.solver, Rosenbrock) or not self.graded,
+            "graded",
+            "come with the default solver",
+            type(self.solver).__name__,
+            "Its error weights know the coordinates; others' do not.",
+        )
+        require_integer("max_saves", self.max_saves, 4)
+        require_integer("saves_per_step", self.saves_per_step, 1)
+        require_integer("max_steps", self.max_steps, 1)
+        for name in ("max_seconds", "rank_tolerance"):
+            if getattr(self, name) is not None:
+                require_positive(name, getattr(self, name))
+
+
+def require_tolerance(argument: str, value: Any) -> None:
+    """Refuse a relative tolerance that float64 does not resolve, or of one and more (concrete ones only)."""
+    if is_concrete(value):
+        sound = math.isfinite(value) and 1e-13 <= value < 1
+        require(sound, argument, "lie in [1e-13, 1)", value, "float64 resolves no less.")
+
+
+def check_problem(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> None:
+    """Refuse a network that does not fit its cost or is not finite, and a cost whose gradient is none.
+
+    Raises:
+        ValueError: which of them, with value and remedy.
+    """
+    require(
+        tuple(network.shape) == tuple(cost.shape),
+        "network",
+        f"have the end-to-end shape of the cost, {tuple(cost.shape)}",
+        tuple(network.shape),
+        "Shapes are (n_out, n_in).",
+    )
+    for index, layer in enumerate(network.layers):
+        require_finite(f"network.layers[{index}]", layer)
+    symmetric = options.solver is None or isinstance(options.solver, CountingSolver)
+    if symmetric and is_concrete(network.layers[0]):
+        skew = _asymmetry(_MATRIX_TERM, 0.0, network.end_to_end(), cost)
+        require(
+            not is_concrete(skew) or not skew > MAX_ASYMMETRY,
+            "cost",
+            "have a `gradient` that is the gradient of some function",
+            f"one whose derivative is not symmetric (relative asymmetry {skew:.1e})",
+            "Leave `gradient` to automatic differentiation, or take another solver, such as diffrax.Tsit5().",
+        )
+
+
+def settings_of(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> Settings:
+    """The numbers of a run from a network."""
+    rms, scale = scales(cost, network)
+    save_at = None if options.save_at is None else jnp.asarray(options.save_at)
+    return Settings(
+        rtol=jnp.asarray(options.rtol, float),
+        atol=jnp.asarray(options.rtol * START_SHARE * rms, float),
+        t1=jnp.asarray(jnp.inf if options.t1 is None else options.t1, float),
+        save_at=save_at,
+        max_steps=jnp.asarray(options.max_steps),
+        gradient_tolerance=jnp.asarray(-1.0) if save_at is not None else options.gradient_tolerance * scale,
+    )
+
+
+def method_of(options: FlowOptions, graded: bool, num_dips: int = 0) -> Method:
+    """The part of a run that is compiled in; `num_dips` networks at most are kept, for `Trajectory.saddles`."""
+    solver = options.solver
+    if solver is None:
+        # Graded coordinates are the stiff method's: a plateau among rounding is no place to be explicit.
+        solver = STIFF if graded else Switching(STIFF)
+    assert isinstance(solver, diffrax.AbstractAdaptiveSolver)
+    assert isinstance(options.observables, dict)
+    return Method(
+        solver=solver,
+        observables=options.observables,
+        stop=options.stop,
+        save_networks=options.save_networks,
+        graded=graded,
+        capacity=options.max_saves,
+        saves_per_step=options.saves_per_step,
+        num_dips=num_dips,
+    )
+
+
+def needs_grading(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> bool:
+    """Whether the run goes in graded coordinates: as asked for, else by the size of the start."""
+    if options.graded is not None:
+        return options.graded
+    return (options.solver is None or isinstance(options.solver, Rosenbrock)) and is_tiny(cost, network)
+
+
+def dip_capacity(network: DeepLinearNetwork) -> int:
+    """How many networks to keep from dips of the gradient norm: twice the ranks there are, if memory allows."""
+    return max(4, min(2 * min(network.shape) + 2, MAX_DIP_NUMBERS // network.num_parameters))
+
+
+@eqx.filter_jit  # one by one its operations take longer to compile than to run
+def scales(cost: Cost, network: DeepLinearNetwork) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Root mean square entry of the start, and the norm of grad C that convergence is measured by."""
+    rms = geometry.norm(network) / math.sqrt(network.num_parameters)
+    # Not the start's gradient: a huge start would then be certified far from any minimum.
+    at_zero = jnp.linalg.norm(cost.gradient(jnp.zeros(cost.shape)))
+    return rms, jnp.where(at_zero > 0, at_zero, jnp.linalg.norm(cost.gradient(network.end_to_end())))
+
+
+# On matrices, not on networks: a small start would hide an asymmetry in a Jacobian of its own size.
+_MATRIX_TERM = diffrax.ODETerm(lambda time, matrix, cost: cost.gradient(matrix))
+_asymmetry = eqx.filter_jit(asymmetry)

@@ -1,0 +1,71 @@
+"""Networks kept from where the gradient norm dips: near the saddles that a flow visits."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from saddleflow.flow.graded import Frame
+from saddleflow.problem.network import DeepLinearNetwork
+
+# A visit to a saddle is a dip of the gradient norm by at least this factor below its surroundings on both sides.
+# Passing near a saddle of a stretched landscape dips far deeper; solver noise on a fast stretch stays well above.
+MIN_DIP = 3.0
+
+
+class Dips(eqx.Module):
+    """The lowest point since the last rise, and the networks of the dips that a rise has confirmed."""
+
+    network: DeepLinearNetwork  # at the lowest gradient norm since the last rise, in its frame
+    frame: Frame | None
+    gradient_norm: Float[Array, ""]  # the lowest; while rising, the highest
+    time: Float[Array, ""]
+    rising: Bool[Array, ""]
+    networks: DeepLinearNetwork  # of the confirmed dips: a leading axis of dips, coordinates of the start
+    times: Float[Array, " dips"]
+    count: Int[Array, ""]  # may exceed the number of those kept
+
+    @classmethod
+    def start(
+        cls, network: DeepLinearNetwork, frame: Frame | None, gradient_norm: Float[Array, ""], capacity: int
+    ) -> "Dips":
+        """The start is the lowest point so far."""
+        empty = jax.tree.map(lambda layer: jnp.zeros((capacity, *layer.shape)), network)
+        zero = jnp.zeros(())
+        return cls(
+            network, frame, gradient_norm, zero, jnp.zeros((), bool), empty, jnp.zeros(capacity), jnp.zeros((), int)
+        )
+
+    def follow(
+        self,
+        network: DeepLinearNetwork,
+        frame: Frame | None,
+        gradient_norm: Float[Array, ""],
+        time: Float[Array, ""],
+        accepted: Bool[Array, ""],
+    ) -> "Dips":
+        """The state after one more step."""
+        lower = accepted & ~self.rising & (gradient_norm < self.gradient_norm)
+        confirmed = accepted & ~self.rising & (gradient_norm > MIN_DIP * self.gradient_norm)
+        higher = accepted & self.rising & (gradient_norm > self.gradient_norm)
+        falls = accepted & self.rising & (MIN_DIP * gradient_norm < self.gradient_norm)
+        here = lower | falls
+
+        def chosen(new: PyTree, old: PyTree) -> PyTree:
+            return jax.tree.map(lambda a, b: jnp.where(here, a, b), new, old)
+
+        def plain() -> DeepLinearNetwork:
+            return self.network if self.frame is None else self.frame.undo(self.network)
+
+        row = jax.lax.cond(confirmed, plain, lambda: jax.tree.map(jnp.zeros_like, self.network))
+        place = jnp.where(confirmed, self.count, len(self.times))
+        return Dips(
+            chosen(network, self.network),
+            chosen(frame, self.frame),
+            jnp.where(here | confirmed | higher, gradient_norm, self.gradient_norm),
+            jnp.where(here, time, self.time),
+            (self.rising | confirmed) & ~falls,
+            jax.tree.map(lambda kept, layer: kept.at[place].set(layer, mode="drop"), self.networks, row),
+            self.times.at[place].set(self.time, mode="drop"),
+            self.count + confirmed,
+        )

@@ -1,0 +1,213 @@
+"""Graded coordinates: all spaces rotated so that learned and unlearned directions do not share entries.
+
+In plain coordinates a small component of a layer is a cancellation among entries of order one, known to rounding; a
+long step of the flow amplifies that rounding until it decides the next escape. The flow is equivariant under
+rotations of the hidden spaces, so they can be turned, now and then, into the left singular bases of the layers:
+small components are then stored as small numbers and products never mix them with large ones. The input and the
+output space are turned into the singular bases of A, the cost with them: the gradient's learned components, zero
+up to rounding on a plateau, are then computed once for all layers. Computed layer by layer their rounding would
+break the conservation of balancedness, and push the learned part along its symmetries, by the length of a step.
+"""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from saddleflow._backend.checks import is_concrete
+from saddleflow._backend.linalg import svd
+from saddleflow.problem import geometry
+from saddleflow.problem.costs import Cost
+from saddleflow.problem.curvature import Curvature, Grams, Matrix
+from saddleflow.problem.network import DeepLinearNetwork
+
+EPSILON = 2.0**-52
+
+# No entry is asked to be quieter than this many roundings of its row's or column's largest.
+NOISE = 16
+
+# Rounding, amplified, over what it is compared with: from here on it shows.
+LIMIT = 500
+
+# So many turns in a row under strain, and rounding holds the run where it is. (Seen to get away: 7; to stay: 18.)
+MAX_STRAINED = 16
+
+# At rest: a step has become so long that rounding is amplified to this.
+REST = 1e-4
+
+# Below this share of learned layers unlearned ones hide under the error weights of plain coordinates, and the times
+# of later escapes suffer (docs/small_starts.md has what was seen; it does not vanish above).
+TINY = 1e-3
+
+Spectra = tuple[Float[Array, " _"], ...]
+
+
+class Frame(eqx.Module):
+    """Rotations of all spaces, input first: a network in the frame has layers `O_l W_l O_{l-1}^T`."""
+
+    rotations: tuple[Float[Array, "_ _"], ...]
+
+    @classmethod
+    def of(cls, network: DeepLinearNetwork) -> "Frame":
+        """The frame of a network as it stands: no rotation."""
+        sizes = (network.shape[1], *network.hidden_widths, network.shape[0])
+        return cls(tuple(jnp.eye(size) for size in sizes))
+
+    def undo(self, network: DeepLinearNetwork) -> DeepLinearNetwork:
+        """A network in the frame, back in the coordinates of the start."""
+        ends = zip(self.rotations, network.layers, self.rotations[1:], strict=False)
+        return DeepLinearNetwork(above.T @ layer @ below for below, layer, above in ends)
+
+    def undo_matrix(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
+        """An end-to-end matrix in the frame, back in the coordinates of the start."""
+        return self.rotations[-1].T @ matrix @ self.rotations[0]
+
+
+def grade(network: DeepLinearNetwork, frame: Frame) -> tuple[DeepLinearNetwork, Frame, Spectra]:
+    """Turn hidden space l into the left singular basis of W_l, the outer spaces into those of A.
+
+    Returns:
+        The network in the new frame, that frame, and the singular values of each layer on the way.
+    """
+    left, _, right = svd(network.end_to_end())
+    layers = list(network.layers)
+    layers[0] = layers[0] @ right.T
+    layers[-1] = left.T @ layers[-1]
+    turns, spectra = [right], []
+    for index in range(len(layers) - 1):
+        u, s, vh = svd(layers[index])
+        # the product U^T W by its small numbers, not as a cancellation of large ones
+        layers[index] = jnp.zeros(layers[index].shape).at[: len(s)].set(s[:, None] * vh[: len(s)])
+        layers[index + 1] = layers[index + 1] @ u
+        turns.append(u.T)
+        spectra.append(s)
+    turns.append(left.T)
+    spectra.append(svd(layers[-1])[1])
+    rotations = tuple(turn @ before for turn, before in zip(turns, frame.rotations, strict=True))
+    return DeepLinearNetwork(layers), Frame(rotations), tuple(spectra)
+
+
+def resolution(
+    cost: Cost, network: DeepLinearNetwork, spectra: Spectra, step_size: Float[Array, ""], strained: Int[Array, ""]
+) -> tuple[Int[Array, ""], Bool[Array, ""]]:
+    """How often in a row rounding strained the plateau that the network rests on; whether it decides the next escape.
+
+    Unlearned directions of the size a (the geometric mean over the layers, below the widest gap of their spectra)
+    grow at the rate `s_1(grad C) a^(L-2)`. A step that follows it is `lambda / rate` times longer than the fastest
+    relaxation takes, lambda the largest eigenvalue of the learned part, and amplifies rounding `eps` by that.
+    Seen for L = 3 to 5: up to `eps lambda / rate` = 440 escape times are those of larger starts to 1 %, at 610 one
+    was off by 1.4 %; strained is what is above 1. It applies at rest, where steps have become long; on the way to it
+    escapes are safe at every scale.
+    """
+    count = min(len(s) for s in spectra)
+    sizes = jnp.mean(jnp.stack([jnp.log(jnp.maximum(s[:count], 1e-300)) for s in spectra]), axis=0)
+    alive = sizes > jnp.log(1e-290)
+    gaps = jnp.where(alive[1:], sizes[:-1] - sizes[1:], -jnp.inf)
+    unlearned = jnp.exp(sizes[jnp.argmax(gaps) + 1]) if count > 1 else jnp.inf
+    left, right = geometry.partial_products(network)
+    matrix = left[0] @ network.layers[0]
+    gradient, curved = jax.jvp(cost.gradient, (matrix,), (matrix,))
+    stiffness = sum(jnp.sum(m**2) * jnp.sum(n**2) for m, n in zip(left, right, strict=True))
+    largest = stiffness * jnp.linalg.norm(curved) / jnp.linalg.norm(matrix)
+    rate = jnp.linalg.norm(gradient) * unlearned ** (network.depth - 2)
+    rounding = EPSILON * largest
+    rests = jnp.any(gaps > 0) & (rounding * step_size > REST)
+    strained = jnp.where(rests & (rounding > rate), strained + 1, 0)
+    return strained, rests & (rounding > LIMIT * rate) | (strained >= MAX_STRAINED)
+
+
+class FramedCost(Cost):
+    """A cost as a network in a frame sees it: `C(O_L^T A O_0)`."""
+
+    cost: Cost
+    frame: Frame
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the matrices, the cost's own."""
+        return self.cost.shape
+
+    def __call__(self, matrix: Matrix) -> Float[Array, ""]:
+        """The train cost."""
+        return self.cost(self.frame.undo_matrix(matrix))
+
+    def test(self, matrix: Matrix) -> Float[Array, ""]:
+        """The test cost."""
+        return self.cost.test(self.frame.undo_matrix(matrix))
+
+    def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
+        """The gradient, in the frame."""
+        plain = self.cost.gradient(self.frame.undo_matrix(matrix))
+        return self.frame.rotations[-1] @ plain @ self.frame.rotations[0].T
+
+    def curvature(self, matrix: Matrix) -> Curvature | None:
+        """The cost's curvature, in the frame."""
+        plain = self.cost.curvature(self.frame.undo_matrix(matrix))
+        return None if plain is None else FramedCurvature(plain, self.frame)
+
+
+class FramedCurvature(Curvature):
+    """A root of the Hessian as seen in a frame."""
+
+    curvature: Curvature
+    frame: Frame
+
+    def root(self, matrix: Matrix) -> Float[Array, " m"]:
+        """`R V` of the matrix turned back."""
+        return self.curvature.root(self.frame.undo_matrix(matrix))
+
+    def adjoint(self, values: Float[Array, " m"]) -> Float[Array, "n_out n_in"]:
+        """`R^T u`, turned into the frame."""
+        return self.frame.rotations[-1] @ self.curvature.adjoint(values) @ self.frame.rotations[0].T
+
+    def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
+        """The Gram matrix, the same in every frame."""
+        out, into = self.frame.rotations[-1], self.frame.rotations[0]
+        return self.curvature.gram(tuple(out.T @ p @ out for p in left), tuple(into.T @ q @ into for q in right))
+
+
+def noise(layer: Float[Array, "_ _"]) -> Float[Array, "_ _"]:
+    """What rounding leaves of an entry in graded coordinates: the rounding of the largest in its row or column.
+
+    A learned direction is held by forces that are known to rounding of the whole, so where it crosses an unlearned
+    one no entry can be asked to be quieter than that, however small it is.
+    """
+    size = jnp.abs(layer)
+    return NOISE * EPSILON * jnp.maximum(jnp.max(size, axis=1, keepdims=True), jnp.max(size, axis=0, keepdims=True))
+
+
+def is_tiny(cost: Cost, network: DeepLinearNetwork) -> bool:
+    """Whether plain coordinates would blur escapes from this start; see `blurs`."""
+    if not is_concrete(network.layers[0]):
+        return False
+    # what a random layer's largest singular value is; a deficient one's is larger, and grading it does no harm
+    sizes = [np.sqrt(np.mean(np.square(w))) * (math.sqrt(w.shape[0]) + math.sqrt(w.shape[1])) for w in network.layers]
+    return blurs(cost, float(max(sizes)), network.depth)
+
+
+def blurs(cost: Cost, largest: float, depth: int) -> bool:
+    """Whether plain coordinates blur escapes: layers near eps^(1/(L-1)) of learned ones, or below `TINY` of them.
+
+    A learned layer is of the size |A|^(1/L), with |A| where the steepest line from zero has its minimum.
+
+    Args:
+        cost: the cost.
+        largest: the largest singular value of the start's layers, or about.
+        depth: number of layers L.
+    """
+    steepness, curvature = _along_steepest(cost)
+    if not is_concrete(curvature):
+        return False
+    learned = float(steepness**3 / curvature) ** (1 / depth) if curvature > 0 else math.inf
+    return largest < max(100 * EPSILON ** (1 / (depth - 1)), TINY) * learned
+
+
+@eqx.filter_jit
+def _along_steepest(cost: Cost) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """At A = 0: the norm of grad C, and the second derivative along it times its square."""
+    zero = jnp.zeros(cost.shape)
+    gradient, image = jax.jvp(cost.gradient, (zero,), (cost.gradient(zero),))
+    return jnp.linalg.norm(gradient), jnp.sum(gradient * image)

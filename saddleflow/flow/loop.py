@@ -1,0 +1,413 @@
+"""The compiled loop: bursts of adaptive steps of one trajectory, with what is saved on the way.
+
+Everything here is a pure JAX function of arrays, so it runs under `jit` and `vmap`. The flow is autonomous:
+each step runs in local time from 0 to its own length h, and h is carried as a number of its own, never as a
+difference of large times. diffrax supplies solver and controller; the loop is ours because a run must stop
+and go on at any step (wall-clock budgets, meters, lanes) and diffrax saves h nowhere.
+"""
+
+from functools import partial
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from saddleflow.flow.clock import Clock
+from saddleflow.flow.dips import Dips
+from saddleflow.flow.graded import Frame, FramedCost, grade, noise, resolution
+from saddleflow.flow.state import FlowState, Method, Row, Settings, StopReason
+from saddleflow.problem import geometry
+from saddleflow.problem.costs import Cost
+from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.solvers import CountingSolver, PredictiveController, amplified
+
+# This many rejections in a row shrink h by at least 1e-20: nothing but underflow or NaN does that.
+MAX_CONSECUTIVE_REJECTIONS = 60
+EPSILON = 2.0**-52
+
+# Beyond it squares, and with them norms and inner products, are not finite.
+LARGEST_GRADIENT = 1e150
+
+# The results, not the steps, are what `rtol` promises: within 10 x rtol of exact solutions (tests/test_exact.py).
+# Our own solver's error estimate, a third-order one for a fourth-order step, is cautious enough for that; where
+# local errors add up unmitigated (explicit methods), a step gets this share of the tolerance.
+STEP_SHARE = 0.1
+
+# Before an escape of five layers or more steps shrink by a factor that scatters: smaller ones save more in rejections
+# than they cost (L = 5 from alpha = 1e-4: 20 % rejected at the usual .9, 16 % at .8; fewer evaluations in all).
+DEEP_SAFETY = 0.8
+
+# In graded coordinates the spaces are turned anew after this many steps, accepted or not.
+REGRADE = 50
+
+
+def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Method) -> FlowState:
+    """The state before the first step; stops at once where the field is not finite or the cost is minimal."""
+    solver, controller = _numerics(method, settings, network)
+    zero, one = jnp.zeros(()), jnp.ones(())
+    gradient, at_rest = geometry.at_rest(cost, network, method.graded)
+    # A first step that moves the network by a hundredth. (diffrax's own guess falls back on an absolute 1e-6
+    # where things move slowly, which a run in other units would notice.)
+    step_size = jnp.where(gradient > 0, 0.01 * geometry.norm(network) / gradient, one)
+    _, controller_state = controller.init(_TERM, zero, one, network, step_size, cost, solver.func, _order(solver))
+    matrix = network.end_to_end()
+    finite = jnp.isfinite(gradient) & jnp.isfinite(cost(matrix))
+    reason = _first_of(
+        (StopReason.non_finite, ~finite),
+        (StopReason.converged, _converged(cost, matrix, settings)),
+        (StopReason.stationary_saddle, at_rest),
+    )
+    clock, frame = Clock.start(), Frame.of(network) if method.graded else None
+    first = observe(cost, network, clock, method)
+    capacity = method.capacity if settings.save_at is None else settings.save_at.shape[0]
+    rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), first)
+    if settings.save_at is None:
+        rows, num_rows = _write(rows, jnp.zeros((), int), first), jnp.ones((), int)
+    else:
+        due = settings.save_at[0] <= 0  # checked to be sorted and not negative: only the first can be 0
+        rows = _write(rows, jnp.where(due, 0, capacity), first)
+        num_rows = jnp.where(due, 1, 0)
+    return FlowState(
+        network=network,
+        frame=frame,
+        clock=clock,
+        step_size=jnp.asarray(step_size),
+        dips=Dips.start(network, frame, gradient, method.num_dips) if method.num_dips else None,
+        solver_state=_arrays(solver.init(_TERM, zero, step_size, network, cost)),
+        controller_state=_arrays(controller_state),
+        num_accepted=jnp.zeros((), int),
+        num_rejected=jnp.zeros((), int),
+        consecutive_rejections=jnp.zeros((), int),
+        met_non_finite=jnp.zeros((), bool),
+        strained=jnp.zeros((), int),
+        reason=reason,
+        rows=rows,
+        num_rows=num_rows,
+        stride=jnp.ones((), int),
+    )
+
+
+def advance(state: FlowState, cost: Cost, settings: Settings, method: Method, num_steps: Int[Array, ""]) -> FlowState:
+    """Take at most `num_steps` more steps, accepted or not; fewer where the run ends or the rows are full.
+
+    Full rows are thinned by half at the next call, so what is kept does not depend on how a run was cut into
+    bursts.
+    """
+    if settings.save_at is None:
+        state = jax.lax.cond(_has_room(state, method), lambda s: s, _thin, state)
+    dynamic, static = eqx.partition(state, eqx.is_array)
+
+    def running(carry):
+        taken, dynamic = carry
+        go_on = (taken < num_steps) & (dynamic.reason == StopReason.running)
+        return go_on if settings.save_at is not None else go_on & _has_room(dynamic, method)
+
+    def step(carry):
+        taken, dynamic = carry
+        after = _step(eqx.combine(dynamic, static), cost, settings, method)
+        return taken + 1, eqx.filter(after, eqx.is_array)
+
+    def due(carry):
+        _, dynamic = carry
+        return (dynamic.num_accepted + dynamic.num_rejected) % REGRADE == 0
+
+    def round_of_steps(carry):
+        # One step at least, then up to the next regrading: counted in the lane's own steps, so that neither
+        # bursts nor neighbours matter; and outside the inner loop, where a vmap cannot turn it into every step's.
+        taken, dynamic = carry
+        regrade = partial(_regrade, cost=cost)
+        graded = jax.lax.cond(due(carry), regrade, lambda s: s, eqx.combine(dynamic, static))
+        carry = (taken, eqx.filter(graded, eqx.is_array))
+        carry = jax.lax.cond(running(carry), step, lambda c: c, carry)
+        return jax.lax.while_loop(lambda c: running(c) & ~due(c), step, carry)
+
+    body = round_of_steps if method.graded else step
+    _, dynamic = jax.lax.while_loop(running, body, (jnp.zeros((), int), dynamic))
+    return eqx.combine(dynamic, static)
+
+
+def _regrade(state: FlowState, cost: Cost) -> FlowState:
+    assert state.frame is not None
+    framed = FramedCost(cost, state.frame)
+    network, frame, spectra = grade(state.network, state.frame)
+    strained, lost = resolution(framed, state.network, spectra, state.step_size, state.strained)
+    reason = jnp.where(lost & (state.reason == StopReason.running), StopReason.below_resolution, state.reason)
+    after = network, frame, strained, reason
+    return eqx.tree_at(lambda s: (s.network, s.frame, s.strained, s.reason), state, after)
+
+
+def observe(cost: Cost, network: DeepLinearNetwork, clock: Clock, method: Method, gradient_norm: Any = None) -> Row:
+    """What one saved time records: the end-to-end matrix, the gradient norm, the observables asked for.
+
+    All of it in the coordinates of the start, whatever frame the cost and the network are in.
+    """
+    matrix = network.end_to_end()
+    if gradient_norm is None:
+        gradient_norm = geometry.norm(geometry.gradient(cost, network))
+    if isinstance(cost, FramedCost):
+        cost, network, matrix = cost.cost, cost.frame.undo(network), cost.frame.undo_matrix(matrix)
+    row = {
+        "time": clock.time,
+        "segment": clock.segment,
+        "within": clock.within,
+        "end_to_end": matrix,
+        "gradient_norm": gradient_norm,
+        "observables": {
+            name: jnp.asarray(observable(cost, network)) for name, observable in method.observables.items()
+        },
+    }
+    return row | {"network": network} if method.save_networks else row
+
+
+class _Attempt(eqx.Module):
+    """One step tried: where it leads, whether it is kept, and what solver and controller make of it."""
+
+    network: DeepLinearNetwork  # the old one where the step is rejected
+    matrix: Float[Array, "n_out n_in"]  # of the candidate
+    keep: Bool[Array, ""]
+    finite: Bool[Array, ""]
+    next_size: Float[Array, ""]
+    solver_state: PyTree
+    controller_state: PyTree
+    dense_info: PyTree
+
+
+def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> FlowState:
+    if state.frame is not None:
+        cost = FramedCost(cost, state.frame)
+    remaining = settings.t1 - state.time
+    lands = state.step_size >= remaining
+    h = jnp.minimum(state.step_size, remaining)
+    tried = _attempt(state, h, cost, settings, method)
+    network, keep = tried.network, tried.keep
+    clock = _kept(keep, state.clock.tick(h, tried.next_size), state.clock)
+    gradient, at_rest = geometry.at_rest(cost, network, method.graded)
+    interpolation = method.solver.interpolation_cls(t0=jnp.zeros(()), t1=h, **tried.dense_info)
+    if settings.save_at is not None:
+        rows, num_rows = _save_between(state, h, lands, keep, interpolation, cost, settings, method)
+    else:
+        end_time = jnp.where(lands, settings.t1, clock.time)
+        end_point = network, clock, end_time, gradient
+        rows, num_rows = _save_steps(state, h, keep, interpolation, end_point, cost, method)
+    rejections = jnp.where(keep, 0, state.consecutive_rejections + 1)
+    met_non_finite = jnp.where(keep, state.met_non_finite, ~tried.finite)
+    num_accepted, num_rejected = state.num_accepted + keep, state.num_rejected + (1 - keep)
+    stuck = (rejections > MAX_CONSECUTIVE_REJECTIONS) | ~_moved(state, network, keep, settings)
+    reason = _first_of(
+        (StopReason.converged, keep & _converged(cost, tried.matrix, settings)),
+        (StopReason.non_finite, gradient > LARGEST_GRADIENT),
+        (StopReason.stop, keep & _stops(state.frame, network, clock, method)),
+        (StopReason.t1, keep & lands),
+        (StopReason.non_finite, stuck & met_non_finite),
+        (StopReason.step_size_underflow, stuck),
+        (StopReason.max_steps, num_accepted + num_rejected >= settings.max_steps),
+        (StopReason.stationary_saddle, keep & at_rest),
+    )
+    return FlowState(
+        network=network,
+        frame=state.frame,
+        clock=clock,
+        step_size=tried.next_size,
+        dips=state.dips and state.dips.follow(network, state.frame, gradient, clock.time, keep),
+        solver_state=tried.solver_state,
+        controller_state=tried.controller_state,
+        num_accepted=num_accepted,
+        num_rejected=num_rejected,
+        consecutive_rejections=rejections,
+        met_non_finite=met_non_finite,
+        strained=state.strained,
+        reason=reason,
+        rows=rows,
+        num_rows=num_rows,
+        stride=state.stride,
+    )
+
+
+def _attempt(state: FlowState, h: Float[Array, ""], cost: Cost, settings: Settings, method: Method) -> _Attempt:
+    """One step of length h by the solver, judged by the controller."""
+    solver, controller = _numerics(method, settings, state.network)
+    zero = jnp.zeros(())
+    candidate, error, dense_info, solver_state, _ = solver.step(
+        _TERM, zero, h, state.network, cost, state.solver_state, False
+    )
+    matrix = candidate.end_to_end()
+    finite = _all_finite(candidate) & jnp.isfinite(cost(matrix))
+    if not isinstance(solver, CountingSolver):  # those see to it themselves
+        tolerances = controller.rtol, controller.atol
+        error = amplified(error, state.network, candidate, *tolerances, geometry.end_to_end_error)
+    # The controller would forgive a NaN candidate under a finite error, and turn an infinite one into a NaN step.
+    error = jax.tree.map(lambda e: jnp.where(finite & ~jnp.isnan(e), e, jnp.inf), error)
+    candidate = _kept(finite, candidate, state.network)
+    keep, begin, end, _, controller_state, _ = controller.adapt_step_size(
+        zero, h, state.network, candidate, cost, error, _order(solver), state.controller_state
+    )
+    dropped = state.solver_state
+    if isinstance(solver, CountingSolver):
+        dropped = solver.rejected_state(dropped, solver_state)
+    return _Attempt(
+        network=_kept(keep, candidate, state.network),
+        matrix=matrix,
+        keep=jnp.asarray(keep),
+        finite=finite,
+        next_size=jnp.asarray(end - begin),
+        solver_state=_arrays(_kept(keep, solver_state, dropped)),
+        controller_state=_arrays(controller_state),
+        dense_info=dense_info,
+    )
+
+
+def _first_of(*cases: tuple[StopReason, Bool[Array, ""]]) -> Int[Array, ""]:
+    """The first reason whose condition holds, else `running`: the order of the cases is that of precedence."""
+    conditions = [condition for _, condition in cases]
+    return jnp.select(conditions, [jnp.asarray(int(reason)) for reason, _ in cases], int(StopReason.running))
+
+
+def _moved(state: FlowState, network: DeepLinearNetwork, keep: Any, settings: Settings) -> Bool[Array, ""]:
+    """Whether the step moved anything: creeping towards a wall, rejected ones alternate with too short ones."""
+    return jax.lax.cond(
+        keep & (state.consecutive_rejections > 0),
+        lambda: _largest_change(network, state.network, settings) > EPSILON,
+        lambda: jnp.asarray(True),
+    )
+
+
+def _stops(frame: Frame | None, network: DeepLinearNetwork, clock: Clock, method: Method) -> Bool[Array, ""]:
+    """What the user's `stop` says."""
+    if method.stop is None:
+        return jnp.asarray(False)
+    return jnp.asarray(method.stop(clock.time, network if frame is None else frame.undo(network)))
+
+
+def _kept(keep: Any, new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
+
+
+def _save_between(state, h, lands, keep, interpolation, cost, settings, method):
+    """Rows for all asked times within the step just taken, by the solver's dense output."""
+    save_at, begin = settings.save_at, state.clock.time
+    count = save_at.shape[0]
+    end = jnp.where(lands, settings.t1, begin + h)
+
+    def due(carry):
+        _, index = carry
+        return keep & (index < count) & (save_at[jnp.minimum(index, count - 1)] <= end)
+
+    def save(carry):
+        rows, index = carry
+        after = save_at[index] - begin
+        row = observe(cost, interpolation.evaluate(after), state.clock.after(after), method) | {
+            "time": save_at[index]
+        }
+        return _write(rows, index, row), index + 1
+
+    return jax.lax.while_loop(due, save, (state.rows, state.num_rows))
+
+
+def _save_steps(state, h, keep, interpolation, end, cost, method):
+    """Rows of the step just taken: at its end, and at `saves_per_step` places within it by dense output."""
+    places = method.saves_per_step
+    first = state.stride - (state.num_accepted * places) % state.stride
+
+    def due(carry):
+        return keep & (carry[2] <= places)
+
+    def save(carry):
+        rows, index, place = carry
+        *here, time, gradient = end
+        if places > 1:
+            within = state.clock.after(h * place / places)
+            inside = [interpolation.evaluate(h * place / places), within]
+            *here, time = jax.tree.map(partial(jnp.where, place == places), [*here, time], [*inside, within.time])
+            gradient = None
+        row = observe(cost, *here, method, gradient) | {"time": time}
+        return _write(rows, index, row), index + 1, place + state.stride
+
+    rows, num_rows, _ = jax.lax.while_loop(due, save, (state.rows, state.num_rows, first))
+    return rows, num_rows
+
+
+def _has_room(state: FlowState, method: Method) -> Bool[Array, ""]:
+    """Whether the rows hold all that one more step may save."""
+    return state.num_rows + 1 + (method.saves_per_step - 1) // state.stride <= method.capacity
+
+
+def ends_between_rows(state: FlowState, method: Method) -> Bool[Array, ""]:
+    """Whether the last step ended where no row was due."""
+    return state.num_accepted * method.saves_per_step % state.stride != 0
+
+
+def _thin(state: FlowState) -> FlowState:
+    """Drop every other row; row 0, the start, stays."""
+    order = jnp.minimum(2 * jnp.arange(state.rows["time"].shape[0]), state.num_rows - 1)
+    rows = jax.tree.map(lambda x: x[order], state.rows)
+    return eqx.tree_at(
+        lambda s: (s.rows, s.num_rows, s.stride),
+        state,
+        (rows, (state.num_rows + 1) // 2, 2 * state.stride),
+    )
+
+
+def _write(rows: Row, index: Int[Array, ""], row: Row) -> Row:
+    return jax.tree.map(lambda buffer, x: buffer.at[index].set(x, mode="drop"), rows, row)
+
+
+def _converged(cost: Cost, matrix: Float[Array, "n_out n_in"], settings: Settings) -> Bool[Array, ""]:
+    # For a convex C a vanishing gradient in A is a certificate; one in theta is only a saddle, perhaps.
+    return jnp.linalg.norm(cost.gradient(matrix)) <= settings.gradient_tolerance
+
+
+def _numerics(method: Method, settings: Settings, network: DeepLinearNetwork):
+    """Solver and controller with the run's tolerances in place."""
+    solver = method.solver
+    if isinstance(solver, CountingSolver):
+        atol = settings.atol
+        if method.graded:
+            atol = jax.tree.map(lambda layer: settings.atol + noise(layer), network)
+        deep = method.graded and network.depth > 4
+        safety = DEEP_SAFETY if deep else PredictiveController.safety
+        controller = PredictiveController(rtol=settings.rtol, atol=atol, safety=safety)
+        # in graded coordinates entries are held to their own sizes, and A with them
+        quantity_error = None if method.graded else geometry.end_to_end_error
+        return solver.with_tolerances(settings.rtol, atol, quantity_error), controller
+    # an explicit method's step is often held by stability: the proportional part damps the rejections
+    controller = diffrax.PIDController(
+        rtol=STEP_SHARE * settings.rtol, atol=STEP_SHARE * settings.atol, pcoeff=0.4, icoeff=0.3
+    )
+    if isinstance(solver, diffrax.AbstractImplicitSolver):
+        # As diffeqsolve does: a root finder without tolerances of its own takes the controller's.
+        names = [
+            name for name in ("rtol", "atol", "norm") if getattr(solver.root_finder, name) is _use_stepsize_tolerance
+        ]
+        solver = eqx.tree_at(
+            lambda s: [getattr(s.root_finder, name) for name in names],
+            solver,
+            [getattr(controller, name) for name in names],
+        )
+    return solver, controller
+
+
+def _order(solver: diffrax.AbstractAdaptiveSolver) -> Any:
+    return solver.error_order(_TERM)
+
+
+def _largest_change(new: DeepLinearNetwork, old: DeepLinearNetwork, settings: Settings) -> Float[Array, ""]:
+    """Largest change of an entry, relative to the entry or the start's share of it, as the error weights have it."""
+    floor = settings.atol / settings.rtol
+    changes = [jnp.max(jnp.abs(a - b) / (jnp.abs(b) + floor)) for a, b in zip(new.layers, old.layers, strict=True)]
+    return jnp.max(jnp.stack(changes))
+
+
+def _arrays(tree: PyTree) -> PyTree:
+    """Python numbers in a state as arrays, so that a loop can carry them."""
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, bool | int | float) else x, tree)
+
+
+def _all_finite(tree: PyTree) -> Bool[Array, ""]:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+_TERM = diffrax.ODETerm(geometry.gradient_flow_field)
+_use_stepsize_tolerance = diffrax.with_stepsize_controller_tols(diffrax.VeryChord)().rtol  # a sentinel

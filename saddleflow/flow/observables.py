@@ -1,0 +1,145 @@
+"""Quantities followed along a trajectory: functions of the spectrum of A, and of the whole network.
+
+Functions of a spectrum take singular values in descending order with any leading axes. Observables of the
+network are evaluated inside the compiled loop, at every saved time; `register` adds one of your own.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from saddleflow._backend.checks import require
+from saddleflow.problem import geometry
+from saddleflow.problem.costs import Cost
+from saddleflow.problem.network import DeepLinearNetwork
+
+Observable = Callable[[Cost, DeepLinearNetwork], Any]
+
+REGISTRY: dict[str, Observable] = {}
+
+
+def register(observable: Observable) -> Observable:
+    """Make `observable(cost, network) -> array` known by its name; usable as a decorator."""
+    name = observable.__name__
+    require(name not in REGISTRY, "observable", "have a new name", name, f"Known: {sorted(REGISTRY)}.")
+    REGISTRY[name] = observable
+    return observable
+
+
+def through_products(observable: Observable) -> Observable:
+    """Declare that an observable depends on the network only through A, its partial products or the gradient.
+
+    Those are all in the hidden directions that a reduced network keeps (`saddleflow.width.projected`), so the
+    observable may be evaluated on the small network; usable as a decorator.
+    """
+    observable.__dict__["through_products"] = True
+    return observable
+
+
+def resolve(observables: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Observable]:
+    """Named observables as functions: a mapping stays, a sequence of names is looked up.
+
+    Raises:
+        ValueError: a name that nobody registered; the message lists the known ones.
+    """
+    if observables is None:
+        return {}
+    if isinstance(observables, Mapping):
+        for name, function in observables.items():
+            require(callable(function), "observables", f"map {name!r} to a function (cost, network)", function)
+        return dict(observables)
+    names = [observables] if isinstance(observables, str) else list(observables)
+    for name in names:
+        require(name in REGISTRY, "observables", f"name one of {sorted(REGISTRY)}", name)
+    return {name: REGISTRY[name] for name in names}
+
+
+@register
+def parameter_norm(cost: Cost, network: DeepLinearNetwork) -> Float[Array, ""]:
+    """Euclidean norm |theta| of all parameters."""
+    del cost
+    return geometry.norm(network)
+
+
+@register
+def layer_norms(cost: Cost, network: DeepLinearNetwork) -> Float[Array, " depth"]:
+    """Frobenius norms of the layers."""
+    del cost
+    return jnp.stack([jnp.linalg.norm(layer) for layer in network.layers])
+
+
+@register
+def layer_singular_values(cost: Cost, network: DeepLinearNetwork) -> Float[Array, "depth count"]:
+    """The largest singular values of every layer, as many as A has."""
+    del cost
+    count = min(min(network.shape), *network.hidden_widths)
+    return jnp.stack([jnp.linalg.svd(layer, compute_uv=False)[:count] for layer in network.layers])
+
+
+@register
+def alignment(cost: Cost, network: DeepLinearNetwork) -> Float[Array, " depth_minus_1"]:
+    """|cosine| between the top left singular vector of W_l and the top right one of W_{l+1}."""
+    del cost
+    factors = [jnp.linalg.svd(layer, full_matrices=False) for layer in network.layers]
+    return jnp.stack([jnp.abs(below[0][:, 0] @ above[2][0]) for below, above in itertools.pairwise(factors)])
+
+
+@register
+@through_products
+def ntk_rate(cost: Cost, network: DeepLinearNetwork) -> Float[Array, ""]:
+    """Rayleigh quotient of the neural tangent kernel at grad C(A): |grad_theta|^2 / |grad_A C|^2."""
+    matrix = cost.gradient(network.end_to_end())
+    return jnp.sum(matrix * geometry.neural_tangent_kernel(network, matrix)) / jnp.sum(matrix**2)
+
+
+# The paper cuts at 1e-1 where the targets' singular values are of order 10.
+RELATIVE_RANK_TOLERANCE = 1e-2
+
+
+def rank(singular_values: Float[np.ndarray, "*time n"], tolerance: float) -> Int[np.ndarray, "*time"]:
+    """Number of singular values above an absolute tolerance."""
+    return np.sum(singular_values > tolerance, axis=-1)
+
+
+def default_rank_tolerance(
+    singular_values: Float[np.ndarray, "time n"], train_cost: Float[np.ndarray, " time"]
+) -> float:
+    """A hundredth of the largest singular value until the cost has fallen half-way.
+
+    Not of all the run: where observed entries leave it the freedom, a singular value grows without end.
+    """
+    finite = np.isfinite(train_cost) & np.isfinite(singular_values).all(axis=-1)
+    values, costs = singular_values[finite], train_cost[finite]
+    if not len(costs):
+        return 0.0
+    half = np.argmax(costs <= (costs[0] + costs.min()) / 2)
+    return float(RELATIVE_RANK_TOLERANCE * values[: half + 1].max())
+
+
+def nuclear_norm(singular_values: Float[np.ndarray, "*time n"]) -> Float[np.ndarray, "*time"]:
+    """Sum of the singular values."""
+    return np.sum(singular_values, axis=-1)
+
+
+def stable_rank(singular_values: Float[np.ndarray, "*time n"]) -> Float[np.ndarray, "*time"]:
+    """`|A|_F^2 / |A|_2^2`; zero for the zero matrix."""
+    scaled = _over_largest(singular_values)
+    return np.sum(scaled**2, axis=-1)
+
+
+def effective_rank(singular_values: Float[np.ndarray, "*time n"]) -> Float[np.ndarray, "*time"]:
+    """Exponential of the entropy of s / sum(s) (Roy and Vetterli 2007); zero for the zero matrix."""
+    scaled = _over_largest(singular_values)
+    total = np.sum(scaled, axis=-1, keepdims=True)
+    share = np.divide(scaled, total, out=np.zeros_like(scaled), where=total > 0)
+    entropy = -np.sum(share * np.log(np.where(share > 0, share, 1.0)), axis=-1)
+    return np.where(total[..., 0] > 0, np.exp(entropy), 0.0)
+
+
+def _over_largest(singular_values: Float[np.ndarray, "*time n"]) -> Float[np.ndarray, "*time n"]:
+    largest = singular_values[..., :1]
+    return np.divide(singular_values, largest, out=np.zeros_like(singular_values), where=largest > 0)

@@ -1,0 +1,98 @@
+"""The look of every picture: palette, fonts, saving as PNG and PDF."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from cycler import cycler
+from matplotlib.figure import Figure
+
+from saddleflow._backend.checks import require
+from saddleflow._backend.files import written_whole
+
+# Okabe and Ito's colours: told apart by colour-blind readers, legible on white and on black.
+BLUE, ORANGE, GREEN, PURPLE, RED, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"
+CYCLE = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY)
+MUTED = "#808080"
+# Text and axes: as far from white as from black, 4.5 to 1 on both.
+INK = "#767676"
+
+_STYLE: dict[Any, Any] = {
+    "axes.prop_cycle": cycler(color=CYCLE),
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.transparent": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.frameon": False,
+    "legend.fontsize": 7,
+    "font.size": 8,
+    "lines.linewidth": 1.3,
+    "savefig.dpi": 200,
+    "figure.dpi": 110,
+    "figure.constrained_layout.use": True,
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The package's matplotlib style, for the length of a block."""
+    with mpl.rc_context(_STYLE):
+        yield
+
+
+CLOCKS = ("t", "log t", "t / t_escape", "arc length")
+
+
+def draw_trajectory(trajectory: Any, clock: str = "t") -> Figure:
+    """The picture of `Trajectory.plot`."""
+    require(clock in CLOCKS, "clock", f"be one of {CLOCKS}", clock)
+    visits = trajectory.visits
+    if clock == "t / t_escape":
+        require(visits, "clock", "fit the run", clock, "It has no escape: take 't' or 'log t'.")
+    unit = visits[0].escape_time if clock == "t / t_escape" else 1.0
+    axis = trajectory.arc_length if clock == "arc length" else trajectory.time / unit
+    with style():
+        figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(4.2, 4.2))
+        top.semilogy(axis, trajectory.train_cost, color=BLUE, label="train")
+        if trajectory.test_cost is not None:
+            top.semilogy(axis, trajectory.test_cost, "--", color=ORANGE, label="test")
+        for visit in visits:
+            begin, here, end = np.interp([visit.enter, visit.time, visit.leave], trajectory.time, axis)
+            top.axvspan(begin, end, color=MUTED, alpha=0.15, lw=0)
+            top.plot(here, visit.cost, "o", ms=4, color=RED)
+            name = "origin" if visit.rank == 0 else f"rank {visit.rank}"
+            top.annotate(name, (here, visit.cost), xytext=(3, 4), textcoords="offset points", color=RED)
+        top.set_ylabel("cost")
+        top.legend()
+        bottom.plot(axis, trajectory.singular_values, color=BLUE)
+        bottom.axhline(trajectory.rank_tolerance, color=MUTED, lw=0.7, ls=":")
+        labels = ("time t of the flow", "time t of the flow", "t / first escape time", "path length of θ")
+        bottom.set(ylabel="singular values of A", xlabel=labels[CLOCKS.index(clock)])
+        if clock == "log t":
+            bottom.set_xscale("log")
+    return figure
+
+
+def save_figure(figure: Figure, stem: Path, force: bool = False) -> list[Path]:
+    """Write the figure as `stem`.png and `stem`.pdf, each whole or not at all; returns the two paths."""
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
+    for path in paths:
+        with written_whole(path, force) as temporary:
+            figure.savefig(temporary, facecolor="none", dpi=_STYLE["savefig.dpi"])
+    return paths

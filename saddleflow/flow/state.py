@@ -1,0 +1,108 @@
+"""A run described and a run on its way: why runs end, the method, the numbers, the state between two steps."""
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any
+
+import diffrax
+import equinox as eqx
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from saddleflow.flow.clock import Clock
+from saddleflow.flow.dips import Dips
+from saddleflow.flow.graded import Frame
+from saddleflow.flow.observables import Observable
+from saddleflow.problem.network import DeepLinearNetwork
+
+
+class StopReason(IntEnum):
+    """Why a flow ended.
+
+    The number is what arrays and stores hold; the name is what `Trajectory.stop_reason` and datasets say. Each member
+    has a `meaning`, one sentence.
+
+        sf.StopReason(1).name                  # 'converged'
+        sf.StopReason.converged.meaning
+    """
+
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str):
+        """A member: a number with a sentence."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    running = 0, "The flow goes on; no result ever says so."
+    converged = 1, "grad C(A) is zero to the tolerance: a certified minimum of the convex C."
+    t1 = 2, "The end of the time interval is reached."
+    max_steps = 3, "The steps allowed are used up."
+    step_size_underflow = 4, "No step is short enough for the tolerance."
+    non_finite = 5, "The cost or its gradient is not finite."
+    stop = 6, "The function `stop` said so."
+    max_seconds = 7, "The wall-clock budget is used up."
+    stationary_saddle = 8, "The gradient in theta is zero up to rounding, but grad C(A) is not."
+    below_resolution = 9, "Rounding would decide the next escape."
+
+
+Row = dict[str, Any]
+
+
+class Method(eqx.Module):
+    """How to step and what to record: the part of a run that is compiled in."""
+
+    solver: diffrax.AbstractAdaptiveSolver
+    observables: dict[str, Observable] = eqx.field(static=True)
+    stop: Callable[[Array, DeepLinearNetwork], Bool[Array, ""]] | None  # a function, or a module with arrays in it
+    save_networks: bool = eqx.field(static=True)
+    graded: bool = eqx.field(static=True)  # turn into graded coordinates every REGRADE steps
+    capacity: int = eqx.field(static=True)  # rows held at most, where the solver's own steps are saved
+    saves_per_step: int = eqx.field(static=True)  # rows of a step then, the last at its end
+    num_dips: int = eqx.field(static=True)  # networks kept at most from where the gradient norm dips; 0: none
+
+
+class Settings(eqx.Module):
+    """The numbers of a run, all traced: another tolerance or end needs no compilation."""
+
+    rtol: Float[Array, ""]
+    atol: Float[Array, ""]
+    t1: Float[Array, ""]
+    save_at: Float[Array, " times"] | None  # None: save the solver's own steps
+    max_steps: Int[Array, ""]
+    gradient_tolerance: Float[Array, ""]  # converged where |grad C(A)|_F is at most this; negative: never
+
+
+class FlowState(eqx.Module):
+    """One trajectory on its way: what a later burst needs to go on, and the rows recorded so far."""
+
+    network: DeepLinearNetwork  # in the frame
+    frame: Frame | None  # None: the coordinates of the start
+    clock: Clock
+    step_size: Float[Array, ""]
+    dips: Dips | None
+    solver_state: PyTree
+    controller_state: PyTree
+    num_accepted: Int[Array, ""]
+    num_rejected: Int[Array, ""]
+    consecutive_rejections: Int[Array, ""]
+    met_non_finite: Bool[Array, ""]  # at the last rejection
+    strained: Int[Array, ""]  # turns into graded coordinates in a row that found rounding at work
+    reason: Int[Array, ""]  # a `StopReason`
+    rows: Row
+    num_rows: Int[Array, ""]
+    stride: Int[Array, ""]  # every stride-th of the places where a step could be saved is a row
+
+    @property
+    def time(self) -> Float[Array, ""]:
+        """Physical time."""
+        return self.clock.time
+
+    @property
+    def num_steps(self) -> Int[Array, ""]:
+        """Steps tried, accepted or not."""
+        return self.num_accepted + self.num_rejected
+
+    def plain_network(self) -> DeepLinearNetwork:
+        """The network in the coordinates of the start."""
+        return self.network if self.frame is None else self.frame.undo(self.network)

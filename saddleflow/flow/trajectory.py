@@ -1,0 +1,376 @@
+"""What a run returns: a trajectory that prints, plots, converts and saves itself."""
+
+import functools
+import json
+import platform
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Float, Int
+from matplotlib.figure import Figure
+
+from saddleflow._backend.checks import require
+from saddleflow._backend.files import written_whole
+from saddleflow.flow import observables as obs
+from saddleflow.flow import plotting
+from saddleflow.flow.clock import SegmentedTime
+from saddleflow.flow.visits import SaddleVisit, find_visits, inspect, nearest
+from saddleflow.problem.costs import Cost
+from saddleflow.problem.network import DeepLinearNetwork, on_device
+from saddleflow.problem.symmetry import balancedness_drift
+
+
+@dataclass(frozen=True, repr=False)
+class Trajectory:
+    """One gradient-flow trajectory, on the host, with time as the first axis of every array.
+
+    Attributes:
+        time: saved times, shape (time,), in units of the flow dtheta/dt = -grad C.
+        end_to_end: A at those times, shape (time, n_out, n_in).
+        train_cost: C(A), shape (time,).
+        test_cost: the test cost, shape (time,), or None where the cost has no test set.
+        gradient_norm: |grad_theta C(A(theta))|, shape (time,).
+        observables: further quantities by name, each of shape (time, ...).
+        network: the final network.
+        networks: the network at every saved time (layers with a leading time axis), if asked for, else None.
+        stop_reason: "converged" (grad C(A) = 0 to tolerance: a certified minimum of the convex C), "t1",
+            "max_steps", "max_seconds", "step_size_underflow", "non_finite", "stop", "stationary_saddle" (the flow
+            starts, or has come to rest, on a saddle: its gradient in theta is zero up to rounding, grad C(A) is not)
+            or "below_resolution" (rounding would decide the next escape: `saddleflow.flow.graded.below_resolution`).
+        stats: num_steps, num_accepted_steps, num_rejected_steps; num_vector_field_evaluations and
+            num_hessian_vector_products, rejected steps included (None where the solver does not tell); for the
+            stiff solver num_preconditioner_applications, mean_krylov_dimension and max_krylov_dimension (products
+            a step); balancedness_drift (largest |D_l(end) - D_l(0)|_F over the largest
+            |W_l|_F^2), seconds.
+        configuration: what ran: cost, network, solver, tolerances. Plain numbers and strings.
+        reduced: the reduced network that ran (`saddleflow.width.projected`), else None; not saved.
+        singular_values: of A, in descending order, shape (time, min(n_out, n_in)).
+        rank_tolerance: singular values above it count for `rank`; given as None, a hundredth of the
+            largest singular value until the cost has fallen half-way.
+    """
+
+    time: Float[np.ndarray, " time"]
+    end_to_end: Float[np.ndarray, "time n_out n_in"]
+    train_cost: Float[np.ndarray, " time"]
+    test_cost: Float[np.ndarray, " time"] | None
+    gradient_norm: Float[np.ndarray, " time"]
+    observables: dict[str, np.ndarray]
+    network: DeepLinearNetwork
+    networks: DeepLinearNetwork | None
+    stop_reason: str
+    stats: dict[str, Any]
+    configuration: dict[str, Any]
+    rank_tolerance: float | None
+    clock: SegmentedTime
+    cost: Cost | None = None
+    dips: tuple[np.ndarray, DeepLinearNetwork] | None = None
+    reduced: Any = None
+    singular_values: Float[np.ndarray, "time n"] = field(init=False)
+
+    def __post_init__(self):
+        finite = np.isfinite(self.end_to_end).all(axis=(1, 2))
+        values = np.full((len(self.time), min(self.end_to_end.shape[1:])), np.nan)
+        values[finite] = np.linalg.svd(self.end_to_end[finite], compute_uv=False)
+        object.__setattr__(self, "singular_values", values)
+        if self.rank_tolerance is None:
+            object.__setattr__(self, "rank_tolerance", obs.default_rank_tolerance(values, self.train_cost))
+
+    @property
+    def rank(self) -> Int[np.ndarray, " time"]:
+        """Numerical rank of A: singular values above `rank_tolerance`, shape (time,)."""
+        return obs.rank(self.singular_values, self.rank_tolerance or 0.0)
+
+    @property
+    def nuclear_norm(self) -> Float[np.ndarray, " time"]:
+        """Sum of the singular values of A, shape (time,)."""
+        return obs.nuclear_norm(self.singular_values)
+
+    @cached_property
+    def visits(self) -> list[SaddleVisit]:
+        """The saddles visited as the rows alone show them: `saddles` without the stationary points."""
+        depth = self.network.depth
+        return find_visits(self.clock, self.train_cost, self.gradient_norm, self.rank, depth)
+
+    @property
+    def reduction_error_estimate(self) -> float | None:
+        """Estimated sup over time of |A - A_full|_F, the error of the width reduction; None where there was none."""
+        return self.stats.get("reduction_error_estimate")
+
+    def saddles(self) -> list[SaddleVisit]:
+        """The saddles visited, in order of time, each with the stationary point behind it; computed once.
+
+        Empty for a run without plateaus (lazy training); `repr` then says "no plateau". A start that is still on its
+        first plateau at the end has not visited it. Escapes that merge (equal or near-equal singular values) raise
+        the rank by more than one from a visit to the next.
+        """
+        return self._inspected
+
+    @cached_property
+    def _inspected(self) -> list[SaddleVisit]:
+        if self.cost is None or self.dips is None:
+            return self.visits
+        networks = [nearest(self.dips, visit) for visit in self.visits]
+        return [
+            visit if network is None else inspect(visit, self.cost, network)
+            for visit, network in zip(self.visits, networks, strict=True)
+        ]
+
+    @property
+    def segment(self) -> Int[np.ndarray, " time"]:
+        """Number of escapes behind each saved time, shape (time,)."""
+        rows = np.arange(len(self.time))
+        return sum((rows > visit.escape[0] for visit in self.visits), start=np.zeros(len(rows), int))
+
+    @property
+    def time_since_escape(self) -> Float[np.ndarray, " time"]:
+        """Time since the last escape (the start, before the first), resolved where `time` is not; shape (time,)."""
+        origins = [(0, 0.0), *(visit.escape for visit in self.visits)]
+        since = np.stack([self.clock.since(*origin) for origin in origins])
+        return since[self.segment, np.arange(len(self.time))]
+
+    @property
+    def arc_length(self) -> Float[np.ndarray, " time"]:
+        """Length of the path of theta so far, by the trapezoidal rule over the rows; shape (time,)."""
+        means = (self.gradient_norm[1:] + self.gradient_norm[:-1]) / 2
+        return np.concatenate([[0.0], np.cumsum(means * self.clock.steps)])
+
+    def __repr__(self) -> str:
+        """The result card."""
+        run, stats = self.configuration, self.stats
+        counts = (("num_vector_field_evaluations", "vector fields"), ("num_hessian_vector_products", "products"))
+        work = "".join(f"{stats[key]} {name}, " for key, name in counts if stats.get(key))
+        test = "" if self.test_cost is None else f", test {self.test_cost[-1]:.3e}"
+        descent = "learning_rate" in run  # of gradient descent, not of a flow
+        steps = f"learning rate {run['learning_rate']:.1e}" if descent else f"rtol {run['rtol']:.1e}"
+        visits = ", ".join(f"rank {v.rank} at cost {v.cost:.4g}" for v in self.visits)
+        lines = [
+            f"{run['cost']} {run['shape'][0]}x{run['shape'][1]}, depth {run['depth']}, width {run['width']}, "
+            f"{run['num_parameters']} parameters",
+            f"{run['solver']}, {steps}",
+            f"{self.stop_reason} at t = {self.time[-1]:.6g}",
+            f"{stats['num_steps']} ({stats['num_accepted_steps']} accepted, "
+            f"{stats['num_rejected_steps']} rejected), " + f"{work}{stats['seconds']:.2f} s",
+            f"train {self.train_cost[-1]:.3e}{test}",
+            f"{self.rank[-1]} (singular values above {self.rank_tolerance:.2g})",
+            visits or "no plateau",
+            f"balancedness kept to {stats['balancedness_drift']:.1e}",
+        ]
+        if self.reduction_error_estimate is not None:
+            widths = ", ".join(map(str, run["reduced_widths"]))
+            lines[0] += f", reduced to ({widths}) with error {self.reduction_error_estimate:.1e} in A"
+        names = ("task", "solver", "end", "steps", "cost", "rank", "saddles", "invariant")
+        body = "\n".join(f"  {name:<9} : {text}" for name, text in zip(names, lines, strict=True))
+        return f"Trajectory\n{body}"
+
+    def plot(self, *, clock: str = "t") -> Figure:
+        """Train and test cost above, singular values of A below; plateaus shaded and marked by their rank.
+
+        Args:
+            clock: the time axis: "t"; "log t" (the start at t = 0 is then left out); "t / t_escape", in units of the
+                first escape time; or "arc length", the path length of theta so far.
+
+        Raises:
+            ValueError: another clock, or "t / t_escape" for a run without an escape.
+        """
+        return plotting.draw_trajectory(self, clock)
+
+    def to_xarray(self) -> xr.Dataset:
+        """The trajectory as a dataset: named dimensions, units in attributes, configuration and versions as JSON."""
+        along = {
+            "train_cost": (("time",), self.train_cost, "cost"),
+            "gradient_norm": (("time",), self.gradient_norm, "cost / parameter"),
+            "end_to_end": (("time", "n_out", "n_in"), self.end_to_end, "entries of the target"),
+            "singular_values": (("time", "mode"), self.singular_values, "entries of the target"),
+            "rank": (("time",), self.rank, "1"),
+            "nuclear_norm": (("time",), self.nuclear_norm, "entries of the target"),
+        }
+        if self.test_cost is not None:
+            along["test_cost"] = (("time",), self.test_cost, "cost")
+        for name, values in self.observables.items():
+            dims = ("time", *(f"{name}_{axis}" for axis in range(values.ndim - 1)))
+            along[f"observable_{name}"] = (dims, values, "")
+        sizes = ["n_in", *(f"hidden_{i}" for i in range(1, self.network.depth)), "n_out"]
+        for index, layer in enumerate(self.network.layers):
+            dims = (sizes[index + 1], sizes[index])
+            along[f"layer_{index + 1}"] = (dims, np.asarray(layer), "parameter")
+            if self.networks is not None:
+                saved = np.asarray(self.networks.layers[index])
+                along[f"layers_{index + 1}"] = (("time", *dims), saved, "parameter")
+            if self.dips is not None:
+                along[f"dip_layer_{index + 1}"] = (
+                    ("dip", *dims),
+                    np.asarray(self.dips[1].layers[index]),
+                    "parameter",
+                )
+        unit = "time of the flow dtheta/dt = -grad C"
+        along |= {
+            "segment": (("time",), self.segment, "1"),
+            "time_since_escape": (("time",), self.time_since_escape, unit),
+            "clock_segment": (("time",), self.clock.segment, "1"),
+            "clock_within": (("time",), self.clock.within, unit),
+            "clock_durations": (("clock",), self.clock.durations, unit),
+        }
+        if self.dips is not None:
+            along["dip_time"] = (("dip",), self.dips[0], unit)
+        return xr.Dataset(
+            {name: (dims, values, {"units": units}) for name, (dims, values, units) in along.items()},
+            coords={"time": ("time", self.time, {"units": unit})},
+            attrs={
+                "stop_reason": self.stop_reason,
+                "stats": json.dumps(self.stats),
+                "configuration": json.dumps(self.configuration),
+                "rank_tolerance": self.rank_tolerance,
+                "versions": json.dumps(versions()),
+            },
+        )
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write the trajectory as NetCDF, whole or not at all.
+
+        Args:
+            path: where to; by custom it ends in .nc.
+            force: overwrite an existing file.
+
+        Raises:
+            ValueError: the path exists (without force) or cannot be written.
+        """
+        with written_whole(path, force) as temporary:
+            self.to_xarray().to_netcdf(temporary, engine="h5netcdf")
+        return Path(path)
+
+
+def assemble(
+    cost: Cost,
+    start: DeepLinearNetwork,
+    end: DeepLinearNetwork,
+    rows: dict[str, Any],
+    *,
+    stop_reason: str,
+    stats: dict[str, Any],
+    configuration: dict[str, Any],
+    capacity: int | None = None,
+    durations: Float[np.ndarray, " segments"] | None = None,
+    rank_tolerance: float | None = None,
+    dips: tuple[np.ndarray, DeepLinearNetwork] | None = None,
+) -> Trajectory:
+    """The trajectory of a run, whoever ran it: the one place where results are put together.
+
+    Args:
+        cost: the cost.
+        start: the network at the start.
+        end: the network at the end.
+        rows: what `loop.observe` records, with a leading axis of rows: time, end_to_end, gradient_norm; segment and
+            within where the times come in segments; observables and network (None: not saved) where there are any.
+        stop_reason: name of a `StopReason`.
+        stats: counts and seconds; balancedness_drift is added.
+        configuration: what ran; the cost's and the network's own data are added.
+        capacity: costs are computed for so many rows at once, whatever their number: one program for all runs.
+        durations: lengths of the finished segments of time; None: times that float64 resolves as they are.
+        rank_tolerance: absolute cut for the rank, or None.
+        dips: times and networks of the dips of the gradient norm.
+    """
+    count = len(rows["time"])
+    matrices = np.zeros((capacity or count, *cost.shape))
+    matrices[:count] = rows["end_to_end"]
+    train_cost, test_cost = _costs(cost, on_device(matrices))
+    times = SegmentedTime.plain(rows["time"])
+    if durations is not None:
+        times = SegmentedTime(rows["segment"], rows["within"], durations)
+    return Trajectory(
+        time=rows["time"],
+        clock=times,
+        end_to_end=rows["end_to_end"],
+        train_cost=np.asarray(train_cost)[:count],
+        test_cost=None if test_cost is None else np.asarray(test_cost)[:count],
+        gradient_norm=rows["gradient_norm"],
+        observables=rows.get("observables", {}),
+        network=end,
+        networks=rows.get("network"),
+        stop_reason=stop_reason,
+        stats=stats | {"balancedness_drift": balancedness_drift(start, end)},
+        configuration={
+            "cost": type(cost).__name__,
+            "shape": list(end.shape),
+            "depth": end.depth,
+            "width": end.width,
+            "num_parameters": end.num_parameters,
+        }
+        | configuration,
+        rank_tolerance=rank_tolerance,
+        cost=cost,
+        dips=dips,
+    )
+
+
+@eqx.filter_jit
+def _costs(cost: Cost, matrices: Float[Array, "rows n_out n_in"]) -> tuple[Array, Array | None]:
+    """Train and test cost of every row."""
+    return jax.vmap(cost)(matrices), jax.vmap(cost.test)(matrices) if cost.has_test else None
+
+
+def load(path: str | Path, cost: Cost | None = None) -> Trajectory:
+    """Read a trajectory that `Trajectory.save` wrote.
+
+    Args:
+        path: the file.
+        cost: the cost of the run, which files do not hold; needed only for the stationary points of `saddles`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a NetCDF file of something else.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"`path`: there is no file {str(path)!r}.")
+    with xr.open_dataset(path, engine="h5netcdf") as file:
+        data = file.load()
+    require("stop_reason" in data.attrs, "path", "hold a saddleflow trajectory", str(path))
+    configuration = json.loads(data.attrs["configuration"])
+    numbers = range(1, configuration["depth"] + 1)
+
+    final = DeepLinearNetwork(jnp.asarray(data[f"layer_{i}"].values) for i in numbers)
+
+    def stacked(name: str) -> DeepLinearNetwork | None:
+        """Layers with a leading axis, which the constructor would refuse."""
+        if f"{name}_1" not in data:
+            return None
+        layers = [jnp.asarray(data[f"{name}_{i}"].values) for i in numbers]
+        return jax.tree.unflatten(jax.tree.structure(final), layers)
+
+    dips = stacked("dip_layer")
+    prefix = "observable_"
+    return Trajectory(
+        time=data["time"].values,
+        end_to_end=data["end_to_end"].values,
+        train_cost=data["train_cost"].values,
+        test_cost=data["test_cost"].values if "test_cost" in data else None,
+        gradient_norm=data["gradient_norm"].values,
+        observables={
+            str(name).removeprefix(prefix): values.values
+            for name, values in data.items()
+            if str(name).startswith(prefix)
+        },
+        network=final,
+        networks=stacked("layers"),
+        stop_reason=data.attrs["stop_reason"],
+        stats=json.loads(data.attrs["stats"]),
+        configuration=configuration,
+        rank_tolerance=float(data.attrs["rank_tolerance"]),
+        clock=SegmentedTime(*(data[f"clock_{name}"].values for name in ("segment", "within", "durations"))),
+        cost=cost,
+        dips=None if dips is None else (data["dip_time"].values, dips),
+    )
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of what computes, for the record in a file."""
+    packages = ("saddleflow", "jax", "jaxlib", "diffrax", "equinox", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}

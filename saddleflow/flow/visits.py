@@ -1,0 +1,208 @@
+"""The saddles that a trajectory visits: plateaus, escapes, and the stationary points behind them."""
+
+import math
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.interpolate import CubicHermiteSpline
+from scipy.optimize import brentq
+from scipy.signal import find_peaks
+
+from saddleflow.flow.clock import SegmentedTime
+from saddleflow.flow.dips import MIN_DIP
+from saddleflow.problem.costs import Cost
+from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.problem.stationary import hessian_spectrum, polish
+from saddleflow.theory import escape_speed
+
+# A plateau is entered and left where the cost has a tenth of a drop to go, or has gone.
+SHARE_OF_DROP = 0.1
+
+# What counts as having left a plateau, of its cost.
+LEAST_DROP = 1e-6
+
+# The speed of an escape is measured where the gradient norm lies between these shares of its peak: grown far enough
+# to point along the escape direction, and still small.
+SPEED_WINDOW = (1e-3, 0.2)
+
+
+@dataclass(frozen=True)
+class SaddleVisit:
+    """One saddle visited.
+
+    Times are in units of the flow; `Trajectory.time_since_escape` resolves them where they are huge. What needs the
+    cost and the network (from `distance` on) is None for a trajectory that was loaded without its cost.
+
+    Attributes:
+        rank: numerical rank of A on the plateau.
+        cost: train cost at the dip of the gradient norm: the height of the plateau.
+        time: time of the dip.
+        gradient_norm: the least gradient norm (in theta) of the visit.
+        row: row of the trajectory nearest to the dip.
+        enter: time of entry: a tenth of the drop from the previous plateau is left; 0 for the first plateau.
+        leave: time of leaving: a tenth of the drop to the next plateau (or the end) is done.
+        escape_time: t_alpha^k: half of that drop is done.
+        escape: the same as (row, time after that row), which is exact.
+        escape_speed: measured speed s of the escape, from the law `d|theta|/dt = s |theta|^(L-1)` of the deviation
+            from the saddle (see `saddleflow.theory.escape_norm`); NaN where the rows do not resolve it.
+        predicted_speed: the optimal speed `L^(-(L-2)/2) s_1(grad C(A))` at the stationary point.
+        distance: Euclidean distance in theta from the dip to the nearest stationary point of that rank.
+        stationary_cost: train cost at the stationary point.
+        index: number of negative eigenvalues of the Hessian there.
+        hessian_range: its least and its largest eigenvalue.
+        strict: whether the saddle is strict: the least eigenvalue is negative.
+    """
+
+    rank: int
+    cost: float
+    time: float
+    gradient_norm: float
+    row: int
+    enter: float
+    leave: float
+    escape_time: float
+    escape: tuple[int, float]
+    escape_speed: float
+    predicted_speed: float | None = None
+    distance: float | None = None
+    stationary_cost: float | None = None
+    index: int | None = None
+    hessian_range: tuple[float, float] | None = None
+    strict: bool | None = None
+
+
+def find_dips(
+    gradient_norm: Float[np.ndarray, " time"],
+    rank: Int[np.ndarray, " time"],
+) -> list[int]:
+    """Rows of the plateaus along a trajectory, in order; none for a run without plateaus (lazy training).
+
+    The start counts when the gradient norm grows out of it by `MIN_DIP`; the end never does: a run that is still
+    slow there has not left. Of several dips at one rank the deepest counts.
+    """
+    usable = gradient_norm > 0
+    if usable.sum() < 3:
+        return []
+    indices = np.flatnonzero(usable)
+    depth = -np.log(gradient_norm[indices])
+    # a wall in front lets the start count as a dip; nothing behind keeps the end from counting
+    padded = np.concatenate([[depth.min() - 2 * np.log(MIN_DIP)], depth])
+    peaks, _ = find_peaks(padded, prominence=np.log(MIN_DIP))
+    # a saddle has been left only where the rank rises afterwards; dips in the tail are solver noise
+    dips = [int(i) for i in indices[peaks - 1] if rank[i] < rank[-1]]
+    return [min(group, key=lambda i: gradient_norm[i]) for _, group in groupby(dips, lambda i: rank[i])]
+
+
+def find_visits(
+    clock: SegmentedTime,
+    train_cost: Float[np.ndarray, " time"],
+    gradient_norm: Float[np.ndarray, " time"],
+    rank: Int[np.ndarray, " time"],
+    depth: int,
+) -> list[SaddleVisit]:
+    """The visits as the rows of a trajectory show them, in order of time; empty without plateaus."""
+    dips = find_dips(gradient_norm, rank)
+    last = len(train_cost) - 1
+    visits: list[SaddleVisit] = []
+    enter = 0.0
+    for here, there in pairwise([*dips, last]):
+        top, drop = train_cost[here], train_cost[here] - train_cost[there]
+        if not drop > LEAST_DROP * top:
+            break  # the run ended before it left
+
+        def crossing(share: float, here=here, there=there, top=top, drop=drop) -> tuple[int, float]:
+            return _crossing(clock, train_cost, gradient_norm, here, there, top - share * drop)
+
+        leave, escape, settled = crossing(SHARE_OF_DROP), crossing(0.5), crossing(1 - SHARE_OF_DROP)
+        visits.append(
+            SaddleVisit(
+                rank=int(rank[here]),
+                cost=float(top),
+                time=float(clock.time[here]),
+                gradient_norm=float(gradient_norm[here]),
+                row=here,
+                enter=enter,
+                leave=_time(clock, leave),
+                escape_time=_time(clock, escape),
+                escape=escape,
+                escape_speed=_speed(clock, gradient_norm, here, escape[0], depth),
+            )
+        )
+        enter = _time(clock, settled)
+    return visits
+
+
+def inspect(visit: SaddleVisit, cost: Cost, network: DeepLinearNetwork) -> SaddleVisit:
+    """The visit with what the nearest stationary point of its rank tells.
+
+    Args:
+        visit: from `find_visits`.
+        cost: the cost of the run.
+        network: the network near the dip.
+    """
+    point = polish(cost, network, rank=visit.rank)
+    if not bool(point.converged):
+        return visit
+    matrix = point.network.end_to_end()
+    spectrum = hessian_spectrum(cost, point.network, visit.rank)
+    return replace(
+        visit,
+        predicted_speed=escape_speed(np.asarray(cost.gradient(matrix)), network.depth),
+        distance=float(point.distance),
+        stationary_cost=float(cost(matrix)),
+        index=spectrum.index,
+        hessian_range=(spectrum.least, spectrum.largest),
+        strict=spectrum.index > 0,
+    )
+
+
+def nearest(dips: tuple[np.ndarray, DeepLinearNetwork], visit: SaddleVisit) -> DeepLinearNetwork | None:
+    """The network kept from the dip of a visit: of those between entry and leaving the one nearest in time."""
+    times, networks = dips
+    within = np.flatnonzero((times >= visit.enter) & (times <= visit.leave))
+    if not len(within):
+        return None
+    best = within[np.argmin(np.abs(times[within] - visit.time))]
+    return jax.tree.map(lambda layer: jnp.asarray(layer[best]), networks)
+
+
+def _time(clock: SegmentedTime, at: tuple[int, float]) -> float:
+    return float(clock.time[at[0]] + at[1])
+
+
+def _crossing(clock, train_cost, gradient_norm, first: int, last: int, level: float) -> tuple[int, float]:
+    """Where the cost falls through a level between two rows, as (row, time after it).
+
+    Between rows by the cubic through the costs with the slopes `dC/dt = -|grad|^2`, which are exact.
+    """
+    below = np.flatnonzero(train_cost[first : last + 1] <= level)
+    row = first + max(int(below[0]) - 1, 0) if len(below) else last - 1
+    step = float(clock.steps[row])
+    values = train_cost[row : row + 2]
+    if not (step > 0 and values[0] > level >= values[1]):
+        return row, 0.0
+    curve = CubicHermiteSpline([0.0, 1.0], values - level, -(gradient_norm[row : row + 2] ** 2) * step)
+    return row, step * float(brentq(curve, 0.0, 1.0))  # pyright: ignore[reportArgumentType]
+
+
+def _speed(clock, gradient_norm, dip: int, escape: int, depth: int) -> float:
+    """The speed s by a straight line: `|grad|^(-(L-2)/(L-1))` falls at the rate `(L-2) s^(1/(L-1))`.
+
+    For L = 2, log|grad| grows at the rate s.
+    """
+    peak = dip + int(np.argmax(gradient_norm[dip : escape + 2]))
+    share = gradient_norm[dip : peak + 1] / gradient_norm[peak]
+    rows = dip + np.flatnonzero((share > SPEED_WINDOW[0]) & (share < SPEED_WINDOW[1]))
+    rows = rows[gradient_norm[rows] > MIN_DIP * gradient_norm[dip]]
+    if len(rows) < 2:
+        return math.nan
+    time = clock.since(int(rows[0]))[rows]
+    if depth == 2:
+        return float(np.polyfit(time, np.log(gradient_norm[rows]), 1)[0])
+    power = (depth - 2) / (depth - 1)
+    slope = np.polyfit(time, gradient_norm[rows] ** -power, 1)[0]
+    return float(max(-slope / (depth - 2), 0.0) ** (depth - 1))

@@ -1,0 +1,1 @@
+"""What is solved: costs, their curvature, a user's data; networks, their symmetries, geometry, stationary points."""

@@ -1,0 +1,346 @@
+"""Convex costs on end-to-end matrices A of shape (n_out, n_in)."""
+
+from abc import abstractmethod
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from saddleflow._backend.checks import (
+    is_concrete,
+    require,
+    require_finite,
+    require_float64,
+    require_integer,
+)
+from saddleflow.problem.curvature import ColumnCurvature, Curvature, DenseCurvature, EntryCurvature, Matrix
+
+# A Gram matrix of more residuals than this costs more to factorise, at every step, than it saves.
+MAX_RESIDUALS = 600
+
+
+class Cost(eqx.Module):
+    """A convex, differentiable cost C on end-to-end matrices.
+
+    A cost of your own subclasses this with three methods: `shape`, `__call__` and `test`. The gradient
+    comes from automatic differentiation; override `gradient` where a closed form is cheaper.
+
+        class HuberCompletion(sf.Cost):
+            target: jax.Array            # (n_out, n_in)
+            observed: jax.Array          # booleans, (n_out, n_in)
+
+            @property
+            def shape(self):
+                return self.target.shape
+
+            def __call__(self, matrix):
+                return jnp.sum(optax.huber_loss(matrix, self.target) * self.observed) / self.observed.sum()
+
+            def test(self, matrix):
+                held_out = ~self.observed
+                return jnp.sum(optax.huber_loss(matrix, self.target) * held_out) / held_out.sum()
+
+    `has_test` says whether `test` may be called; a cost without a test set returns False there.
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Shape (n_out, n_in) of the matrices that the cost takes."""
+
+    @abstractmethod
+    def __call__(self, matrix: Matrix) -> Float[Array, ""]:
+        """The train cost C(A)."""
+
+    @abstractmethod
+    def test(self, matrix: Matrix) -> Float[Array, ""]:
+        """The test cost; raises ValueError where the cost has no test set."""
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test set."""
+        return True
+
+    def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
+        """The gradient of C at A, same shape as A."""
+        return jax.grad(self.__call__)(matrix)
+
+    def curvature(self, matrix: Matrix) -> Curvature | None:
+        """A root of the Hessian of C at A, with which the stiff solver preconditions; None: too many residuals.
+
+        Here from the dense Hessian, by automatic differentiation; override where it has structure.
+        """
+        if self.shape[0] * self.shape[1] > MAX_RESIDUALS:
+            return None
+        return DenseCurvature.of(jax.hessian(self.__call__)(matrix))
+
+
+class MatrixCompletion(Cost):
+    """Mean squared error over the observed entries: `C(A) = (1/N) sum_observed (A - A*)^2`.
+
+    `test` is the same mean over the held-out entries.
+
+    Args:
+        target: the matrix A*, shape (n_out, n_in), float64; finite wherever observed or held out.
+        observed: booleans of that shape, True where the entry trains.
+        held_out: booleans, True where the entry tests; default: every entry that is not observed.
+
+    Raises:
+        ValueError: shapes that differ, no observed entry, NaN or infinity among the entries used.
+    """
+
+    target: Float[Array, "n_out n_in"]
+    observed: Bool[Array, "n_out n_in"]
+    held_out: Bool[Array, "n_out n_in"]
+    num_observed: int = eqx.field(static=True)
+    _has_test: bool = eqx.field(static=True)
+
+    def __init__(self, target: Any, observed: Any, held_out: Any = None):
+        require_float64("target", target)
+        require(target.ndim == 2, "target", "be a matrix", f"shape {target.shape}")
+        observed = _mask("observed", observed, target.shape)
+        held_out = ~observed if held_out is None else _mask("held_out", held_out, target.shape)
+        self.target = jnp.where(observed | held_out, jnp.asarray(target), 0.0)
+        self.observed = observed
+        self.held_out = held_out
+        # under a vmap over tasks the masks cannot be looked at: what depends on them is bounded instead
+        self.num_observed, self._has_test = observed.size, True
+        if is_concrete(observed) and is_concrete(held_out):
+            self.num_observed = int(observed.sum())
+            require(self.num_observed > 0, "observed", "mark at least one entry", "no True at all")
+            shared = int((observed & held_out).sum())
+            require(shared == 0, "held_out", "share no entry with observed", f"{shared} shared entries")
+            self._has_test = bool(held_out.any())
+        require_finite(
+            "target",
+            self.target,
+            "Mark missing entries by observed=False and held_out=False, or load with `read_matrix`.",
+        )
+
+    @classmethod
+    def random(
+        cls,
+        key: PRNGKeyArray,
+        *,
+        shape: tuple[int, int] = (10, 10),
+        rank: int = 3,
+        observed: float = 0.8,
+    ) -> "MatrixCompletion":
+        """A random task: `A* = randn(n_out, rank) @ randn(rank, n_in)`, a random share of it observed.
+
+        Args:
+            key: `jax.random.key(seed)`.
+            shape: (n_out, n_in).
+            rank: rank of the target, 1 <= rank <= min(shape).
+            observed: share of the entries that train, in (0, 1]; exactly round(share * n_out * n_in) entries.
+
+        Raises:
+            ValueError: rank or share out of range, or a share that observes no entry.
+        """
+        require_integer("rank", rank, 1)
+        require(rank <= min(shape), "rank", f"be at most min(shape) = {min(shape)}", rank)
+        require(0 < observed <= 1, "observed", "be a share in (0, 1]", observed)
+        size = shape[0] * shape[1]
+        count = round(observed * size)
+        require(count >= 1, "observed", "leave at least one observed entry", observed)
+        key_left, key_right, key_mask = jax.random.split(key, 3)
+        target = jax.random.normal(key_left, (shape[0], rank), float) @ jax.random.normal(
+            key_right, (rank, shape[1]), float
+        )
+        mask = jax.random.permutation(key_mask, jnp.arange(size) < count).reshape(shape)
+        return cls(target, mask)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (n_out, n_in) of the matrix."""
+        n_out, n_in = self.target.shape
+        return n_out, n_in
+
+    @property
+    def has_test(self) -> bool:
+        """Whether any entry is held out."""
+        return self._has_test
+
+    def __call__(self, matrix: Matrix) -> Float[Array, ""]:
+        """The train cost: mean squared error over the observed entries."""
+        return _masked_mean(self.observed, (jnp.asarray(matrix) - self.target) ** 2)
+
+    def test(self, matrix: Matrix) -> Float[Array, ""]:
+        """The test cost: mean squared error over the held-out entries."""
+        require(
+            self.has_test,
+            "cost",
+            "hold out entries to have a test cost",
+            "a matrix without held-out entries",
+            "Observe fewer entries, or pass `held_out`.",
+        )
+        return _masked_mean(self.held_out, (jnp.asarray(matrix) - self.target) ** 2)
+
+    def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
+        """`(2/N) (A - A*)` on the observed entries, zero elsewhere."""
+        return 2 * jnp.where(self.observed, matrix - self.target, 0.0) / jnp.sum(self.observed)
+
+    def curvature(self, matrix: Matrix) -> Curvature | None:
+        """`C''[V] = (2/N) V` on the observed entries."""
+        if self.num_observed > MAX_RESIDUALS:
+            return None
+        count = jnp.sum(self.observed)
+        rows, columns = jnp.nonzero(self.observed, size=self.num_observed, fill_value=0)
+        # entries that only fill up to the bound (traced masks) are given no weight
+        weight = jnp.where(jnp.arange(self.num_observed) < count, 2.0 / count, 0.0)
+        return EntryCurvature(rows, columns, weight, self.shape)
+
+
+class MeanSquaredError(Cost):
+    """Mean squared error of the linear map: `C(A) = (1/N) |A X - Y|_F^2`.
+
+    The N samples are condensed once, by an orthogonal factorisation, into at most n_in columns, so a
+    gradient costs the same for ten samples and a million.
+
+    Args:
+        inputs: X, shape (n_in, N), float64.
+        outputs: Y, shape (n_out, N), float64.
+        test_inputs: inputs of the test set, shape (n_in, M).
+        test_outputs: outputs of the test set, shape (n_out, M).
+
+    Raises:
+        ValueError: shapes that do not fit, no sample, NaN or infinity.
+    """
+
+    train_set: "_Samples"
+    test_set: "_Samples | None"
+
+    def __init__(self, inputs: Any, outputs: Any, test_inputs: Any = None, test_outputs: Any = None):
+        self.train_set = _Samples("inputs", inputs, "outputs", outputs)
+        require(
+            (test_inputs is None) == (test_outputs is None),
+            "test_inputs, test_outputs",
+            "be given both or neither",
+            "one of them",
+        )
+        self.test_set = None
+        if test_inputs is not None:
+            self.test_set = _Samples("test_inputs", test_inputs, "test_outputs", test_outputs)
+            require(
+                (test_inputs.shape[0], test_outputs.shape[0]) == (inputs.shape[0], outputs.shape[0]),
+                "test_inputs, test_outputs",
+                f"have {inputs.shape[0]} and {outputs.shape[0]} rows, like the train set",
+                (test_inputs.shape, test_outputs.shape),
+            )
+
+    @classmethod
+    def teacher(cls, matrix: Any) -> "MeanSquaredError":
+        """Whitened inputs: `C(A) = |A - A*|_F^2` for a teacher matrix A*, shape (n_out, n_in)."""
+        require_float64("matrix", matrix)
+        require(matrix.ndim == 2, "matrix", "be a matrix", f"shape {matrix.shape}")
+        whitened = jnp.sqrt(matrix.shape[1]) * jnp.eye(matrix.shape[1])
+        return cls(whitened, matrix @ whitened)
+
+    @classmethod
+    def random(
+        cls,
+        key: PRNGKeyArray,
+        *,
+        teacher: Any,
+        num_samples: int = 100,
+        num_test_samples: int = 0,
+        noise: float = 0.0,
+    ) -> "MeanSquaredError":
+        """Gaussian inputs `x ~ N(0, I)` with outputs `A* x + noise * N(0, I)`.
+
+        Args:
+            key: `jax.random.key(seed)`.
+            teacher: the matrix A*, shape (n_out, n_in), float64.
+            num_samples: size N of the train set, at least 1.
+            num_test_samples: size of the test set; 0 for none.
+            noise: standard deviation of the noise on each output, in the outputs' units; not negative.
+
+        Raises:
+            ValueError: a count or a noise out of range.
+        """
+        require_integer("num_samples", num_samples, 1)
+        require_integer("num_test_samples", num_test_samples, 0)
+        require(noise >= 0, "noise", "not be negative", noise)
+        require_float64("teacher", teacher)
+        total = num_samples + num_test_samples
+        key_inputs, key_noise = jax.random.split(key)
+        inputs = jax.random.normal(key_inputs, (teacher.shape[1], total), float)
+        outputs = teacher @ inputs + noise * jax.random.normal(key_noise, (teacher.shape[0], total), float)
+        train = (inputs[:, :num_samples], outputs[:, :num_samples])
+        test = (inputs[:, num_samples:], outputs[:, num_samples:]) if num_test_samples else ()
+        return cls(*train, *test)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (n_out, n_in) of the linear map."""
+        return self.train_set.aim.shape[0], self.train_set.root.shape[0]
+
+    @property
+    def has_test(self) -> bool:
+        """Whether a test set was given."""
+        return self.test_set is not None
+
+    def __call__(self, matrix: Matrix) -> Float[Array, ""]:
+        """The train cost, per sample and summed over outputs."""
+        return self.train_set.mean_squared_error(matrix)
+
+    def test(self, matrix: Matrix) -> Float[Array, ""]:
+        """The same mean over the test set."""
+        if self.test_set is None:
+            raise ValueError("`cost` has no test set. Pass `test_inputs` and `test_outputs`.")
+        return self.test_set.mean_squared_error(matrix)
+
+    def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
+        """`(2/N) (A X - Y) X^T`."""
+        samples = self.train_set
+        return 2 * (jnp.asarray(matrix) @ samples.root - samples.aim) @ samples.root.T
+
+    def curvature(self, matrix: Matrix) -> Curvature | None:
+        """`C''[V] = (2/N) V X X^T`."""
+        inputs = self.train_set.root
+        if self.shape[0] * inputs.shape[1] > MAX_RESIDUALS:
+            return None
+        return ColumnCurvature(jnp.sqrt(2.0) * inputs, self.shape)
+
+
+class _Samples(eqx.Module):
+    """Samples condensed to `(1/N)|A X - Y|^2 = |A root - aim|^2 + floor`, by X^T = Q R."""
+
+    root: Float[Array, "n_in columns"]
+    aim: Float[Array, "n_out columns"]
+    floor: Float[Array, ""]
+
+    def __init__(self, inputs_name: str, inputs: Any, outputs_name: str, outputs: Any):
+        for name, samples in ((inputs_name, inputs), (outputs_name, outputs)):
+            require_float64(name, samples)
+            require(samples.ndim == 2, name, "be a matrix with samples as columns", f"shape {samples.shape}")
+            require_finite(name, samples)
+        count = inputs.shape[1]
+        require(count >= 1, inputs_name, "hold at least one sample (column)", f"shape {inputs.shape}")
+        require(
+            outputs.shape[1] == count,
+            outputs_name,
+            f"hold {count} samples (columns), as many as {inputs_name}",
+            f"shape {outputs.shape}",
+        )
+        q, r = jnp.linalg.qr(jnp.asarray(inputs).T / jnp.sqrt(count))
+        scaled = jnp.asarray(outputs) / jnp.sqrt(count)
+        self.root = r.T
+        self.aim = scaled @ q
+        self.floor = jnp.sum((scaled - self.aim @ q.T) ** 2)
+
+    def mean_squared_error(self, matrix: Matrix) -> Float[Array, ""]:
+        return jnp.sum((matrix @ self.root - self.aim) ** 2) + self.floor
+
+
+def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Bool[Array, "n_out n_in"]:
+    mask = jnp.asarray(mask)
+    require(mask.dtype == bool, name, "hold booleans", str(mask.dtype))
+    require(mask.shape == tuple(shape), name, f"have the target's shape {tuple(shape)}", mask.shape)
+    return mask
+
+
+def _masked_mean(mask: Bool[Array, "n_out n_in"], values: Float[Array, "n_out n_in"]) -> Float[Array, ""]:
+    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.sum(mask)

@@ -1,0 +1,96 @@
+"""The symmetries of a deep linear network and what they conserve.
+
+Rotating the hidden spaces, or adding dead neurons, changes neither the end-to-end matrix nor any
+distance between networks, so both commute with the gradient flow (arXiv 2106.15933, recalled;
+theory notes, section 1).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from saddleflow._backend.checks import is_concrete, require
+from saddleflow.problem.network import DeepLinearNetwork, Width, layer_sizes
+
+
+def rotate(network: DeepLinearNetwork, rotations: Sequence[Float[Array, "_ _"]]) -> DeepLinearNetwork:
+    """Rotate every hidden space: `(O_1 W_1, O_2 W_2 O_1^T, ..., W_L O_{L-1}^T)`.
+
+    Args:
+        network: the network.
+        rotations: L - 1 orthogonal matrices, the l-th of shape (n_l, n_l).
+
+    Raises:
+        ValueError: a wrong number, shape, or a matrix that is not orthogonal to 1e-8.
+    """
+    widths = network.hidden_widths
+    require(
+        len(rotations) == len(widths),
+        "rotations",
+        f"hold {len(widths)} matrices, one a hidden space",
+        f"{len(rotations)} matrices",
+    )
+    for index, (rotation, size) in enumerate(zip(rotations, widths, strict=True)):
+        name = f"rotations[{index}]"
+        require(rotation.shape == (size, size), name, f"have shape {(size, size)}", rotation.shape)
+        if is_concrete(rotation):
+            defect = float(np.abs(np.asarray(rotation.T @ rotation) - np.eye(size)).max())
+            require(defect < 1e-8, name, "be orthogonal", f"|O^T O - I| = {defect:.1e}")
+    layers = list(network.layers)
+    for index, rotation in enumerate(rotations):
+        layers[index] = rotation @ layers[index]
+        layers[index + 1] = layers[index + 1] @ rotation.T
+    return DeepLinearNetwork(layers)
+
+
+def include(network: DeepLinearNetwork, width: Width) -> DeepLinearNetwork:
+    """Include the network into wider ones, by dead neurons: zero rows and columns.
+
+    Args:
+        network: the network.
+        width: new hidden width(s), none below the present ones.
+
+    Raises:
+        ValueError: a width below the present one.
+    """
+    sizes = layer_sizes(network.depth, width, network.shape)
+    require(
+        all(new >= old for new, old in zip(sizes[1:-1], network.hidden_widths, strict=True)),
+        "width",
+        f"be at least the present width {network.width}",
+        width,
+        "An inclusion only adds dead neurons.",
+    )
+    # numpy compiles nothing for a new shape
+    pad = np.pad if is_concrete(network.layers[0]) else jnp.pad
+    return DeepLinearNetwork(
+        pad(layer, ((0, rows - layer.shape[0]), (0, columns - layer.shape[1])))
+        for layer, rows, columns in zip(network.layers, sizes[1:], sizes[:-1], strict=True)
+    )
+
+
+def balancedness(network: DeepLinearNetwork) -> tuple[Float[Array | np.ndarray, "*batch _ _"], ...]:
+    """The conserved matrices `D_l = W_{l+1}^T W_{l+1} - W_l W_l^T`, l = 1, ..., L - 1.
+
+    Constant along every gradient flow, whatever the cost; all zero for a balanced network.
+    """
+    return tuple(
+        above.mT @ above - below @ below.mT for below, above in zip(network.layers, network.layers[1:], strict=False)
+    )
+
+
+def balancedness_drift(start: DeepLinearNetwork, end: DeepLinearNetwork) -> float:
+    """Largest change of a conserved matrix D_l, over the largest squared layer norm of start and end."""
+    before, after = balancedness(_on_host(start)), balancedness(_on_host(end))
+    with np.errstate(over="ignore", invalid="ignore"):  # a run may end in an overflow
+        change = max(float(np.linalg.norm(b - a)) for a, b in zip(before, after, strict=True))
+        scale = max(float(np.sum(np.square(layer))) for layer in (*start.layers, *end.layers))
+        return change / scale if scale > 0 else 0.0
+
+
+def _on_host(network: DeepLinearNetwork) -> DeepLinearNetwork:
+    """In numpy, which compiles nothing for a new shape."""
+    return jax.tree.map(np.asarray, network)

@@ -1,0 +1,1 @@
+"""Grids of flows: lanes, chunks, the store of finished chunks, clusters."""

@@ -1,0 +1,68 @@
+"""Chunks of a sweep elsewhere: on the workers of a Dask client, or divided among JAX processes."""
+
+import uuid
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from saddleflow.sweeps.chunks import Chunk, run_chunk
+from saddleflow.sweeps.lanes import Tally
+
+Result = dict[str, np.ndarray]
+Report = Callable[[Tally], None]
+
+
+def run_on_client(
+    chunks: Sequence[Chunk], client: Any, num_lanes: int | None, report: Report
+) -> Generator[tuple[Chunk, Result], None, None]:
+    """Run chunks as Dask tasks, in whatever order they finish; a lost worker's chunk is run again by Dask.
+
+    Raises:
+        RuntimeError: a chunk raised; the others are finished and handed over first.
+    """
+    from dask.distributed import as_completed
+
+    name = f"saddleflow-{uuid.uuid4().hex[:8]}"
+    # A task takes one thread: a Dask worker runs as many tasks as it has threads. (Bound here, for `submit` has a
+    # `workers` of its own, which would pin every chunk to the Dask worker of that name.)
+    # float64 is switched on when a worker unpickles a chunk, for that imports this package
+    futures = {
+        client.submit(partial(run_chunk, num_lanes=num_lanes, workers=1), chunk, key=f"{name}-{chunk.number}"): chunk
+        for chunk in chunks
+    }
+    failed = []
+    try:
+        for future in as_completed(list(futures)):
+            chunk = futures[future]
+            if future.status == "error":
+                failed.append((chunk.number, future.exception()))
+                continue
+            result = future.result()
+            report(_tally(result))
+            yield chunk, result
+    finally:
+        client.cancel(list(futures))
+    if failed:
+        numbers = ", ".join(map(str, sorted(number for number, _ in failed)))
+        raise RuntimeError(f"chunks {numbers} failed on the cluster: {failed[0][1]}") from failed[0][1]
+
+
+def _tally(result: Result) -> Tally:
+    reasons = result["stop_reason"]
+    return Tally(len(reasons), int(np.isin(reasons, Tally.FAILURES).sum()), *result["lane_steps"])
+
+
+def share(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """This JAX process's part of the chunks; all of them where there is one process."""
+    return list(chunks[jax.process_index() :: jax.process_count()])
+
+
+def gather(arrays: Result) -> Result:
+    """Lanes of all processes together: each holds zeros where a lane was another's."""
+    if jax.process_count() == 1:
+        return arrays
+    return {name: np.asarray(multihost_utils.process_allgather(x)).sum(axis=0) for name, x in arrays.items()}

@@ -1,0 +1,338 @@
+"""The flow of a reduced network: bases grown along pilot runs, the error of A estimated by larger bases.
+
+A pilot at a loose tolerance shows into which directions the activity leaks, and the bases grow by those, until no
+leak is above a threshold. The run proper is then repeated in bases that hold smaller leaks too. The distance of the
+two is the error of the smaller one, but for the error of the larger; truncation acts at second order (through the
+neural tangent kernel, to which a leak adds its square), so a threshold four times smaller leaves little of it.
+"""
+
+import itertools
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from saddleflow._backend.checks import is_concrete, require
+from saddleflow.flow import observables as obs
+from saddleflow.flow.arguments import FlowOptions
+from saddleflow.flow.solve import solve
+from saddleflow.flow.trajectory import Trajectory
+from saddleflow.problem import geometry
+from saddleflow.problem.costs import Cost
+from saddleflow.problem.network import DeepLinearNetwork, on_device
+from saddleflow.problem.symmetry import include
+from saddleflow.width.projected import ProjectedNetwork, ReducedNetwork, Snapshots, reduce_width
+
+PILOT_RTOL = 1e-3
+PILOT_ROWS = 64
+CHECK_ROWS = 200
+MAX_ROUNDS = 40
+
+# The runs are solved to this share of the tolerance, lest the solver's error hide the reduction's.
+SOLVER_SHARE = 3e-2
+
+# Errors fall faster than leaks: leak ~ (error / |A|)^(2/3) in measurements, give or take a factor of 4.
+LEAK_POWER = 2 / 3
+
+# The larger bases hold leaks this much smaller; the estimate is SAFETY times the distance.
+FINER = 0.25
+SAFETY = 2.0
+
+# Small networks are padded with dead neurons to one of these widths: few shapes, few compilations.
+PADDED = (16, 64, 128, 192, *(2**i for i in range(8, 16)))
+
+# A pilot has leaks taken down to this share of its largest, lest early and inexact flows choose too many directions.
+GRADUAL = 0.05
+
+# Growth by less than this share of the directions needs no further pilot: the check looks at the leaks it leaves.
+LAST = 0.05
+
+# Leaks below this share of the activity are rounding.
+EXACT_LEAK = 1e-13
+
+# A small network with more than this share of the full one's parameters saves nothing.
+WORTHWHILE = 0.5
+
+
+def reduce_where_smaller(
+    network: DeepLinearNetwork | ReducedNetwork, mode: str | None
+) -> DeepLinearNetwork | ReducedNetwork:
+    """What `gradient_flow(reduce_width=mode)` runs on: a reduction for "auto", where the start's is smaller."""
+    require(mode in (None, "auto"), "reduce_width", 'be None or "auto"', mode, "Or pass sf.reduce_width(network).")
+    if mode is None or isinstance(network, ReducedNetwork) or not is_concrete(network.layers[0]):
+        return network
+    reduced = reduce_width(network, tolerance=None)
+    return network if _saves_nothing(reduced) else reduced
+
+
+def solve_reduced(cost: Any, reduced: ReducedNetwork, options: FlowOptions) -> Trajectory:
+    """The flow of a reduced network, enlarged until the estimated error is below its tolerance.
+
+    Args:
+        cost: the cost, a function of the end-to-end matrix.
+        reduced: the reduced start.
+        options: of the flow.
+
+    Returns:
+        The trajectory in the smallest bases that met the tolerance. Its `reduced` is the reduction that ran, its
+        `stats` hold reduction_error_estimate (sup over time of |A - A_full|_F), reduction_time_shift and
+        reduction_error_modulo_shift (at the time of the largest error: its part along dA/dt, as a shift in time, and
+        the largest error across dA/dt), reduction_rounds (pilots and checks).
+
+    Raises:
+        ValueError: a cost that is not a `Cost`; an observable or stop that needs layers which were never drawn.
+    """
+    require(
+        isinstance(cost, Cost),
+        "cost",
+        "be a saddleflow.Cost, a function of the end-to-end matrix, where the width is reduced",
+        type(cost).__name__,
+        "A cost that depends on the layers sees directions that the reduction leaves out: pass the full network.",
+    )
+    asked = dict(options.observables or {})
+    _handed(reduced, asked, options.stop)  # refuses before any work is done
+    deadline = None if options.max_seconds is None else time.perf_counter() + options.max_seconds
+    rounds, snapshots, scale = 0, None, 0.0
+    threshold: Any = None  # the first pilot's to choose
+    while True:
+        if snapshots is not None:
+            reduced = _closed(reduced, snapshots, threshold)
+        reduced, snapshots, scale, threshold, used = _grow(cost, reduced, threshold, options, deadline)
+        rounds += used
+        if snapshots is None:
+            changes = _handed(reduced, asked, options.stop)
+            main = solve(cost, _padded(reduced, reduced), replace(options, **changes))
+            return _report(main, reduced, asked, _UNKNOWN, rounds)
+        tolerance = 10 * options.rtol * scale if reduced.tolerance is None else reduced.tolerance
+        rtol = max(min(options.rtol, SOLVER_SHARE * tolerance / max(scale, 1e-300)), 1e-13)
+        if isinstance(reduced, ProjectedNetwork) and _saves_nothing(reduced):
+            full = ProjectedNetwork.of(reduced.full, [jnp.eye(n) for n in reduced.sizes], reduced.tolerance)
+            main = solve(cost, full.full, replace(options, rtol=rtol, max_seconds=_left(deadline)))
+            return _report(main, full, asked, _EXACT, rounds)
+        larger = _finer(reduced, snapshots, threshold)
+        start = _padded(reduced, reduced if larger is None else larger)
+        changes = _handed(reduced, asked, options.stop) | {"rtol": rtol, "max_seconds": _left(deadline)}
+        main = solve(cost, start, replace(options, **changes))
+        if larger is None:
+            return _report(main, reduced, asked, _EXACT, rounds)
+        errors = _distance(cost, _padded(larger, larger), main, replace(options, **changes))
+        rounds += 1
+        expired = deadline is not None and time.perf_counter() > deadline
+        failed = main.stop_reason in ("non_finite", "step_size_underflow", "max_steps")
+        if errors[0] <= tolerance or expired or failed or rounds >= MAX_ROUNDS:
+            if not errors[0] <= tolerance:
+                ended = f"the run ended with {main.stop_reason!r}" if failed else f"{rounds} rounds did not do"
+                _warn(errors[0], tolerance, "max_seconds ran out" if expired else ended)
+            return _report(main, reduced, asked, errors, rounds)
+        threshold *= min(0.5, (0.5 * tolerance / errors[0]) ** LEAK_POWER)
+
+
+_EXACT = (0.0, 0.0, 0.0)
+_UNKNOWN = (np.inf, np.nan, np.nan)
+
+
+def _warn(error: float, tolerance: float, why: str) -> None:
+    warnings.warn(
+        f"the reduced flow's estimated error of A, {error:.2g}, is above its tolerance {tolerance:.2g}: {why}. "
+        "Give it more time, a larger tolerance, or the full network.",
+        stacklevel=4,
+    )
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(1e-3, deadline - time.perf_counter())
+
+
+def _grow(
+    cost: Cost, reduced: ReducedNetwork, threshold: float | None, options: FlowOptions, deadline: float | None
+) -> tuple[ReducedNetwork, Snapshots | None, float, Any, int]:
+    """Pilot runs and growth, until no leak is above the threshold.
+
+    Returns:
+        The grown network, the last pilot's snapshots (None where it held no finite row), the largest |A|_F met, the
+        threshold, the number of pilots.
+    """
+    t1 = options.t1 if options.save_at is None else float(options.save_at[-1]) or None
+    pilots = 0
+    while True:
+        changes = {
+            "rtol": max(options.rtol, PILOT_RTOL),
+            "t1": t1,
+            "save_at": None,
+            "observables": None,
+            "stop": _handed(reduced, {}, options.stop)["stop"],
+            "save_networks": True,
+            "max_saves": PILOT_ROWS,
+            "saves_per_step": 1,
+            "max_seconds": _left(deadline),
+        }
+        pilot = solve(cost, _padded(reduced, reduced), replace(options, **changes))
+        pilots += 1
+        finite = np.isfinite(pilot.end_to_end).all(axis=(1, 2))
+        assert pilot.networks is not None
+        small = _cut(pilot.networks, reduced)
+        if not finite.any():  # an overflow at the start: nothing to grow along
+            return reduced, None, np.inf, threshold, pilots
+        snapshots = Snapshots([np.asarray(layer)[finite] for layer in small.layers])
+        scale = float(np.linalg.norm(pilot.end_to_end[finite], axis=(1, 2)).max())
+        if threshold is None:
+            share = 10 * options.rtol if reduced.tolerance is None else reduced.tolerance / max(scale, 1e-300)
+            threshold = min(0.1, share**LEAK_POWER)
+        grown = _closed(reduced, snapshots, threshold)
+        if grown is reduced or pilots >= MAX_ROUNDS or (deadline is not None and time.perf_counter() > deadline):
+            return reduced, snapshots, scale, threshold, pilots
+        fresh = sum(grown.reduced_widths) - sum(reduced.reduced_widths)
+        snapshots = snapshots.within(reduced.network, grown.network)
+        reduced = grown
+        settled = fresh < LAST * sum(reduced.reduced_widths)
+        if settled or (isinstance(reduced, ProjectedNetwork) and _saves_nothing(reduced)):
+            return reduced, snapshots, scale, threshold, pilots
+
+
+def _closed(reduced: ReducedNetwork, snapshots: Snapshots, threshold: float) -> ReducedNetwork:
+    """Grow by the leaks of a pilot above the threshold, by what leaks out of those, and so on through all layers."""
+    leaks = reduced.leaks(snapshots)
+    threshold = max(threshold, GRADUAL * max(float(s.max(initial=0.0)) for _, s in leaks))
+    for _ in range(reduced.depth):
+        grown = reduced.grow(leaks, threshold)
+        if grown is reduced or (isinstance(grown, ProjectedNetwork) and _saves_nothing(grown)):
+            return grown
+        snapshots = snapshots.within(reduced.network, grown.network)
+        reduced, leaks = grown, grown.leaks(snapshots)
+    return reduced
+
+
+def _finer(reduced: ReducedNetwork, snapshots: Snapshots, threshold: float) -> ReducedNetwork | None:
+    """The reduction in larger bases, for comparison; None where nothing leaks at all."""
+    leaks = reduced.leaks(snapshots)
+    while not reduced.is_complete:
+        threshold *= FINER
+        larger = reduced.grow(leaks, threshold)
+        if larger is not reduced:
+            return larger
+        if threshold < EXACT_LEAK:
+            return None
+    return None
+
+
+def _distance(cost: Cost, start: DeepLinearNetwork, main: Trajectory, options: FlowOptions):
+    """`SAFETY` times the largest distance from the flow in larger bases; time shift; the largest across dA/dt."""
+    last = main.time[-1]
+    if not last > 0:
+        return _EXACT
+    rows = np.round(np.linspace(0, len(main.time) - 1, CHECK_ROWS)).astype(int)
+    changes = {
+        "save_at": main.time[rows],
+        "t1": None,
+        "observables": {"velocity": _velocity},
+        "stop": None,
+        "save_networks": False,
+    }
+    check = solve(cost, start, replace(options, **changes))
+    covered = rows[: len(check.time)]
+    if len(covered) == 0 or check.time[-1] < last or not np.isfinite(main.end_to_end).all():
+        return _UNKNOWN  # one of the two failed: nothing is certified
+    difference = main.end_to_end[covered] - check.end_to_end
+    velocity = check.observables["velocity"]
+    speed = np.sum(velocity**2, axis=(1, 2))
+    along = np.sum(difference * velocity, axis=(1, 2))
+    shift = np.divide(along, speed, out=np.zeros_like(along), where=speed > 0)
+    distance = np.linalg.norm(difference, axis=(1, 2))
+    across = np.linalg.norm(difference - shift[:, None, None] * velocity, axis=(1, 2))
+    return SAFETY * float(distance.max()), float(shift[distance.argmax()]), SAFETY * float(across.max())
+
+
+def _velocity(cost: Cost, network: DeepLinearNetwork) -> Array:
+    """`dA/dt`."""
+    return -geometry.neural_tangent_kernel(network, cost.gradient(network.end_to_end()))
+
+
+def _handed(reduced: ReducedNetwork, asked: Mapping[str, obs.Observable], stop: Any) -> dict[str, Any]:
+    """Observables and stop as functions of the small network, which is all that a run sees."""
+    through = {name: _through(reduced, name, function) for name, function in asked.items()}
+    return {"observables": through, "stop": None if stop is None else _through(reduced, "stop", stop)}
+
+
+def _through(reduced: ReducedNetwork, name: str, function: Any) -> Any:
+    if function in _CORRECTIONS or getattr(function, "through_products", False):
+        return function
+    if isinstance(reduced, ProjectedNetwork):
+        return lambda first, network: function(first, reduced.expand(_cut(network, reduced)))
+    raise ValueError(
+        f"`{name}` needs the full layers, but those of a sampled network were never drawn. Where it depends on the "
+        "network only through end_to_end, partial products or the gradient, say so: "
+        "saddleflow.flow.observables.through_products(function). Otherwise reduce a given network: "
+        "sf.reduce_width(sf.gaussian(...))."
+    )
+
+
+# What the frozen part adds to an observable of the small network.
+_CORRECTIONS: dict[Any, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    obs.parameter_norm: lambda values, frozen: np.sqrt(values**2 + frozen.sum()),
+    obs.layer_norms: lambda values, frozen: np.sqrt(values**2 + frozen),
+}
+
+
+def _report(main: Trajectory, reduced: ReducedNetwork, asked, errors, rounds: int) -> Trajectory:
+    """The trajectory in terms of the full network, with what is known of the error."""
+    frozen = np.asarray(reduced.frozen_squares)
+    estimate, shift, across = (float(number) for number in errors)
+    sizes = reduced.sizes
+    norm = float(np.sqrt(main.configuration["start_norm"] ** 2 + frozen.sum()))
+    return replace(
+        main,
+        observables={
+            name: _CORRECTIONS[asked[name]](values, frozen) if asked[name] in _CORRECTIONS else values
+            for name, values in main.observables.items()
+        },
+        network=_cut(main.network, reduced),
+        networks=None if main.networks is None else _cut(main.networks, reduced),
+        stats=main.stats
+        | {
+            "reduction_error_estimate": estimate,
+            "reduction_time_shift": shift,
+            "reduction_error_modulo_shift": across,
+            "reduction_rounds": rounds,
+        },
+        configuration=main.configuration
+        | {
+            "width": reduced.width,
+            "num_parameters": sum(above * below for below, above in itertools.pairwise(sizes)),
+            "reduced_widths": list(reduced.reduced_widths),
+            "start_norm": norm,
+        },
+        reduced=replace(reduced, error_estimate=estimate),
+    )
+
+
+def _padded(reduced: ReducedNetwork, like: ReducedNetwork) -> DeepLinearNetwork:
+    """The small network with dead neurons up to a common width that holds `like`, a larger one of its kind."""
+    largest = max(like.reduced_widths)
+    width = next((pad for pad in PADDED if pad >= largest), largest)
+    return include(
+        reduced.network,
+        tuple(max(m, min(width, n)) for m, n in zip(like.reduced_widths, like.hidden_widths, strict=True)),
+    )
+
+
+def _cut(network: DeepLinearNetwork, reduced: ReducedNetwork) -> DeepLinearNetwork:
+    """Without the dead neurons; leading time axes stay."""
+    # numpy compiles nothing for a new shape
+    layers = [np.asarray(layer) if is_concrete(layer) else layer for layer in network.layers]
+    cut = [
+        layer[..., : small.shape[0], : small.shape[1]]
+        for layer, small in zip(layers, reduced.network.layers, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(reduced.network), list(map(on_device, cut)))
+
+
+def _saves_nothing(reduced: ReducedNetwork) -> bool:
+    sizes = reduced.sizes
+    full = sum(above * below for below, above in itertools.pairwise(sizes))
+    return reduced.network.num_parameters > WORTHWHILE * full
