@@ -63,7 +63,7 @@ def require_float64(argument: str, value: Any) -> None:
     dtype = getattr(value, "dtype", None)
     remedy = "Small initialisations vanish in float32: convert with `.astype('float64')`."
     if not float64_is_enabled():
-        remedy = "saddleflow needs float64, which is switched off: leave jax_enable_x64 on, as `import saddleflow` sets it."
+        remedy = "float64 is switched off: leave jax_enable_x64 as `import saddleflow` sets it, on."
     require(dtype == np.float64, argument, "hold float64 numbers", str(dtype), remedy)
 
 
