@@ -86,7 +86,7 @@ class DeepLinearNetwork(eqx.Module):
     @property
     def num_parameters(self) -> int:
         """Number of parameters P of one network (batch axes not counted)."""
-        return sum(layer.shape[-1] * layer.shape[-2] for layer in self.layers)
+        return num_parameters((self.layers[0].shape[-1], *(layer.shape[-2] for layer in self.layers)))
 
     def end_to_end(self) -> Float[Array, "*batch n_out n_in"]:
         """The end-to-end matrix `W_L ... W_1`, multiplied from its thinner side: O(L w^2 min(n_in, n_out))."""
@@ -216,6 +216,11 @@ def balanced(matrix: Float[Array, "n_out n_in"], *, depth: int, width: Width) ->
         jnp.zeros((rows, columns)).at[: block.shape[0], : block.shape[1]].set(block)
         for block, rows, columns in zip([first, *middle, last], sizes[1:], sizes[:-1], strict=True)
     )
+
+
+def num_parameters(sizes: Sequence[int]) -> int:
+    """Number of parameters of a network whose spaces have the sizes (n_0, ..., n_L)."""
+    return sum(below * above for below, above in itertools.pairwise(sizes))
 
 
 def layer_sizes(depth: int, width: Width, shape: tuple[int, int]) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ two is the error of the smaller one, but for the error of the larger; truncation
 neural tangent kernel, to which a leak adds its square), so a threshold four times smaller leaves little of it.
 """
 
-import itertools
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from saddleflow.flow.solve import solve
 from saddleflow.flow.trajectory import Trajectory
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
-from saddleflow.problem.network import DeepLinearNetwork, on_device
+from saddleflow.problem.network import DeepLinearNetwork, num_parameters, on_device
 from saddleflow.problem.symmetry import include
 from saddleflow.width.projected import ProjectedNetwork, ReducedNetwork, Snapshots, reduce_width
 
@@ -283,7 +282,6 @@ def _report(main: Trajectory, reduced: ReducedNetwork, asked, errors, rounds: in
     """The trajectory in terms of the full network, with what is known of the error."""
     frozen = np.asarray(reduced.frozen_squares)
     estimate, shift, across = (float(number) for number in errors)
-    sizes = reduced.sizes
     norm = float(np.sqrt(main.configuration["start_norm"] ** 2 + frozen.sum()))
     return replace(
         main,
@@ -303,7 +301,7 @@ def _report(main: Trajectory, reduced: ReducedNetwork, asked, errors, rounds: in
         configuration=main.configuration
         | {
             "width": reduced.width,
-            "num_parameters": sum(above * below for below, above in itertools.pairwise(sizes)),
+            "num_parameters": num_parameters(reduced.sizes),
             "reduced_widths": list(reduced.reduced_widths),
             "start_norm": norm,
         },
@@ -333,6 +331,4 @@ def _cut(network: DeepLinearNetwork, reduced: ReducedNetwork) -> DeepLinearNetwo
 
 
 def _saves_nothing(reduced: ReducedNetwork) -> bool:
-    sizes = reduced.sizes
-    full = sum(above * below for below, above in itertools.pairwise(sizes))
-    return reduced.network.num_parameters > WORTHWHILE * full
+    return reduced.network.num_parameters > WORTHWHILE * num_parameters(reduced.sizes)
