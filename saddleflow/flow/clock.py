@@ -53,7 +53,7 @@ class Clock(eqx.Module):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SegmentedTime:
     """The saved times of a trajectory, with differences that no plateau's length blurs.
 

@@ -7,28 +7,33 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lazy_loader as lazy
 import numpy as np
-import xarray as xr
 from jaxtyping import Array, Float, Int
-from matplotlib.figure import Figure
 
 from saddleflow._backend.checks import require
 from saddleflow._backend.files import written_whole
 from saddleflow.flow import observables as obs
-from saddleflow.flow import plotting
 from saddleflow.flow.clock import SegmentedTime
 from saddleflow.flow.visits import SaddleVisit, find_visits, inspect, nearest
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork, on_device
 from saddleflow.problem.symmetry import balancedness_drift
 
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+else:
+    xr = lazy.load("xarray")
+    Figure = Any  # loading matplotlib takes longer than most flows
 
-@dataclass(frozen=True, repr=False)
+
+@dataclass(frozen=True, repr=False, eq=False)
 class Trajectory:
     """One gradient-flow trajectory, on the host, with time as the first axis of every array.
 
@@ -41,10 +46,7 @@ class Trajectory:
         observables: further quantities by name, each of shape (time, ...).
         network: the final network.
         networks: the network at every saved time (layers with a leading time axis), if asked for, else None.
-        stop_reason: "converged" (grad C(A) = 0 to tolerance: a certified minimum of the convex C), "t1",
-            "max_steps", "max_seconds", "step_size_underflow", "non_finite", "stop", "stationary_saddle" (the flow
-            starts, or has come to rest, on a saddle: its gradient in theta is zero up to rounding, grad C(A) is not)
-            or "below_resolution" (rounding would decide the next escape: `saddleflow.flow.graded.below_resolution`).
+        stop_reason: why the run ended, the name of a `saddleflow.StopReason`, which says what each means.
         stats: num_steps, num_accepted_steps, num_rejected_steps; num_vector_field_evaluations and
             num_hessian_vector_products, rejected steps included (None where the solver does not tell); for the
             stiff solver num_preconditioner_applications, mean_krylov_dimension and max_krylov_dimension (products
@@ -93,48 +95,58 @@ class Trajectory:
         """Sum of the singular values of A, shape (time,)."""
         return obs.nuclear_norm(self.singular_values)
 
-    @cached_property
-    def visits(self) -> list[SaddleVisit]:
-        """The saddles visited as the rows alone show them: `saddles` without the stationary points."""
-        depth = self.network.depth
-        return find_visits(self.clock, self.train_cost, self.gradient_norm, self.rank, depth)
-
     @property
     def reduction_error_estimate(self) -> float | None:
         """Estimated sup over time of |A - A_full|_F, the error of the width reduction; None where there was none."""
         return self.stats.get("reduction_error_estimate")
 
-    def saddles(self) -> list[SaddleVisit]:
+    def saddles(self, *, stationary_points: bool = True) -> list[SaddleVisit]:
         """The saddles visited, in order of time, each with the stationary point behind it; computed once.
 
         Empty for a run without plateaus (lazy training); `repr` then says "no plateau". A start that is still on its
         first plateau at the end has not visited it. Escapes that merge (equal or near-equal singular values) raise
         the rank by more than one from a visit to the next.
+
+            for visit in trajectory.saddles():
+                print(visit.rank, visit.cost, visit.escape_time, visit.index)
+
+        Args:
+            stationary_points: False: what the saved rows alone show, at once; the fields of a visit from `distance`
+                on are then None.
         """
-        return self._inspected
+        return self._visits if not stationary_points else self._inspected
+
+    @cached_property
+    def _visits(self) -> list[SaddleVisit]:
+        depth = self.network.depth
+        return find_visits(self.clock, self.train_cost, self.gradient_norm, self.rank, depth)
 
     @cached_property
     def _inspected(self) -> list[SaddleVisit]:
         if self.cost is None or self.dips is None:
-            return self.visits
-        networks = [nearest(self.dips, visit) for visit in self.visits]
+            return self._visits
+        networks = [nearest(self.dips, visit) for visit in self._visits]
         return [
             visit if network is None else inspect(visit, self.cost, network)
-            for visit, network in zip(self.visits, networks, strict=True)
+            for visit, network in zip(self._visits, networks, strict=True)
         ]
 
     @property
-    def segment(self) -> Int[np.ndarray, " time"]:
+    def visits(self) -> list[SaddleVisit]:
+        return self._visits
+
+    @property
+    def num_escapes(self) -> Int[np.ndarray, " time"]:
         """Number of escapes behind each saved time, shape (time,)."""
         rows = np.arange(len(self.time))
-        return sum((rows > visit.escape[0] for visit in self.visits), start=np.zeros(len(rows), int))
+        return sum((rows > visit.escape[0] for visit in self._visits), start=np.zeros(len(rows), int))
 
     @property
     def time_since_escape(self) -> Float[np.ndarray, " time"]:
         """Time since the last escape (the start, before the first), resolved where `time` is not; shape (time,)."""
-        origins = [(0, 0.0), *(visit.escape for visit in self.visits)]
+        origins = [(0, 0.0), *(visit.escape for visit in self._visits)]
         since = np.stack([self.clock.since(*origin) for origin in origins])
-        return since[self.segment, np.arange(len(self.time))]
+        return since[self.num_escapes, np.arange(len(self.time))]
 
     @property
     def arc_length(self) -> Float[np.ndarray, " time"]:
@@ -150,7 +162,7 @@ class Trajectory:
         test = "" if self.test_cost is None else f", test {self.test_cost[-1]:.3e}"
         descent = "learning_rate" in run  # of gradient descent, not of a flow
         steps = f"learning rate {run['learning_rate']:.1e}" if descent else f"rtol {run['rtol']:.1e}"
-        visits = ", ".join(f"rank {v.rank} at cost {v.cost:.4g}" for v in self.visits)
+        visits = ", ".join(f"rank {v.rank} at cost {v.cost:.4g}" for v in self._visits)
         lines = [
             f"{run['cost']} {run['shape'][0]}x{run['shape'][1]}, depth {run['depth']}, width {run['width']}, "
             f"{run['num_parameters']} parameters",
@@ -170,19 +182,21 @@ class Trajectory:
         body = "\n".join(f"  {name:<9} : {text}" for name, text in zip(names, lines, strict=True))
         return f"Trajectory\n{body}"
 
-    def plot(self, *, clock: str = "t") -> Figure:
+    def plot(self, *, axis: str = "t") -> Figure:
         """Train and test cost above, singular values of A below; plateaus shaded and marked by their rank.
 
         Args:
-            clock: the time axis: "t"; "log t" (the start at t = 0 is then left out); "t / t_escape", in units of the
+            axis: what runs along: "t"; "log t" (the start at t = 0 is then left out); "t / t_escape", in units of the
                 first escape time; or "arc length", the path length of theta so far.
 
         Raises:
-            ValueError: another clock, or "t / t_escape" for a run without an escape.
+            ValueError: another axis, or "t / t_escape" for a run without an escape.
         """
-        return plotting.draw_trajectory(self, clock)
+        from saddleflow.flow import plotting  # and matplotlib with it, where something is drawn
 
-    def to_xarray(self) -> xr.Dataset:
+        return plotting.draw_trajectory(self, axis)
+
+    def to_xarray(self) -> "xr.Dataset":
         """The trajectory as a dataset: named dimensions, units in attributes, configuration and versions as JSON."""
         along = {
             "train_cost": (("time",), self.train_cost, "cost"),
@@ -212,7 +226,7 @@ class Trajectory:
                 )
         unit = "time of the flow dtheta/dt = -grad C"
         along |= {
-            "segment": (("time",), self.segment, "1"),
+            "num_escapes": (("time",), self.num_escapes, "1"),
             "time_since_escape": (("time",), self.time_since_escape, unit),
             "clock_segment": (("time",), self.clock.segment, "1"),
             "clock_within": (("time",), self.clock.within, unit),

@@ -1,12 +1,18 @@
 """A user's matrix with gaps, from a file to a matrix completion cost."""
 
-import csv
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import lazy_loader as lazy
 import numpy as np
 
 from saddleflow._backend.checks import require
 from saddleflow.problem.costs import MatrixCompletion
+
+if TYPE_CHECKING:
+    import pandas as pd
+else:
+    pd = lazy.load("pandas")
 
 GAPS = {"", "nan", "na", "n/a", "null", "none", "?"}
 
@@ -55,18 +61,28 @@ def read_matrix(path: str | Path, *, held_out: float = 0.1, seed: int = 0, heade
 
 
 def _read_csv(path: Path, header: bool = False) -> np.ndarray:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if row][int(header) :]
-    require(len(rows) > 0, "path", "hold at least one row of numbers", f"no rows in {str(path)!r}")
-    for number, row in enumerate(rows, start=1):
+    try:
+        # as text, for pandas would take the missing end of a short row for gaps
+        table = pd.read_csv(
+            path, header=0 if header else None, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+        )
+    except pd.errors.EmptyDataError:
+        table = pd.DataFrame()
+    except pd.errors.ParserError as error:
+        raise ValueError(
+            f"`path` must have as many cells in every row as in the first, but got {str(path)!r}: {error}"
+        ) from None
+    require(len(table) > 0, "path", "hold at least one row of numbers", f"no rows in {str(path)!r}")
+    cells = table.to_numpy(object)
+    for number, there in enumerate(table.notna().sum(axis=1), start=1):
         require(
-            len(row) == len(rows[0]),
+            there == cells.shape[1],
             "path",
-            f"have {len(rows[0])} cells in every row, as in row 1",
-            f"{len(row)} cells in row {number}",
+            f"have {cells.shape[1]} cells in every row, as in row 1",
+            f"{there} cells in row {number}",
             "Write gaps as empty cells between commas.",
         )
-    return np.array([[_cell(text, i, j) for j, text in enumerate(row, 1)] for i, row in enumerate(rows, 1)])
+    return np.array([[_cell(text, i, j) for j, text in enumerate(row, 1)] for i, row in enumerate(cells, 1)])
 
 
 def _cell(text: str, row: int, column: int) -> float:
@@ -89,13 +105,9 @@ def _read_npy(path: Path) -> np.ndarray:
 
 def _read_parquet(path: Path) -> np.ndarray:
     try:
-        import pyarrow.parquet
+        table = pd.read_parquet(path, engine="pyarrow")
     except ImportError:
         raise ImportError("Reading parquet needs pyarrow: pip install 'saddleflow[parquet]'.") from None
-    table = pyarrow.parquet.read_table(path)
-    columns = []
-    for name in table.column_names:
-        values = table[name].to_pandas().to_numpy()
-        require(values.dtype.kind in "fiu", "path", "hold numeric columns", f"{values.dtype} in {name!r}")
-        columns.append(values.astype("float64"))
-    return np.stack(columns, axis=1) if columns else np.empty((0, 0))
+    for name, dtype in table.dtypes.items():
+        require(getattr(dtype, "kind", "O") in "fiu", "path", "hold numeric columns", f"{dtype} in {name!r}")
+    return table.to_numpy("float64")

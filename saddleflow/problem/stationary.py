@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import optimistix as optx
+import scipy
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
-from scipy.sparse.linalg import LinearOperator, eigsh
 
 from saddleflow._backend.checks import require, require_integer, require_positive
 from saddleflow._backend.linalg import lane_by_lane, svd
@@ -304,9 +304,11 @@ def _ends(product: Callable[[Array], Array], size: int) -> tuple[float, float]:
     if size < MIN_LANCZOS:
         values = np.linalg.eigvalsh(np.asarray(jax.lax.map(product, jnp.eye(size))))
         return float(values[0]), float(values[-1])
-    operator: Any = LinearOperator((size, size), lambda v: np.asarray(product(v)), dtype=float)  # pyright: ignore
+    linalg: Any = scipy.sparse.linalg
+    operator = linalg.LinearOperator((size, size), lambda v: np.asarray(product(v)), dtype=float)
     start = np.random.default_rng(0).standard_normal(size)
     least, largest = (
-        eigsh(operator, k=1, which=which, v0=start, ncv=40, return_eigenvectors=False)[0] for which in ("SA", "LA")
+        linalg.eigsh(operator, k=1, which=which, v0=start, ncv=40, return_eigenvectors=False)[0]
+        for which in ("SA", "LA")
     )
     return float(least), float(largest)
