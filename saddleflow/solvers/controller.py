@@ -1,4 +1,4 @@
-"""A predictive step-size controller (Gustafsson), for diffrax or for `stepping`.
+"""A predictive step-size controller (Gustafsson), for `diffrax.diffeqsolve` or any other loop of steps.
 
 diffrax's `PIDController` never shrinks a step after an accepted one, so a solution that speeds up (an escape
 from a saddle, where the right step shrinks geometrically towards the escape time) costs a rejection for
@@ -17,7 +17,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 from optimistix import rms_norm
 
-from saddleflow._backend.checks import is_concrete, require, require_positive
+from saddleflow.solvers._checks import is_concrete, require, require_positive
+from saddleflow.solvers._precision import in_dtype, state_dtype
 
 # (y0, y1, error of y1) -> relative error of some quantity that the state stands for.
 RelativeError = Callable[[Any, Any, Any], Float[Array, ""]]
@@ -34,18 +35,19 @@ def check_tolerance(name: str, value: Any, remedy: str = "") -> None:
 
 
 def tolerances_like(atol: Any, y: PyTree) -> PyTree:
-    """An absolute tolerance as a pytree like the state: itself, or the one number at every leaf."""
-    if jtu.tree_structure(atol) == jtu.tree_structure(y):
-        return atol
-    return jtu.tree_map(lambda _: atol, y)
+    """An absolute tolerance as a pytree like the state, in its dtype: itself, or the one number at every leaf."""
+    if jtu.tree_structure(atol) != jtu.tree_structure(y):
+        atol = jtu.tree_map(lambda _: atol, y)
+    return jtu.tree_map(lambda a, x: in_dtype(a, x.dtype), atol, y)
 
 
 def scaled_error(y0: PyTree, y1: PyTree, error: PyTree, rtol: Any, atol: Any) -> PyTree:
     """The error of every entry in units of its tolerance, `atol + rtol` times the larger of its two sizes."""
 
     def leaf(a, b, e, absolute):
+        relative = in_dtype(rtol, a.dtype)
         b = jnp.where(jnp.all(jnp.isfinite(b)), b, a)
-        return e / (absolute + rtol * jnp.maximum(jnp.abs(a), jnp.abs(b)))
+        return e / (absolute + relative * jnp.maximum(jnp.abs(a), jnp.abs(b)))
 
     return jtu.tree_map(leaf, y0, y1, error, tolerances_like(atol, y0))
 
@@ -66,7 +68,7 @@ def amplification(
     """
     if quantity_error is None:
         return 1.0
-    other = quantity_error(y0, y1, error) / (ALLOWANCE * rtol)
+    other = quantity_error(y0, y1, error) / (ALLOWANCE * in_dtype(rtol, size.dtype))
     return jnp.where(jnp.isfinite(other) & (other > size) & (size > 0), other / size, 1.0)
 
 
@@ -83,8 +85,8 @@ def amplified(
 class PredictiveState(eqx.Module):
     """Size and scaled error of the last accepted step (zero size: none yet), and whether the last try failed."""
 
-    size: Float[Array, ""]
-    error: Float[Array, ""]
+    size: Float[Array, ""]  # in the dtype of time
+    error: Float[Array, ""]  # in that of the state
     failed: Bool[Array, ""]
 
 
@@ -114,16 +116,17 @@ class PredictiveController(AbstractAdaptiveStepSizeController):
         return self
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
-        atol = jtu.tree_reduce(jnp.minimum, jtu.tree_map(jnp.min, self.atol))
-        first, _ = PIDController(rtol=self.rtol, atol=atol, norm=self.norm).init(
+        dtype = state_dtype(y0)
+        atol = in_dtype(jtu.tree_reduce(jnp.minimum, jtu.tree_map(jnp.min, self.atol)), dtype)
+        first, _ = PIDController(rtol=in_dtype(self.rtol, dtype), atol=atol, norm=self.norm).init(
             terms, t0, t1, y0, dt0, args, func, error_order
         )
-        dtype = jnp.result_type(*jtu.tree_leaves(y0))
-        return first, PredictiveState(jnp.zeros((), dtype), jnp.ones((), dtype), jnp.asarray(False))
+        size = jnp.zeros((), jnp.result_type(t0, t1))
+        return first, PredictiveState(size, jnp.ones((), dtype), jnp.asarray(False))
 
     def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
         del args
-        state, h = controller_state, t1 - t0
+        state, h = controller_state, jnp.asarray(t1 - t0)
 
         scaled = scaled_error(y0, y1_candidate, y_error, self.rtol, self.atol)
         error = lax.stop_gradient(self.norm(scaled))
@@ -142,4 +145,4 @@ class PredictiveController(AbstractAdaptiveStepSizeController):
             ~keep,
         )
         next_t0 = jnp.where(keep, t1, t0)
-        return keep, next_t0, next_t0 + factor * h, jnp.asarray(False), new, RESULTS.successful
+        return keep, next_t0, next_t0 + (factor * h).astype(h.dtype), jnp.asarray(False), new, RESULTS.successful

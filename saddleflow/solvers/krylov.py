@@ -8,6 +8,7 @@ end is mostly supplied by one last application of the preconditioner, which cost
 Memory: `2 capacity` vectors of the coordinates' length.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -17,10 +18,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from saddleflow.solvers._precision import coarser
+
 Vector = Float[Array, " d"]
 Kind = Literal["lax", "checkpointed", "bounded"]
 
-_INDEPENDENT = 1e-11  # p^T A p of a new direction, relative to z^T A z
+_INDEPENDENT = 1e-11  # p^T A p of a new direction, relative to z^T A z, in float64; so many roundings in any dtype
 _PATIENCE = 10  # products without a smaller residual before rounding is blamed
 _BLOCK = 4  # rows of the basis handled at a time: a few, so that unused rows cost nothing
 
@@ -49,11 +52,24 @@ class ConjugateBasis(eqx.Module):
 
 
 class SolveReport(eqx.Module):
-    """What one solve did: whether it met the tolerance, products, preconditioner applications."""
+    """What solves did: whether all met their tolerance, products, preconditioner applications."""
 
     converged: Bool[Array, ""]
     products: Int[Array, ""]
     preconditions: Int[Array, ""]
+
+    @classmethod
+    def none(cls) -> "SolveReport":
+        """Of no solve at all."""
+        return cls(jnp.asarray(True), jnp.zeros((), int), jnp.zeros((), int))
+
+    def and_then(self, later: "SolveReport") -> "SolveReport":
+        """Of this solve and a later one together."""
+        return SolveReport(
+            self.converged & later.converged,
+            self.products + later.products,
+            self.preconditions + later.preconditions,
+        )
 
 
 class _Iteration(eqx.Module):
@@ -96,6 +112,129 @@ def _along(rows, vector, block, count):
     return jnp.where(block * _BLOCK + jnp.arange(_BLOCK) < count, rows @ vector, 0.0)
 
 
+def _rounding(c: _Iteration) -> Any:
+    """Relative size of a residual that rounding leaves; asking for less would fill the basis with noise."""
+    return 8 * jnp.finfo(c.residual.dtype).eps
+
+
+@dataclasses.dataclass(frozen=True)
+class _Solve:
+    """What does not change while one system is solved: the arguments of `conjugate_solve`, but for the start."""
+
+    capacity: int
+    matrix: Callable[[Vector], Vector]
+    precondition: Callable[[Vector], Vector] | None
+    norm: Callable[[Vector], Float[Array, ""]]
+    tolerance: Float[Array, ""] | float
+    max_products: int
+    kind: Kind
+
+    def start(self, basis: ConjugateBasis, rhs: Vector, active: Bool[Array, ""] | bool) -> _Iteration:
+        """The best solution within the span of the basis, at no product."""
+
+        def project(block, carry):
+            solution, residual = carry
+            rows = _rows(basis.directions, block)
+            along = _along(rows, rhs, block, basis.count)
+            return solution + along @ rows, residual - along @ _rows(basis.images, block)
+
+        solution, residual = _over_blocks(basis.count, self.capacity, project, (jnp.zeros_like(rhs), rhs), self.kind)
+        kept = self.capacity // 2
+        return _Iteration(
+            directions=basis.directions,
+            images=basis.images,
+            count=jnp.where(basis.count > self.capacity, kept, basis.count),
+            solution=solution,
+            residual=residual,
+            size=self.norm(residual),
+            largest=jnp.maximum(self.norm(rhs), self.norm(rhs - residual)),
+            contraction=basis.contraction,
+            gain=basis.gain,
+            best=self.norm(residual),
+            stalled=jnp.zeros((), jnp.int32),
+            definite=jnp.asarray(active),
+            products=jnp.zeros((), jnp.int32),
+        )
+
+    def converged(self, c: _Iteration) -> Bool[Array, ""]:
+        """The residual meets the tolerance, by the last correction if need be, or is as good as it gets."""
+        return c.definite & ((self._polished(c) <= self._goal(c)) | self._exhausted(c))
+
+    def unfinished(self, c: _Iteration) -> Bool[Array, ""]:
+        """Whether to take one more product."""
+        short = (self._polished(c) > self._goal(c)) & ~self._exhausted(c)
+        return short & c.definite & (c.products < self.max_products)
+
+    def _goal(self, c: _Iteration) -> Float[Array, ""]:
+        return jnp.maximum(self.tolerance, _rounding(c) * c.largest)
+
+    def _polished(self, c: _Iteration) -> Float[Array, ""]:
+        """Size of the residual after the last correction."""
+        return c.size if self.precondition is None else jnp.minimum(c.contraction, 1.0) * c.size
+
+    def _exhausted(self, c: _Iteration) -> Bool[Array, ""]:
+        """No progress any more, and what is left is what rounding in `A p` leaves: as good as it gets."""
+        return (c.stalled >= _PATIENCE) & (c.size <= _rounding(c) * c.gain * self.norm(c.solution))
+
+    def iterate(self, c: _Iteration) -> _Iteration:
+        """One product: along the preconditioned residual, made conjugate to all of the basis."""
+        z = c.residual if self.precondition is None else self.precondition(c.residual)
+        p, known, energy, solution, residual = self._conjugate(c, z)
+        ap = self.matrix(p)
+        contraction = self.norm(c.residual - known - ap) / jnp.where(c.size > 0, c.size, 1.0)
+        curvature = p @ ap
+        definite = (curvature > 0) & jnp.isfinite(curvature)
+        length = self.norm(p)
+        gain = jnp.where(length > 0, self.norm(ap) / jnp.where(length > 0, length, 1.0), 0.0)
+        scale = jnp.where(definite, jax.lax.rsqrt(jnp.where(definite, curvature, 1.0)), 0.0)
+        p, ap = scale * p, scale * ap
+        along = p @ residual
+        change = along * ap
+        residual = residual - change
+        # All but nothing left after conjugation: noise, good for a line search but not for the basis.
+        independent: Any = definite & (curvature > _INDEPENDENT * coarser(z.dtype) * energy)
+        size = self.norm(residual)
+        kept = self.capacity // 2
+        slot = jnp.where(c.count < self.capacity, c.count, kept + (c.count - kept) % (self.capacity - kept))
+        return _Iteration(
+            directions=eqxi.buffer_at_set(c.directions, slot, p, pred=independent),
+            images=eqxi.buffer_at_set(c.images, slot, ap, pred=independent),
+            count=c.count + independent,
+            solution=solution + along * p,
+            residual=residual,
+            size=size,
+            largest=jnp.maximum(c.largest, self.norm(change)),
+            gain=jnp.maximum(c.gain, gain),
+            best=jnp.minimum(c.best, size),
+            stalled=jnp.where(size < c.best, 0, c.stalled + 1),
+            contraction=jnp.where(jnp.isinf(c.contraction), contraction, jnp.maximum(c.contraction, contraction)),
+            definite=definite,
+            products=c.products + 1,
+        )
+
+    def _conjugate(self, c: _Iteration, z: Vector) -> tuple[Vector, Vector, Float[Array, ""], Vector, Vector]:
+        """What of z is conjugate to the basis; what is known of `A z`; how much of `z^T A z` lies in the span.
+
+        And solution and residual, cleared of what rounding put back into the span.
+        """
+
+        def clear(block, carry):
+            p, known, energy, solution, residual = carry
+            rows, images = _rows(c.directions, block), _rows(c.images, block)
+            along = _along(images, z, block, c.count)
+            left = _along(rows, residual, block, c.count)
+            return (
+                p - along @ rows,
+                known + along @ images,
+                energy + along @ along,
+                solution + left @ rows,
+                residual - left @ images,
+            )
+
+        carry = (z, jnp.zeros_like(z), jnp.zeros((), z.dtype), c.solution, c.residual)
+        return _over_blocks(c.count, self.capacity, clear, carry, self.kind)
+
+
 def conjugate_solve(
     basis: ConjugateBasis,
     matrix: Callable[[Vector], Vector],
@@ -116,104 +255,32 @@ def conjugate_solve(
     measurement), it is left out. Not `active` (an earlier stage failed): no products at all.
     A direction with `p^T A p <= 0` (indefinite matrix), or not finite, ends the solve as not converged;
     nothing is divided by it.
+
+        basis = ConjugateBasis.empty(32, rhs)
+        x, basis, report = conjugate_solve(basis, lambda v: a @ v, None, rhs, jnp.linalg.norm, 1e-8, 200)
+
+    Args:
+        basis: directions of earlier solves with the same matrix.
+        matrix: `v -> A v`, symmetric.
+        precondition: `v -> M v`, symmetric and positive, near the inverse of A; or None.
+        rhs: shape (d,).
+        norm: of a residual, in which the tolerance is given.
+        tolerance: of the residual; below rounding the solve ends at rounding.
+        max_products: at most so many products with A.
+        active: whether to solve at all.
+        kind: of the loop, as in `equinox.internal.while_loop`: "bounded" or "checkpointed" for reverse mode.
+
+    Returns:
+        The solution, the basis with what was added, and what the solve did.
     """
-    capacity = basis.directions.shape[0]
-    kept = capacity // 2
-    apply = (lambda r: r) if precondition is None else precondition
-    rounding = 8 * jnp.finfo(rhs.dtype).eps  # asking for less would fill the basis with noise
-
-    def project(block, carry):
-        solution, residual = carry
-        rows = _rows(basis.directions, block)
-        along = _along(rows, rhs, block, basis.count)
-        return solution + along @ rows, residual - along @ _rows(basis.images, block)
-
-    solution, residual = _over_blocks(basis.count, capacity, project, (jnp.zeros_like(rhs), rhs), kind)
-
-    def goal(c: _Iteration):
-        return jnp.maximum(tolerance, rounding * c.largest)
-
-    def polished(c: _Iteration):
-        return c.size if precondition is None else jnp.minimum(c.contraction, 1.0) * c.size
-
-    def exhausted(c: _Iteration):
-        """No progress any more, and what is left is what rounding in `A p` leaves: as good as it gets."""
-        return (c.stalled >= _PATIENCE) & (c.size <= rounding * c.gain * norm(c.solution))
-
-    def unfinished(c: _Iteration):
-        return (polished(c) > goal(c)) & ~exhausted(c) & c.definite & (c.products < max_products)
-
-    def iterate(c: _Iteration) -> _Iteration:
-        z = apply(c.residual)
-
-        def conjugate(block, carry):
-            p, known, energy, solution, residual = carry
-            rows, images = _rows(c.directions, block), _rows(c.images, block)
-            along = _along(images, z, block, c.count)
-            left = _along(rows, residual, block, c.count)  # what rounding put back into the span
-            return (
-                p - along @ rows,
-                known + along @ images,
-                energy + along @ along,
-                solution + left @ rows,
-                residual - left @ images,
-            )
-
-        carry = (z, jnp.zeros_like(z), jnp.zeros((), z.dtype), c.solution, c.residual)
-        p, known, energy, solution, residual = _over_blocks(c.count, capacity, conjugate, carry, kind)
-        ap = matrix(p)
-        contraction = norm(c.residual - known - ap) / jnp.where(c.size > 0, c.size, 1.0)
-        curvature = p @ ap
-        definite = (curvature > 0) & jnp.isfinite(curvature)
-        length = norm(p)
-        gain = jnp.where(length > 0, norm(ap) / jnp.where(length > 0, length, 1.0), 0.0)
-        scale = jnp.where(definite, jax.lax.rsqrt(jnp.where(definite, curvature, 1.0)), 0.0)
-        p, ap = scale * p, scale * ap
-        along = p @ residual
-        change = along * ap
-        residual = residual - change
-        # All but nothing left after conjugation: noise, good for a line search but not for the basis.
-        independent: Any = definite & (curvature > _INDEPENDENT * energy)
-        size = norm(residual)
-        slot = jnp.where(c.count < capacity, c.count, kept + (c.count - kept) % (capacity - kept))
-        return _Iteration(
-            directions=eqxi.buffer_at_set(c.directions, slot, p, pred=independent),
-            images=eqxi.buffer_at_set(c.images, slot, ap, pred=independent),
-            count=c.count + independent,
-            solution=solution + along * p,
-            residual=residual,
-            size=size,
-            largest=jnp.maximum(c.largest, norm(change)),
-            gain=jnp.maximum(c.gain, gain),
-            best=jnp.minimum(c.best, size),
-            stalled=jnp.where(size < c.best, 0, c.stalled + 1),
-            contraction=jnp.where(jnp.isinf(c.contraction), contraction, jnp.maximum(c.contraction, contraction)),
-            definite=definite,
-            products=c.products + 1,
-        )
-
-    start = _Iteration(
-        directions=basis.directions,
-        images=basis.images,
-        count=jnp.where(basis.count > capacity, kept, basis.count),
-        solution=solution,
-        residual=residual,
-        size=norm(residual),
-        largest=jnp.maximum(norm(rhs), norm(rhs - residual)),
-        contraction=basis.contraction,
-        gain=basis.gain,
-        best=norm(residual),
-        stalled=jnp.zeros((), jnp.int32),
-        definite=jnp.asarray(active),
-        products=jnp.zeros((), jnp.int32),
-    )
+    solve = _Solve(basis.directions.shape[0], matrix, precondition, norm, tolerance, max_products, kind)
     # Reverse mode demands of a buffer that nothing is overwritten, or read early: there the basis is ordinary carry.
     buffers = (lambda c: (c.directions, c.images)) if kind == "lax" else None
-    end = eqxi.while_loop(unfinished, iterate, start, max_steps=max_products, buffers=buffers, kind=kind)
-    converged = end.definite & ((polished(end) <= goal(end)) | exhausted(end))
-    report = SolveReport(converged, end.products, end.products + 1)
+    start = solve.start(basis, rhs, active)
+    end = eqxi.while_loop(solve.unfinished, solve.iterate, start, max_steps=max_products, buffers=buffers, kind=kind)
     basis = ConjugateBasis(end.directions, end.images, end.count, end.contraction, end.gain)
-    solution = end.solution
+    solution, preconditions = end.solution, jnp.zeros_like(end.products)
     if precondition is not None:
         solution = solution + jnp.where(end.contraction < 1, precondition(end.residual), 0.0)
-    return solution, basis, report
+        preconditions = end.products + 1
+    return solution, basis, SolveReport(solve.converged(end), end.products, preconditions)

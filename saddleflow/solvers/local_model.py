@@ -6,6 +6,7 @@ with structure (a network) hands the solver a function of its own that returns a
 """
 
 import abc
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -15,6 +16,8 @@ import jax.numpy as jnp
 from diffrax import AbstractTerm
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
+
+from saddleflow.solvers._precision import coarser
 
 Vector = Float[Array, " d"]
 State = PyTree[Float[Array, "..."]]
@@ -95,14 +98,22 @@ class Plain(eqx.Module):
         return PlainModel(linear, unravel, prepare)
 
 
-# Relative asymmetry of a Jacobian that is refused; rounding stays below 1e-12.
+# Relative asymmetry of a Jacobian that is refused, in float64; rounding stays below 1e-12.
 MAX_ASYMMETRY = 1e-8
+
+
+def max_asymmetry(dtype: Any) -> float:
+    """Relative asymmetry of a Jacobian that is refused in this dtype: `MAX_ASYMMETRY` in float64, 2e-4 in float32.
+
+    It grows like the square root of rounding: halfway, on a logarithmic scale, between rounding and one.
+    """
+    return MAX_ASYMMETRY * math.sqrt(coarser(dtype))
 
 
 def asymmetry(terms: AbstractTerm, t: Any, y: State, args: PyTree, key: Array | None = None) -> Float[Array, ""]:
     """Relative asymmetry `|u.Jv - v.Ju| / (|u||Jv| + |v||Ju|)` of the Jacobian for two random vectors.
 
-    Rounding size (1e-12 or less) for a gradient system; of order `1/sqrt(dim)` when `J` has a rotating
+    Rounding size (in float64 1e-12 or less) for a gradient system; of order `1/sqrt(dim)` when `J` has a rotating
     part of its own size. Two Jacobian products.
     """
     key = jax.random.key(0) if key is None else key

@@ -14,10 +14,11 @@ import jax.tree_util as jtu
 from diffrax import RESULTS, AbstractLocalInterpolation, AbstractTerm, ODETerm
 from jaxtyping import Array, Float, PyTree
 
-from saddleflow._backend.checks import is_concrete, require, require_integer
+from saddleflow.solvers._checks import is_concrete, require, require_integer
+from saddleflow.solvers._precision import in_dtype, require_one_dtype, state_dtype
 from saddleflow.solvers.controller import RelativeError, amplified, check_tolerance, tolerances_like
-from saddleflow.solvers.krylov import ConjugateBasis, conjugate_solve
-from saddleflow.solvers.local_model import MAX_ASYMMETRY, LocalModel, Plain, asymmetry
+from saddleflow.solvers.krylov import ConjugateBasis, SolveReport, conjugate_solve
+from saddleflow.solvers.local_model import LocalModel, Plain, asymmetry, max_asymmetry
 from saddleflow.solvers.tableaus import RODAS4, Tableau
 from saddleflow.solvers.work import CountingSolver, Work
 
@@ -43,9 +44,10 @@ class RosenbrockInterpolation(AbstractLocalInterpolation):
         if t1 is not None:
             return jtu.tree_map(lambda b, a: b - a, self.evaluate(t1), self.evaluate(t0))
         width = self.t1 - self.t0
-        theta = jnp.where(width == 0, 0.0, (t0 - self.t0) / jnp.where(width == 0, 1, width))
+        share = jnp.where(width == 0, 0.0, (t0 - self.t0) / jnp.where(width == 0, 1, width))
 
         def leaf(y0, y1, *k):
+            theta = share.astype(y0.dtype)
             bump = jnp.zeros_like(y0)
             for coefficient in reversed(k):
                 bump = bump * theta + coefficient
@@ -119,11 +121,12 @@ class Rosenbrock(CountingSolver):
         return self.tableau.order  # of the local error of the embedded method, one order lower
 
     def init(self, terms, t0, t1, y0, args) -> Work:
+        require_one_dtype(y0)
         none = Work.none()
         if self.check_symmetry:
             none = eqx.error_if(
                 none,
-                asymmetry(terms, t0, y0, args) > MAX_ASYMMETRY,
+                asymmetry(terms, t0, y0, args) > max_asymmetry(state_dtype(y0)),
                 "A Rosenbrock solver needs a symmetric Jacobian, as gradient flows have; this vector field has none "
                 "(two-vector test). Take another solver, such as diffrax.Kvaerno5() or diffrax.Tsit5().",
             )
@@ -154,84 +157,76 @@ class Rosenbrock(CountingSolver):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         del made_jump  # nothing is carried over but counters
-        tab = self.tableau
+        tab, (rtol, atol), dtype = self.tableau, self.tolerances(), state_dtype(y0)
         h = jnp.asarray(t1 - t0)
-        t0 = jnp.asarray(t0, h.dtype)
-        shift = tab.gamma * h
+        stages, argument, solves = self._stages(terms, jnp.asarray(t0, h.dtype), h, y0, args)
+        last = jtu.tree_map(lambda u: u[-1], stages)
+        y1 = jtu.tree_map(lambda a, b: a + b, argument, last)
+        sound = solves.converged
+        for leaf in jtu.tree_leaves(y1):
+            sound = sound & jnp.all(jnp.isfinite(leaf))
+        error = amplified(last, y0, y1, rtol, atol, self.quantity_error)
+        y_error = jtu.tree_map(lambda e: jnp.where(sound, e, jnp.inf), error)
+        k = tuple(combine(row, stages) for row in tab.dense_rows(dtype))
+        work = solver_state.add(tab.stages, solves.products, solves.preconditions)
+        return y1, y_error, {"y0": y0, "y1": y1, "k": k}, work, RESULTS.successful
+
+    def _stages(self, terms: Any, t0: Array, h: Array, y0: State, args: PyTree) -> tuple[State, State, SolveReport]:
+        """All stages along a leading axis, the argument of the last one, and what their solves did together."""
+        tab = self.tableau
         model = self.local_model(terms, t0, y0, args)
-        precondition = model.preconditioner(shift)
-
-        def matrix(z):
-            return z - shift * model.product(z)
-
-        size = sum(x.size for x in jtu.tree_leaves(y0))
-        rtol, atol = self.tolerances()
-        weights = model.weights(
-            jtu.tree_map(lambda y, a: 1 / (a + rtol * jnp.abs(y)) ** 2 / size, y0, tolerances_like(atol, y0))
-        )
-
-        def norm(z):
-            return jnp.sqrt(jnp.sum(weights * z * z))
-
+        step = h.astype(state_dtype(y0))
+        shift = tab.gamma * step
+        solve = self._solver(model, shift, y0)
         _, time_derivative = jax.jvp(lambda t: terms.vf(t, y0, args), (t0,), (jnp.ones_like(t0),))
 
         # One stage, scanned over the rows of the tableau: a sixth of the compilation of six of them in a row.
         def stage(carry, row):
-            stages, coordinates, _, basis, products, preconditions, converged = carry
+            stages, coordinates, _, basis, total = carry
             index, a, coupling, c, d = row
             argument = combine(a, stages, y0)
-            slope = terms.vf(t0 + c * h, argument, args)
-            slope = jtu.tree_map(lambda f, ft: f + (d * h) * ft, slope, time_derivative)
+            slope = terms.vf(t0 + c.astype(h.dtype) * h, argument, args)
+            slope = jtu.tree_map(lambda f, ft: f + (d * step) * ft, slope, time_derivative)
             rhs = combine(tab.gamma * coupling, coordinates, shift * model.restrict(slope))
-            z, basis, report = conjugate_solve(
-                basis,
-                matrix,
-                precondition,
-                rhs,
-                norm,
-                self.linear_tolerance,
-                self.max_products,
-                converged,
-                self.scan_kind,
-            )
+            z, basis, report = solve(basis, rhs, total.converged)
             if model.complete:
                 new = model.extend(z)
             else:
                 new = jtu.tree_map(lambda f, e: shift * f + e, slope, model.extend(z - rhs))
                 new = combine(tab.gamma * coupling, stages, new)
-            carry = (
-                jtu.tree_map(lambda buffer, x: buffer.at[index].set(x), stages, new),
-                coordinates.at[index].set(z),
-                argument,
-                basis,
-                products + report.products,
-                preconditions + report.preconditions,
-                converged & report.converged,
-            )
-            return carry, None
+            stages = jtu.tree_map(lambda buffer, x: buffer.at[index].set(x), stages, new)
+            return (stages, coordinates.at[index].set(z), argument, basis, total.and_then(report)), None
 
         start = model.restrict(y0)
-        zero = jnp.zeros((), int)
         carry = (
             jtu.tree_map(lambda y: jnp.zeros((tab.stages, *y.shape), y.dtype), y0),
             jnp.zeros((tab.stages, *start.shape), start.dtype),
             y0,
             ConjugateBasis.empty(self.max_krylov_dim, start),
-            zero,
-            zero,
-            jnp.asarray(True),
+            SolveReport.none(),
         )
-        (stages, _, argument, _, products, preconditions, converged), _ = jax.lax.scan(
-            stage, carry, tab.rows(h.dtype)
-        )
+        (stages, _, argument, _, total), _ = jax.lax.scan(stage, carry, tab.rows(step.dtype))
+        return stages, argument, total
 
-        last = jtu.tree_map(lambda u: u[-1], stages)
-        y1 = jtu.tree_map(lambda a, b: a + b, argument, last)
-        sound = converged
-        for leaf in jtu.tree_leaves(y1):
-            sound = sound & jnp.all(jnp.isfinite(leaf))
-        error = amplified(last, y0, y1, rtol, atol, self.quantity_error)
-        y_error = jtu.tree_map(lambda e: jnp.where(sound, e, jnp.inf), error)
-        k = tuple(combine(row, stages) for row in tab.dense_rows(h.dtype))
-        work = solver_state.add(tab.stages, products, preconditions if precondition is not None else 0 * products)
-        return y1, y_error, {"y0": y0, "y1": y1, "k": k}, work, RESULTS.successful
+    def _solver(self, model: LocalModel, shift: Array, y0: State) -> Callable[..., Any]:
+        """A function of basis, right-hand side and whether to solve at all, for one matrix `I - shift J`."""
+        rtol, atol = self.tolerances()
+        precondition = model.preconditioner(shift)
+        size = sum(x.size for x in jtu.tree_leaves(y0))
+
+        def inverse_square(y, absolute):
+            return 1 / (absolute + in_dtype(rtol, y.dtype) * jnp.abs(y)) ** 2 / size
+
+        weights = model.weights(jtu.tree_map(inverse_square, y0, tolerances_like(atol, y0)))
+
+        def matrix(z):
+            return z - shift * model.product(z)
+
+        def norm(z):
+            return jnp.sqrt(jnp.sum(weights * z * z))
+
+        def solve(basis, rhs, active):
+            limits = self.linear_tolerance, self.max_products
+            return conjugate_solve(basis, matrix, precondition, rhs, norm, *limits, active, self.scan_kind)
+
+        return solve

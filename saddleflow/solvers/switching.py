@@ -18,6 +18,7 @@ from diffrax import RESULTS, AbstractLocalInterpolation, ODETerm
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from saddleflow.solvers._precision import in_dtype, state_dtype
 from saddleflow.solvers.controller import RelativeError, amplification, scaled_size
 from saddleflow.solvers.rosenbrock import Rosenbrock, RosenbrockInterpolation, combine
 from saddleflow.solvers.work import CountingSolver, Work
@@ -84,13 +85,14 @@ def explicit_step(terms: Any, t0: Any, h: Any, y0: State, args: PyTree, slope: S
 
     As in `Rosenbrock`, one stage is compiled and scanned over the rows of the tableau.
     """
-    tableau, h = EXPLICIT.tableau, jnp.asarray(h)
+    tableau, h, dtype = EXPLICIT.tableau, jnp.asarray(h), state_dtype(y0)
+    step = h.astype(dtype)
     rows = np.zeros((STAGES - 1, STAGES))
     for row, coefficients in zip(rows, tableau.a_lower, strict=True):
         row[: len(coefficients)] = coefficients
 
     def put(stages, index, slope):
-        return jtu.tree_map(lambda buffer, f: buffer.at[index].set(h * f), stages, slope)
+        return jtu.tree_map(lambda buffer, f: buffer.at[index].set(step * f), stages, slope)
 
     def stage(carry, row):
         stages, _ = carry
@@ -99,10 +101,10 @@ def explicit_step(terms: Any, t0: Any, h: Any, y0: State, args: PyTree, slope: S
         return (put(stages, index, terms.vf(t0 + c * h, y, args)), y), None
 
     stages = jtu.tree_map(lambda y: jnp.zeros((STAGES, *y.shape), y.dtype), y0)
-    scanned = (jnp.arange(1, STAGES), jnp.asarray(rows, h.dtype), jnp.asarray(tableau.c, h.dtype))
+    scanned = (jnp.arange(1, STAGES), jnp.asarray(rows, dtype), jnp.asarray(tableau.c, h.dtype))
     # the last row is the solution's: first same as last
     (stages, y1), _ = jax.lax.scan(stage, (put(stages, 0, slope), y0), scanned)
-    return y1, combine(jnp.asarray(tableau.b_error, h.dtype), stages), stages
+    return y1, combine(jnp.asarray(tableau.b_error, dtype), stages), stages
 
 
 class Switching(CountingSolver):
@@ -146,9 +148,10 @@ class Switching(CountingSolver):
         work = self.stiff.init(terms, t0, t1, y0, args)
         flat, unravel = ravel_pytree(y0)
         # any vector that is no eigenvector; as random as this costs nothing to compile
-        start = unravel(jnp.cos(jnp.arange(1, flat.size + 1, dtype=flat.dtype) ** 2) / math.sqrt(flat.size / 2))
+        numbers = jnp.arange(1, flat.size + 1, dtype=jnp.promote_types(flat.dtype, jnp.float32))
+        start = unravel((jnp.cos(numbers**2) / math.sqrt(flat.size / 2)).astype(flat.dtype))
         direction, radius = jax.lax.fori_loop(
-            0, POWER_ITERATIONS, lambda _, v: _power(terms, t0, y0, args, v[0]), (start, jnp.zeros(()))
+            0, POWER_ITERATIONS, lambda _, v: _power(terms, t0, y0, args, v[0]), (start, jnp.zeros((), flat.dtype))
         )
         work = eqx.tree_at(lambda w: w.products, work, work.products + POWER_ITERATIONS)
         zeros = jtu.tree_map(jnp.zeros_like, y0)
@@ -156,7 +159,7 @@ class Switching(CountingSolver):
         return SwitchingState(work, direction, radius, none, zeros, no, no, none)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        h = jnp.asarray(t1 - t0)
+        h = jnp.asarray(t1 - t0).astype(state_dtype(y0))
         # what is chosen is not differentiated
         fresh = ~solver_state.stiff | (solver_state.age >= STALE - 1)
         power = jax.lax.cond(
@@ -199,6 +202,7 @@ class Switching(CountingSolver):
     def _plan(self, stiff, held, h, radius, y0, y1, error):
         """The error rescaled for the controller, the method of the next step, steps held by stability until now."""
         rtol, atol = self.stiff.tolerances()
+        rtol = in_dtype(rtol, h.dtype)
         low, high = self.stiff.error_order(None), EXPLICIT_ORDER
         size = scaled_size(y0, y1, error, rtol, atol)
         raised = amplification(size, error, y0, y1, rtol, self.stiff.quantity_error) * jnp.where(stiff, 1.0, WEIGHT)
