@@ -345,7 +345,12 @@ def load(path: str | Path, cost: Cost | None = None) -> Trajectory:
         raise FileNotFoundError(f"`path`: there is no file {str(path)!r}.")
     with xr.open_dataset(path, engine="h5netcdf") as file:
         data = file.load()
-    require("stop_reason" in data.attrs, "path", "hold a saddleflow trajectory", str(path))
+    require({"stop_reason", "configuration"} <= set(data.attrs), "path", "hold a saddleflow trajectory", str(path))
+    return from_xarray(data, cost)
+
+
+def from_xarray(data: "xr.Dataset", cost: Cost | None = None) -> Trajectory:
+    """The trajectory that `Trajectory.to_xarray` made a dataset of, bit for bit; the cost as in `load`."""
     configuration = json.loads(data.attrs["configuration"])
     numbers = range(1, configuration["depth"] + 1)
 
