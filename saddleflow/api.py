@@ -88,8 +88,8 @@ def gradient_flow(
     Raises:
         ValueError: bad arguments, named with value and remedy; a call under `jit` or `vmap`.
     """
-    layers = getattr(network, "network", network).layers
-    if not is_concrete(layers[0]):
+    small: Any = network.network if isinstance(network, ReducedNetwork) else network
+    if not is_concrete(small.layers[0]):
         raise ValueError(
             "`network` must be concrete, but got a tracer: gradient_flow runs on the host, outside of jit and vmap. "
             "Call saddleflow.integrate there, the same flow as a pure function of arrays."

@@ -48,7 +48,7 @@ def test_header(tmp_path):
     [
         ("1,2\n3,abc\n", "got 'abc' in row 2, column 2.*header=True"),
         ("1,2\n3\n", "have 2 cells in every row, as in row 1, but got '1 cells in row 2'"),
-        ("1,2\n3,4,5\n", "have as many cells in every row as in the first.*line 2, saw 3"),
+        ("1,2\n3,4,5\n", "'3 cells in row 2'"),
         ("", "hold at least one row of numbers"),
         ("\n\n", "hold at least one row of numbers"),
         ("1,inf\n", "hold finite values"),

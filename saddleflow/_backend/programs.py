@@ -57,7 +57,7 @@ def compiler_options() -> dict[str, Any]:
     """Options of `jax.jit` for the large programs: on CPUs `CPU_OPTIONS`, where the running version has them."""
     if jax.default_backend() != "cpu":
         return {}
-    options = {"compiler_options": CPU_OPTIONS}
+    options: dict[str, Any] = {"compiler_options": CPU_OPTIONS}
     try:
         jax.jit(lambda: 0, **options)()
     except Exception:  # of what kind differs from version to version

@@ -1,7 +1,7 @@
 """The options of a flow: one object, checked once, and split into the numbers of the run and its method."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ class FlowOptions:
     t1: Any = None
     save_at: Any = None
     solver: diffrax.AbstractSolver | None = None
-    observables: Mapping[str, Any] | Sequence[str] | None = None
+    observables: Any = None  # a mapping or names; of a checked object, functions by name
     stop: Callable[[Array, DeepLinearNetwork], Bool[Array, ""]] | None = None
     save_networks: bool = False
     max_saves: int = 1000
@@ -150,7 +150,6 @@ def method_of(options: FlowOptions, graded: bool, num_dips: int = 0) -> Method:
         # Graded coordinates are the stiff method's: a plateau among rounding is no place to be explicit.
         solver = STIFF if graded else Switching(STIFF)
     assert isinstance(solver, diffrax.AbstractAdaptiveSolver)
-    assert isinstance(options.observables, dict)
     return Method(
         solver=solver,
         observables=options.observables,

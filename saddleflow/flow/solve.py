@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from saddleflow._backend.arrays import on_device
 from saddleflow._backend.linalg import lane_by_lane
 from saddleflow._backend.meters import meter
 from saddleflow._backend.programs import compiled, make_room
@@ -27,7 +28,7 @@ from saddleflow.flow.arguments import (
 from saddleflow.flow.state import FlowState, Method, Settings, StopReason
 from saddleflow.flow.trajectory import Trajectory, assemble
 from saddleflow.problem.costs import Cost
-from saddleflow.problem.network import DeepLinearNetwork, on_device
+from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.solvers import CountingSolver
 
 # A burst is timed to last about this long, so that meters move and wall-clock budgets are kept.

@@ -16,13 +16,14 @@ import lazy_loader as lazy
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import require
 from saddleflow._backend.files import written_whole
 from saddleflow.flow import observables as obs
 from saddleflow.flow.clock import SegmentedTime
 from saddleflow.flow.visits import SaddleVisit, find_visits, inspect, nearest
 from saddleflow.problem.costs import Cost
-from saddleflow.problem.network import DeepLinearNetwork, on_device
+from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.problem.symmetry import balancedness_drift
 
 if TYPE_CHECKING:

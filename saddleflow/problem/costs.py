@@ -6,8 +6,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import (
     is_concrete,
     require,
@@ -15,6 +17,7 @@ from saddleflow._backend.checks import (
     require_float64,
     require_integer,
 )
+from saddleflow._backend.random import normal_matrices, permutation
 from saddleflow.problem.curvature import ColumnCurvature, Curvature, DenseCurvature, EntryCurvature, Matrix
 
 # A Gram matrix of more residuals than this costs more to factorise, at every step, than it saves.
@@ -101,18 +104,22 @@ class MatrixCompletion(Cost):
         require_float64("target", target)
         require(target.ndim == 2, "target", "be a matrix", f"shape {target.shape}")
         observed = _mask("observed", observed, target.shape)
-        held_out = ~observed if held_out is None else _mask("held_out", held_out, target.shape)
-        self.target = jnp.where(observed | held_out, jnp.asarray(target), 0.0)
-        self.observed = observed
-        self.held_out = held_out
+        concrete = is_concrete(observed) and is_concrete(held_out) and is_concrete(target)
+        # numpy compiles nothing for a new shape
+        xp: Any = np if concrete else jnp
+        held_out = ~xp.asarray(observed) if held_out is None else _mask("held_out", held_out, target.shape)
+        used = xp.asarray(observed) | xp.asarray(held_out)
+        self.target = on_device(xp.where(used, xp.asarray(target), 0.0))
+        self.observed, self.held_out = on_device(observed), on_device(held_out)
         # under a vmap over tasks the masks cannot be looked at: what depends on them is bounded instead
         self.num_observed, self._has_test = observed.size, True
         if is_concrete(observed) and is_concrete(held_out):
-            self.num_observed = int(observed.sum())
+            train, test = np.asarray(observed), np.asarray(held_out)
+            self.num_observed = int(train.sum())
             require(self.num_observed > 0, "observed", "mark at least one entry", "no True at all")
-            shared = int((observed & held_out).sum())
+            shared = int((train & test).sum())
             require(shared == 0, "held_out", "share no entry with observed", f"{shared} shared entries")
-            self._has_test = bool(held_out.any())
+            self._has_test = bool(test.any())
         require_finite(
             "target",
             self.target,
@@ -145,12 +152,10 @@ class MatrixCompletion(Cost):
         size = shape[0] * shape[1]
         count = round(observed * size)
         require(count >= 1, "observed", "leave at least one observed entry", observed)
-        key_left, key_right, key_mask = jax.random.split(key, 3)
-        target = jax.random.normal(key_left, (shape[0], rank), float) @ jax.random.normal(
-            key_right, (rank, shape[1]), float
-        )
-        mask = jax.random.permutation(key_mask, jnp.arange(size) < count).reshape(shape)
-        return cls(target, mask)
+        left, right = normal_matrices(key, [(shape[0], rank), (rank, shape[1])])
+        order = permutation(key, 2, size)
+        order = np.asarray(order) if is_concrete(order) else order
+        return cls(jnp.asarray(left) @ jnp.asarray(right), (order < count).reshape(shape))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -335,8 +340,8 @@ class _Samples(eqx.Module):
         return jnp.sum((matrix @ self.root - self.aim) ** 2) + self.floor
 
 
-def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Bool[Array, "n_out n_in"]:
-    mask = jnp.asarray(mask)
+def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Bool[Array | np.ndarray, "n_out n_in"]:
+    mask = np.asarray(mask) if is_concrete(mask) else mask
     require(mask.dtype == bool, name, "hold booleans", str(mask.dtype))
     require(mask.shape == tuple(shape), name, f"have the target's shape {tuple(shape)}", mask.shape)
     return mask

@@ -1,6 +1,7 @@
 """Deep linear networks: a pytree of layers, its products, and how to start one."""
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
+from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import (
     is_concrete,
     require,
@@ -18,13 +20,9 @@ from saddleflow._backend.checks import (
     require_integer,
     require_positive,
 )
+from saddleflow._backend.random import normal_matrices
 
 Width = int | Sequence[int]
-
-
-def on_device(values: Any) -> Array:
-    """A jax array of the values. Of numpy's by copy: `jnp.asarray` compiles a program for every shape it meets."""
-    return jax.device_put(np.array(values)) if isinstance(values, np.ndarray) else jnp.asarray(values)
 
 
 class DeepLinearNetwork(eqx.Module):
@@ -103,12 +101,15 @@ class DeepLinearNetwork(eqx.Module):
             return NotImplemented
         if is_concrete(alpha):
             require(
-                bool(jnp.isfinite(alpha)) and alpha != 0,
+                math.isfinite(alpha) and alpha != 0,
                 "alpha",
                 "be finite and nonzero",
                 float(alpha),
                 "At alpha = 0 the network sits on the saddle at the origin forever.",
             )
+        if is_concrete(alpha) and is_concrete(self.layers[0]):
+            # numpy compiles nothing for a new shape
+            return jax.tree.map(lambda layer: on_device(np.asarray(alpha) * np.asarray(layer)), self)
         return jax.tree.map(lambda layer: alpha * layer, self)
 
     __mul__ = __rmul__
@@ -142,11 +143,10 @@ def gaussian(
     """
     sizes = layer_sizes(depth, width, shape)
     scale = deviation(width, gamma, variance)
-    keys = jax.random.split(key, depth)
-    return DeepLinearNetwork(
-        scale * jax.random.normal(k, (rows, columns), float)
-        for k, rows, columns in zip(keys, sizes[1:], sizes[:-1], strict=True)
-    )
+    matrices = normal_matrices(key, list(zip(sizes[1:], sizes[:-1], strict=True)))
+    if is_concrete(scale) and is_concrete(key):
+        scale = np.asarray(scale)  # a product in numpy compiles nothing, and rounds the same
+    return DeepLinearNetwork(scale * matrix for matrix in matrices)
 
 
 def deviation(width: Width, gamma: Any, variance: Any) -> Float[Array, ""]:

@@ -1,5 +1,6 @@
 """A user's matrix with gaps, from a file to a matrix completion cost."""
 
+import csv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,28 +62,30 @@ def read_matrix(path: str | Path, *, held_out: float = 0.1, seed: int = 0, heade
 
 
 def _read_csv(path: Path, header: bool = False) -> np.ndarray:
+    _require_rectangular(path)
     try:
-        # as text, for pandas would take the missing end of a short row for gaps
         table = pd.read_csv(
             path, header=0 if header else None, dtype=str, keep_default_na=False, encoding="utf-8-sig"
         )
     except pd.errors.EmptyDataError:
         table = pd.DataFrame()
-    except pd.errors.ParserError as error:
-        raise ValueError(
-            f"`path` must have as many cells in every row as in the first, but got {str(path)!r}: {error}"
-        ) from None
     require(len(table) > 0, "path", "hold at least one row of numbers", f"no rows in {str(path)!r}")
-    cells = table.to_numpy(object)
-    for number, there in enumerate(table.notna().sum(axis=1), start=1):
+    rows = enumerate(table.to_numpy(object), 1)
+    return np.array([[_cell(text, i, j) for j, text in enumerate(row, 1)] for i, row in rows])
+
+
+def _require_rectangular(path: Path) -> None:
+    """Refuse rows of different lengths, of which pandas would take the short ones to end in gaps."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        lengths = [len(row) for row in csv.reader(file) if row]
+    for number, length in enumerate(lengths, start=1):
         require(
-            there == cells.shape[1],
+            length == lengths[0],
             "path",
-            f"have {cells.shape[1]} cells in every row, as in row 1",
-            f"{there} cells in row {number}",
+            f"have {lengths[0]} cells in every row, as in row 1",
+            f"{length} cells in row {number}",
             "Write gaps as empty cells between commas.",
         )
-    return np.array([[_cell(text, i, j) for j, text in enumerate(row, 1)] for i, row in enumerate(cells, 1)])
 
 
 def _cell(text: str, row: int, column: int) -> float:

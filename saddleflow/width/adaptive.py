@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import is_concrete, require
 from saddleflow.flow import observables as obs
 from saddleflow.flow.arguments import FlowOptions
@@ -24,7 +25,7 @@ from saddleflow.flow.solve import solve
 from saddleflow.flow.trajectory import Trajectory
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
-from saddleflow.problem.network import DeepLinearNetwork, num_parameters, on_device
+from saddleflow.problem.network import DeepLinearNetwork, num_parameters
 from saddleflow.problem.symmetry import include
 from saddleflow.width.projected import ProjectedNetwork, ReducedNetwork, Snapshots, reduce_width
 
@@ -94,7 +95,7 @@ def solve_reduced(cost: Any, reduced: ReducedNetwork, options: FlowOptions) -> T
         type(cost).__name__,
         "A cost that depends on the layers sees directions that the reduction leaves out: pass the full network.",
     )
-    asked = dict(options.observables or {})
+    asked = options.observables
     _handed(reduced, asked, options.stop)  # refuses before any work is done
     deadline = None if options.max_seconds is None else time.perf_counter() + options.max_seconds
     rounds, snapshots, scale = 0, None, 0.0

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import require, require_finite, require_positive
 from saddleflow._backend.devices import one_lapack_thread
-from saddleflow.problem.network import DeepLinearNetwork, on_device
+from saddleflow.problem.network import DeepLinearNetwork
 
 # Directions below this share of a space's largest are rounding.
 ROUNDING = 1e-13

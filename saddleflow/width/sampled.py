@@ -19,10 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import is_concrete, require, require_integer, require_positive
 from saddleflow._backend.devices import one_lapack_thread
-from saddleflow.problem.network import DeepLinearNetwork, Width, deviation, layer_sizes, on_device
+from saddleflow._backend.random import padded
+from saddleflow.problem.network import DeepLinearNetwork, Width, deviation, layer_sizes
 from saddleflow.width.projected import Leaks, ReducedNetwork, Snapshots
+
+# Draws are padded to this many numbers, times a power of four.
+SHORTEST = 64
 
 
 class Randomness(NamedTuple):
@@ -294,15 +299,12 @@ def _keyed_randomness(key: PRNGKeyArray) -> Randomness:
     def next_key():
         return jax.random.fold_in(key, next(counter))
 
-    def padded(count):
-        return 1 << max(6, (count - 1).bit_length() + (count - 1).bit_length() % 2)
-
     def normal(shape):
         count = math.prod(shape)
-        return arrays.asarray(jax.random.normal(next_key(), (padded(count),), float))[:count].reshape(shape)
+        return arrays.asarray(jax.random.normal(next_key(), (padded(count, SHORTEST),), float))[:count].reshape(shape)
 
     def chi_squared(degrees):
-        more = np.pad(degrees / 2.0, (0, padded(len(degrees)) - len(degrees)), constant_values=1.0)
+        more = np.pad(degrees / 2.0, (0, padded(len(degrees), SHORTEST) - len(degrees)), constant_values=1.0)
         return 2 * arrays.asarray(jax.random.gamma(next_key(), more))[: len(degrees)]
 
     return Randomness(normal, chi_squared, arrays)
