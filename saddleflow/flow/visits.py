@@ -7,17 +7,16 @@ from itertools import groupby, pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy.interpolate import CubicHermiteSpline
-from scipy.optimize import brentq
-from scipy.signal import find_peaks
 
+from saddleflow.flow import crossings
 from saddleflow.flow.clock import SegmentedTime
 from saddleflow.flow.dips import MIN_DIP
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.problem.stationary import hessian_spectrum, polish
-from saddleflow.theory import escape_speed
+from saddleflow.theory import escape_speed, measured_escape_speed
 
 # A plateau is entered and left where the cost has a tenth of a drop to go, or has gone.
 SHARE_OF_DROP = 0.1
@@ -91,7 +90,7 @@ def find_dips(
     depth = -np.log(gradient_norm[indices])
     # a wall in front lets the start count as a dip; nothing behind keeps the end from counting
     padded = np.concatenate([[depth.min() - 2 * np.log(MIN_DIP)], depth])
-    peaks, _ = find_peaks(padded, prominence=np.log(MIN_DIP))
+    peaks, _ = scipy.signal.find_peaks(padded, prominence=np.log(MIN_DIP))
     # a saddle has been left only where the rank rises afterwards; dips in the tail are solver noise
     dips = [int(i) for i in indices[peaks - 1] if rank[i] < rank[-1]]
     return [min(group, key=lambda i: gradient_norm[i]) for _, group in groupby(dips, lambda i: rank[i])]
@@ -175,34 +174,22 @@ def _time(clock: SegmentedTime, at: tuple[int, float]) -> float:
 
 
 def _crossing(clock, train_cost, gradient_norm, first: int, last: int, level: float) -> tuple[int, float]:
-    """Where the cost falls through a level between two rows, as (row, time after it).
+    """Where the cost falls to a level between two rows, as (row, time after it).
 
     Between rows by the cubic through the costs with the slopes `dC/dt = -|grad|^2`, which are exact.
     """
-    below = np.flatnonzero(train_cost[first : last + 1] <= level)
-    row = first + max(int(below[0]) - 1, 0) if len(below) else last - 1
-    step = float(clock.steps[row])
-    values = train_cost[row : row + 2]
-    if not (step > 0 and values[0] > level >= values[1]):
-        return row, 0.0
-    curve = CubicHermiteSpline([0.0, 1.0], values - level, -(gradient_norm[row : row + 2] ** 2) * step)
-    return row, step * float(brentq(curve, 0.0, 1.0))  # pyright: ignore[reportArgumentType]
+    below = crossings.first_row(train_cost[first : last + 1], level)
+    assert below, "the level lies between the costs of the two rows"
+    row = first + below - 1
+    ends = slice(row, row + 2)
+    return row, crossings.cubic(float(clock.steps[row]), train_cost[ends], -(gradient_norm[ends] ** 2), level)
 
 
 def _speed(clock, gradient_norm, dip: int, escape: int, depth: int) -> float:
-    """The speed s by a straight line: `|grad|^(-(L-2)/(L-1))` falls at the rate `(L-2) s^(1/(L-1))`.
-
-    For L = 2, log|grad| grows at the rate s.
-    """
+    """The speed of an escape, from the rows that resolve it; NaN where they do not lie apart."""
     peak = dip + int(np.argmax(gradient_norm[dip : escape + 2]))
     share = gradient_norm[dip : peak + 1] / gradient_norm[peak]
     rows = dip + np.flatnonzero((share > SPEED_WINDOW[0]) & (share < SPEED_WINDOW[1]))
     rows = rows[gradient_norm[rows] > MIN_DIP * gradient_norm[dip]]
-    if len(rows) < 2:
-        return math.nan
-    time = clock.since(int(rows[0]))[rows]
-    if depth == 2:
-        return float(np.polyfit(time, np.log(gradient_norm[rows]), 1)[0])
-    power = (depth - 2) / (depth - 1)
-    slope = np.polyfit(time, gradient_norm[rows] ** -power, 1)[0]
-    return float(max(-slope / (depth - 2), 0.0) ** (depth - 1))
+    time = clock.since(int(rows[0]))[rows] if len(rows) else np.zeros(1)
+    return measured_escape_speed(time, gradient_norm[rows], depth) if time[-1] > time[0] else math.nan

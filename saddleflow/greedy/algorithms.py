@@ -4,7 +4,7 @@
 direction of fastest escape, each time it has come to rest. `saddle_to_saddle` is what the algorithm tends to as T
 goes to infinity, eta and epsilon to zero: each stage the exact gradient flow along the fast escape path of a saddle,
 to the next stationary point. (arXiv 2106.15933; the algorithm and the conjecture that flows from small starts follow
-these paths are recalled, theory notes, sections 4 and 5.)
+these paths are recalled, docs/theory.md, sections 4 and 5.)
 """
 
 import math
@@ -25,17 +25,16 @@ from saddleflow._backend.devices import one_lapack_thread
 from saddleflow._backend.linalg import svd
 from saddleflow._backend.programs import compiled
 from saddleflow.flow.arguments import FlowOptions
-from saddleflow.flow.clock import SegmentedTime
 from saddleflow.flow.solve import integrate, solve
 from saddleflow.flow.state import StopReason
-from saddleflow.flow.trajectory import Trajectory
+from saddleflow.flow.trajectory import Trajectory, assemble
 from saddleflow.greedy import growing
 from saddleflow.greedy.paths import GreedyPath, Saddle
 from saddleflow.problem import geometry, stationary
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork, layer_sizes
-from saddleflow.problem.symmetry import balancedness_drift, include
-from saddleflow.theory import blow_up_time, escape_speed
+from saddleflow.problem.symmetry import include
+from saddleflow.theory.escape import blow_up_time, optimal_speed
 
 # A stage ends where the gradient has fallen to this share of what it was at the start of the escape: from there the
 # stationary point is polished.
@@ -138,14 +137,14 @@ def saddle_to_saddle(
     reason = "max_stages"
     at_zero = float(jnp.linalg.norm(cost.gradient(jnp.zeros(cost.shape))))
     require_finite("grad C(0)", at_zero, "The path starts at A = 0.")
-    for slot in range(max_stages + 1):
-        network = include(network, growing.working_width(slot + 1))
-        departure = _depart(cost, network, jnp.asarray(slot), jnp.asarray(rtol))
-        saddle = Saddle.at(cost, growing.narrow(network, max(slot, 1)), departure.strengths)
+    for neuron in range(max_stages + 1):
+        network = include(network, growing.working_width(neuron + 1))
+        departure = _depart(cost, network, jnp.asarray(neuron), jnp.asarray(rtol))
+        saddle = Saddle.at(cost, growing.narrow(network, max(neuron, 1)), departure.strengths)
         if np.linalg.norm(departure.strengths) <= gradient_tolerance * at_zero:
             return GreedyPath(tuple(stages), tuple(saddles), saddle, "converged")
         saddles.append(saddle)
-        if slot == max_stages:
+        if neuron == max_stages:
             break
         options = FlowOptions(
             rtol=rtol,
@@ -156,12 +155,12 @@ def saddle_to_saddle(
             progress=progress,
         )
         stage = solve(cost, departure.network, options)
-        stages.append(_in_width(stage, slot + 1))
+        stages.append(_in_width(stage, neuron + 1))
         if stage.stop_reason not in {reason.name for reason in RESTING}:
             lost = stage.stop_reason in ("non_finite", "step_size_underflow")
             reason = "diverges" if lost else stage.stop_reason
             break
-        network, near = _arrive(cost, stage.network, jnp.asarray(slot + 1))
+        network, near = _arrive(cost, stage.network, jnp.asarray(neuron + 1))
         if not bool(near):
             reason = "diverges"
             break
@@ -192,9 +191,9 @@ def stationary_points(
     require_integer("num_stages", num_stages, 1)
     at_zero = jnp.linalg.norm(cost.gradient(jnp.zeros(cost.shape)))
 
-    def follow(carry, slot):
+    def follow(carry, neuron):
         network, alive = carry
-        departure = depart(cost, network, slot, jnp.asarray(rtol))
+        departure = depart(cost, network, neuron, jnp.asarray(rtol))
         certified = jnp.linalg.norm(departure.strengths) <= gradient_tolerance * at_zero
         options = FlowOptions(
             rtol=rtol,
@@ -204,14 +203,13 @@ def stationary_points(
             max_saves=4,
         )
         flow = integrate(cost, departure.network, options)
-        arrived, near = arrive(cost, flow.network, slot + 1)
+        arrived, near = arrive(cost, flow.network, neuron + 1)
         near &= jnp.isin(flow.stop_reason, jnp.asarray(RESTING))
         following = jax.tree.map(lambda old, new: jnp.where(certified, old, new), network, arrived)
         return (following, alive & (certified | near)), (network, alive, departure.strengths, certified)
 
-    slots = jnp.arange(num_stages + 1)
     start = (growing.origin(cost.shape, depth, num_stages), jnp.ones((), bool))
-    (end, alive_at_end), rows = jax.lax.scan(follow, start, slots[:-1])
+    (end, alive_at_end), rows = jax.lax.scan(follow, start, jnp.arange(num_stages))
     strengths = svd(cost.gradient(end.end_to_end()))[1]
     last = (end, alive_at_end, strengths, jnp.linalg.norm(strengths) <= gradient_tolerance * at_zero)
     network, alive, strengths, certified = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), rows, last)
@@ -267,28 +265,28 @@ def greedy_descent(
     require_integer("max_stages", max_stages, 1)
     stages, saddles = [], []
     network = growing.origin(cost.shape, depth, growing.working_width(1))
-    for slot in range(max_stages + 1):
+    for neuron in range(max_stages + 1):
         matrix = network.end_to_end()
         strengths = jnp.linalg.svd(cost.gradient(matrix), compute_uv=False)
-        point = Saddle.at(cost, growing.narrow(network, max(slot, 1)), strengths)
+        point = Saddle.at(cost, growing.narrow(network, max(neuron, 1)), strengths)
         if not math.isfinite(point.cost):
             return GreedyPath(tuple(stages), tuple(saddles), None, "non_finite")
         if point.cost <= minimum_cost + epsilon:
             return GreedyPath(tuple(stages), tuple(saddles), point, "converged")
         saddles.append(point)
-        if slot == max_stages or point.escape_speed == 0:
+        if neuron == max_stages or point.escape_speed == 0:
             break
-        _warn_if_short(depth, epsilon, num_steps, learning_rate, float(strengths[0]), slot + 1)
-        network = include(network, growing.working_width(slot + 1))
+        _warn_if_short(depth, epsilon, num_steps, learning_rate, float(strengths[0]), neuron + 1)
+        network = include(network, growing.working_width(neuron + 1))
         pair = growing.top_pair(cost.gradient(matrix))
-        network = growing.add_neuron(network, jnp.asarray(slot), jnp.asarray(epsilon), pair)
-        network, stage = _descend(cost, network, num_steps, learning_rate, min(max_saves - 1, num_steps), slot + 1)
+        network = growing.add_neuron(network, jnp.asarray(neuron), jnp.asarray(epsilon), pair)
+        network, stage = _descend(cost, network, num_steps, learning_rate, min(max_saves - 1, num_steps), neuron + 1)
         stages.append(stage)
     return GreedyPath(tuple(stages), tuple(saddles), None, "max_stages")
 
 
-def depart(cost: Cost, network: DeepLinearNetwork, slot: Int[Array, ""], rtol: Float[Array, ""]) -> Departure:
-    """The start of the fast escape path from a saddle whose neurons from `slot` on are dead. Pure, for vmap."""
+def depart(cost: Cost, network: DeepLinearNetwork, neuron: Int[Array, ""], rtol: Float[Array, ""]) -> Departure:
+    """The start of the fast escape path from a saddle whose neurons from `neuron` on are dead. Pure, for vmap."""
     gradient = cost.gradient(network.end_to_end())
     pair, strengths = growing.top_pair(gradient), svd(gradient)[1]
     direction = jnp.outer(*pair)
@@ -297,7 +295,7 @@ def depart(cost: Cost, network: DeepLinearNetwork, slot: Int[Array, ""], rtol: F
     reach = jnp.where(curvature > 0, strengths[0] / jnp.where(curvature > 0, curvature, 1.0), 1.0)
     size = (rtol * reach) ** (1 / network.depth)
     threshold = STOP_SHARE * math.sqrt(network.depth) * strengths[0] * size ** (network.depth - 1)
-    return Departure(growing.add_neuron(network, slot, size, pair), strengths, threshold)
+    return Departure(growing.add_neuron(network, neuron, size, pair), strengths, threshold)
 
 
 def arrive(
@@ -325,8 +323,7 @@ def _warn_if_short(depth, epsilon, num_steps, learning_rate, strength, stage) ->
     if depth == 2:
         needed = max(0.0, math.log(1 / epsilon)) / strength
     else:
-        speed = float(escape_speed(np.array([[strength]]), depth))
-        needed = blow_up_time(math.sqrt(depth) * epsilon, speed, depth)
+        needed = blow_up_time(math.sqrt(depth) * epsilon, optimal_speed(strength, depth), depth)
     if num_steps * learning_rate < needed:
         warnings.warn(
             f"Stage {stage} lasts num_steps * learning_rate = {num_steps * learning_rate:.3g}, less than the time "
@@ -338,41 +335,31 @@ def _warn_if_short(depth, epsilon, num_steps, learning_rate, strength, stage) ->
 
 
 def _descend(cost, network, num_steps, learning_rate, num_saves, width) -> tuple[DeepLinearNetwork, Trajectory]:
+    """The network after a stage of gradient descent, in the width it runs in, and the stage, in its own width."""
     begin = time.perf_counter()
     at = np.unique(np.linspace(0, num_steps, num_saves + 1).round().astype(int))
     networks = _gradient_descent(cost, network, jnp.asarray(learning_rate), jnp.asarray(np.diff(at)))
     networks = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), network, networks)
-    matrices = networks.end_to_end()
-    finite = bool(jnp.isfinite(matrices).all())
+    matrices = np.asarray(networks.end_to_end())
     end = jax.tree.map(lambda layer: layer[-1], networks)
-    stage = Trajectory(
-        time=at * learning_rate,
-        end_to_end=np.asarray(matrices),
-        train_cost=np.asarray(jax.vmap(cost)(matrices)),
-        test_cost=np.asarray(jax.vmap(cost.test)(matrices)) if cost.has_test else None,
-        gradient_norm=np.asarray(jax.vmap(lambda n: geometry.norm(geometry.gradient(cost, n)))(networks)),
-        observables={},
-        network=growing.narrow(end, width),
-        networks=growing.narrow(networks, width),
-        stop_reason="max_steps" if finite else "non_finite",
+    stage = assemble(
+        cost,
+        growing.narrow(network, width),
+        growing.narrow(end, width),
+        {
+            "time": at * learning_rate,
+            "end_to_end": matrices,
+            "gradient_norm": np.asarray(jax.vmap(lambda n: geometry.norm(geometry.gradient(cost, n)))(networks)),
+            "network": growing.narrow(networks, width),
+        },
+        stop_reason="max_steps" if np.isfinite(matrices).all() else "non_finite",
         stats={
             "num_steps": num_steps,
             "num_accepted_steps": num_steps,
             "num_rejected_steps": 0,
-            "balancedness_drift": balancedness_drift(network, end),
             "seconds": time.perf_counter() - begin,
         },
-        configuration={
-            "cost": type(cost).__name__,
-            "shape": list(cost.shape),
-            "depth": network.depth,
-            "width": width,
-            "num_parameters": growing.narrow(end, width).num_parameters,
-            "solver": "optax.sgd",
-            "learning_rate": learning_rate,
-        },
-        rank_tolerance=None,
-        clock=SegmentedTime.plain(at * learning_rate),
+        configuration={"solver": "optax.sgd", "learning_rate": learning_rate},
     )
     return end, stage
 

@@ -1,9 +1,9 @@
 """How closely a flow from a small start follows the greedy path: modulo rotations, and a time shift for each stage.
 
-The conjecture (arXiv 2106.15933, recalled; theory notes, section 4): `theta_alpha(t_alpha^k + t)` tends to `R^k
-I(theta^k(t))` as alpha goes to zero, with theta^k the k-th stage of the greedy path, in width k, and R^k a rotation
-of the hidden spaces. Here R^k is found at the plateau that ends a stage, t_alpha^k where both pass the cost half way,
-and both curves are compared at the flow's own steps.
+The conjecture (arXiv 2106.15933, recalled; docs/theory.md, section 4): `theta_alpha(t_alpha^k + t)` tends to
+`R^k I(theta^k(t))` as alpha goes to zero, with theta^k the k-th stage of the greedy path, in width k, and R^k a
+rotation of the hidden spaces. Here R^k is found at the plateau that ends a stage, t_alpha^k where both pass the cost
+half way, and both curves are compared at the flow's own steps.
 """
 
 import math
@@ -11,23 +11,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lazy_loader as lazy
 import numpy as np
-import xarray as xr
+import scipy
 from jaxtyping import Array, Float
-from scipy.interpolate import CubicHermiteSpline
 
 from saddleflow._backend.checks import require
 from saddleflow.api import gradient_flow
+from saddleflow.flow import crossings
 from saddleflow.flow.trajectory import Trajectory
 from saddleflow.greedy.paths import GreedyPath
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
+
+if TYPE_CHECKING:
+    import xarray as xr
+else:
+    xr = lazy.load("xarray")
 
 # A stage is compared while its cost is between these shares of the way from its saddle to the next point.
 WINDOW = (0.01, 0.99)
@@ -148,7 +154,7 @@ class Curve:
         padded = [np.pad(layer, (padding, (0, 0), (0, 0)), mode="edge") for layer in layers]
         slopes = _gradients(cost, jax.tree.unflatten(jax.tree.structure(trajectory.networks), padded))
         self.splines = [
-            CubicHermiteSpline(self.time, layer, -np.asarray(slope)[: len(self.time)])
+            scipy.interpolate.CubicHermiteSpline(self.time, layer, -np.asarray(slope)[: len(self.time)])
             for layer, slope in zip(layers, slopes.layers, strict=True)
         ]
 
@@ -161,14 +167,22 @@ class Curve:
         return _product(self.at(times))
 
     def time_at_cost(self, cost: Cost, level: float) -> float:
-        """The first time at which the cost falls to a level, by bisection of the interpolant."""
-        index = int(np.argmax(self.train_cost <= level))
-        low, high = self.time[max(index - 1, 0)], self.time[index]
-        for _ in range(60):
-            middle = 0.5 * (low + high)
-            matrix = self.end_to_end(np.array([middle]))[0]
-            low, high = (middle, high) if float(cost(matrix)) > level else (low, middle)
-        return float(high)
+        """The first time at which the cost falls to a level; the first time of all where it starts below.
+
+        Raises:
+            ValueError: a level that the cost never falls to.
+        """
+        row = crossings.first_row(self.train_cost, level)
+        least = float(self.train_cost.min())
+        require(row is not None, "level", f"be at least {least}, the least cost of the trajectory", level)
+        if not row:
+            return float(self.time[0])
+        before, after = self.time[row - 1 : row + 1]
+
+        def excess(part: float) -> float:
+            return float(cost(self.end_to_end(np.array([before + part * (after - before)]))[0])) - level
+
+        return float(before + crossings.root(excess) * (after - before))
 
 
 def compare(cost: Cost, trajectory: Trajectory, path: GreedyPath) -> list[StageComparison]:
@@ -188,7 +202,7 @@ def compare(cost: Cost, trajectory: Trajectory, path: GreedyPath) -> list[StageC
         f"have the trajectory's depth {trajectory.network.depth}",
         path.points[0].network.depth,
     )
-    plateaus = {visit.rank: visit.cost for visit in trajectory.visits}
+    plateaus = {visit.rank: visit.cost for visit in trajectory.saddles(stationary_points=False)}
     flow = Curve(cost, trajectory)  # refuses a trajectory without networks
     assert trajectory.networks is not None
     comparisons = []
@@ -227,7 +241,7 @@ def over_alpha(
     rtol: float = 1e-6,
     max_saves: int = 400,
     progress: bool = True,
-) -> xr.Dataset:
+) -> "xr.Dataset":
     """Flows from `alpha * network` against the greedy path, as a function of alpha.
 
     Args:

@@ -34,15 +34,19 @@ def top_pair(gradient: Float[Array, "n_out n_in"]) -> tuple[Float[Array, " n_out
 
 def add_neuron(
     network: DeepLinearNetwork,
-    slot: Int[Array, ""],
+    neuron: Int[Array, ""],
     size: Float[Array, ""],
     pair: tuple[Float[Array, " n_out"], Float[Array, " n_in"]],
 ) -> DeepLinearNetwork:
-    """Put `size * (-v^T, 1, ..., 1, u)` into the dead neurons of one slot, one in every hidden space."""
+    """Give one dead neuron of every hidden space, named by its number, the weights `size * (-v^T, 1, ..., 1, u)`."""
     u, v = pair
     first, *middle, last = network.layers
     return DeepLinearNetwork(
-        [first.at[slot].set(-size * v), *(w.at[slot, slot].set(size) for w in middle), last.at[:, slot].set(size * u)]
+        [
+            first.at[neuron].set(-size * v),
+            *(w.at[neuron, neuron].set(size) for w in middle),
+            last.at[:, neuron].set(size * u),
+        ]
     )
 
 

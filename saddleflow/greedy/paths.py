@@ -3,16 +3,24 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import lazy_loader as lazy
 import numpy as np
-import xarray as xr
 from jaxtyping import Array, Float
 
+from saddleflow._backend.checks import require
 from saddleflow._backend.files import written_whole
-from saddleflow.flow.trajectory import Trajectory, versions
+from saddleflow.flow.trajectory import Trajectory, from_xarray, versions
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.theory.escape import optimal_speed
+
+if TYPE_CHECKING:
+    import xarray as xr
+else:
+    xr = lazy.load("xarray")
 
 # Singular values of the gradient closer than this, relative to the largest, count as one multiple value.
 MULTIPLE = 1e-6
@@ -20,8 +28,10 @@ MULTIPLE = 1e-6
 # Singular values of A below this share of the largest do not count for the rank of a (polished) saddle.
 RANK_SHARE = 1e-6
 
+_STAGE_TIME = "time of the flow, from the stage's start"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Saddle:
     """A point where a stage of a greedy path begins or the path ends.
 
@@ -33,7 +43,7 @@ class Saddle:
         gradient_norm: |grad_theta C(A(theta))|: zero to the tolerance of the polish.
         strengths: singular values of G = grad C(A), descending, shape (min(n_out, n_in),).
         escape_speed: s* = L^(1 - L/2) s_1(G), in inverse time at |theta - saddle| = 1; see `theory.escape_speed`.
-        multiplicity: how many singular values of G share the largest one, to 1e-6: above 1 the next stage is one of a
+        multiplicity: how many singular values of G equal the largest one, to 1e-6: above 1 the next stage is one of a
             continuum of branches that differ by a rotation.
     """
 
@@ -59,7 +69,7 @@ class Saddle:
             network=network,
             gradient_norm=float(geometry.norm(geometry.gradient(cost, network))),
             strengths=values_of_gradient,
-            escape_speed=float(network.depth ** (1 - network.depth / 2) * values_of_gradient[0]),
+            escape_speed=optimal_speed(values_of_gradient[0], network.depth),
             multiplicity=int(np.sum(values_of_gradient >= (1 - MULTIPLE) * values_of_gradient[0])),
         )
 
@@ -69,7 +79,7 @@ class Saddle:
         return np.asarray(self.network.end_to_end())
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class GreedyPath:
     """A greedy path: stages from saddle to saddle, of rising width.
 
@@ -105,36 +115,122 @@ class GreedyPath:
         body = "\n".join(f"  {name:<9} : {text}" for name, text in zip(names, lines, strict=True))
         return f"GreedyPath\n{body}"
 
-    def to_xarray(self) -> xr.Dataset:
-        """The path as a dataset: the stages one after another along `row`, the points along `point`."""
+    def to_xarray(self) -> "xr.Dataset":
+        """The path as a dataset: the stages one after another along `row`, the points along `point`.
+
+        Networks are not in it: a path is of many widths. `save` keeps them.
+        """
+        stages, points = self.stages, self.points
+        empty = np.zeros((0, *points[0].network.shape))  # a path may have no stage
         rows = {
-            "stage": (np.concatenate([np.full(len(s.time), k) for k, s in enumerate(self.stages)]), "index"),
-            "time": (np.concatenate([s.time for s in self.stages]), "time of the flow, from the stage's start"),
-            "train_cost": (np.concatenate([s.train_cost for s in self.stages]), "cost"),
-            "end_to_end": (np.concatenate([s.end_to_end for s in self.stages]), "entries of the target"),
+            "stage": (np.repeat(np.arange(len(stages)), [len(s.time) for s in stages]), "index"),
+            "time": (np.concatenate([empty[:, 0, 0], *(s.time for s in stages)]), _STAGE_TIME),
+            "train_cost": (np.concatenate([empty[:, 0, 0], *(s.train_cost for s in stages)]), "cost"),
+            "end_to_end": (np.concatenate([empty, *(s.end_to_end for s in stages)]), "entries of the target"),
         }
-        points = {
-            "point_rank": (np.array([p.rank for p in self.points]), "1"),
-            "point_cost": (np.array([p.cost for p in self.points]), "cost"),
-            "point_end_to_end": (np.stack([p.end_to_end for p in self.points]), "entries of the target"),
-            "escape_speed": (np.array([p.escape_speed for p in self.points]), "1 / time of the flow"),
-            "multiplicity": (np.array([p.multiplicity for p in self.points]), "1"),
+        along_points = {
+            "point_rank": (np.array([p.rank for p in points]), "1"),
+            "point_cost": (np.array([p.cost for p in points]), "cost"),
+            "point_end_to_end": (np.stack([p.end_to_end for p in points]), "entries of the target"),
+            "point_gradient_norm": (np.array([p.gradient_norm for p in points]), "cost / parameter"),
+            "point_strengths": (np.stack([p.strengths for p in points]), "cost / entry of the target"),
+            "escape_speed": (np.array([p.escape_speed for p in points]), "1 / time of the flow"),
+            "multiplicity": (np.array([p.multiplicity for p in points]), "1"),
         }
-        if self.points[0].test_cost is not None:
-            rows["test_cost"] = (np.concatenate([np.asarray(s.test_cost) for s in self.stages]), "cost")
-            points["point_test_cost"] = (np.array([p.test_cost for p in self.points]), "cost")
-        tables = [("row", rows), ("point", points)]
+        if points[0].test_cost is not None:
+            tests = [np.asarray(s.test_cost) for s in stages]
+            rows["test_cost"] = (np.concatenate([empty[:, 0, 0], *tests]), "cost")
+            along_points["point_test_cost"] = (np.array([p.test_cost for p in points]), "cost")
+        inner = {1: (), 2: ("mode",), 3: ("n_out", "n_in")}
         return xr.Dataset(
             {
-                name: ((dim, "n_out", "n_in")[: values.ndim], values, {"units": units})
-                for dim, table in tables
+                name: ((dim, *inner[values.ndim]), values, {"units": units})
+                for dim, table in (("row", rows), ("point", along_points))
                 for name, (values, units) in table.items()
             },
-            attrs={"stop_reason": self.stop_reason, "versions": json.dumps(versions())},
+            attrs={
+                "stop_reason": self.stop_reason,
+                "num_stages": len(stages),
+                "num_saddles": len(self.saddles),
+                "versions": json.dumps(versions()),
+            },
         )
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
-        """Write the path as NetCDF, whole or not at all; raises ValueError if it exists (without force)."""
+        """Write the path as NetCDF, whole or not at all: `load_path` reads it.
+
+        The file's root is the dataset of `to_xarray`. Beside it stand the groups `stage_0`, `stage_1`, ..., each a
+        trajectory's dataset, and `point_0`, `point_1`, ..., each the layers of a point's network.
+
+        Args:
+            path: where to; by custom it ends in .nc.
+            force: overwrite an existing file.
+
+        Raises:
+            ValueError: the path exists (without force) or cannot be written.
+        """
+        groups = {f"stage_{k}": stage.to_xarray() for k, stage in enumerate(self.stages)}
+        groups |= {f"point_{k}": _layers(point.network) for k, point in enumerate(self.points)}
         with written_whole(path, force) as temporary:
             self.to_xarray().to_netcdf(temporary, engine="h5netcdf")
+            for name, data in groups.items():
+                data.to_netcdf(temporary, mode="a", group=name, engine="h5netcdf")
         return Path(path)
+
+
+def load_path(path: str | Path, cost: Cost | None = None) -> GreedyPath:
+    """Read a greedy path that `GreedyPath.save` wrote, bit for bit.
+
+        limit = sf.saddle_to_saddle(cost, depth=3)
+        limit.save("path.nc")
+        again = sf.load_path("path.nc", cost)
+
+    Args:
+        path: the file.
+        cost: the cost of the path, which files do not hold; the stages then have it, as they had.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file of something else.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"`path`: there is no file {str(path)!r}.")
+    try:
+        root = _read(path)
+    except OSError as error:
+        raise ValueError(f"`path` must hold a greedy path, but got {str(path)!r}, no NetCDF file: {error}") from error
+    require("num_saddles" in root.attrs, "path", "hold a greedy path, as GreedyPath.save writes it", str(path))
+    stages = tuple(from_xarray(_read(path, f"stage_{k}"), cost) for k in range(root.attrs["num_stages"]))
+    points = [_point(root.isel(point=k), _read(path, f"point_{k}")) for k in range(root.sizes["point"])]
+    num_saddles = int(root.attrs["num_saddles"])
+    minimum = points[num_saddles] if len(points) > num_saddles else None
+    return GreedyPath(stages, tuple(points[:num_saddles]), minimum, root.attrs["stop_reason"])
+
+
+def _read(path: str | Path, group: str | None = None) -> "xr.Dataset":
+    with xr.open_dataset(path, group=group, engine="h5netcdf") as file:
+        return file.load()
+
+
+def _layers(network: DeepLinearNetwork) -> "xr.Dataset":
+    """The layers of a network, by the number of the space on each side."""
+    return xr.Dataset(
+        {
+            f"layer_{index}": ((f"space_{index}", f"space_{index - 1}"), np.asarray(layer), {"units": "parameter"})
+            for index, layer in enumerate(network.layers, start=1)
+        }
+    )
+
+
+def _point(data: "xr.Dataset", layers: "xr.Dataset") -> Saddle:
+    """A point of a path from its entries in the root of a file, and from its layers."""
+    return Saddle(
+        rank=int(data.point_rank),
+        cost=float(data.point_cost),
+        test_cost=float(data.point_test_cost) if "point_test_cost" in data else None,
+        network=DeepLinearNetwork(layers[f"layer_{i}"].values for i in range(1, len(layers) + 1)),
+        gradient_norm=float(data.point_gradient_norm),
+        strengths=data.point_strengths.values,
+        escape_speed=float(data.escape_speed),
+        multiplicity=int(data.multiplicity),
+    )

@@ -1,7 +1,7 @@
 """Closed forms and asymptotics of the gradient flow of deep linear networks.
 
-NumPy float64 arrays in, NumPy float64 arrays out. Nothing here imports the rest of saddleflow, so a test that
-compares a solver of saddleflow with a function of this package compares two independent things.
+NumPy float64 arrays in, NumPy float64 arrays out. Of the rest of saddleflow only the checks of arguments are imported
+here, so a test that compares a solver of saddleflow with a function of this package compares two independent things.
 
 Time is that of the flow dtheta/dt = -grad L(theta), L(theta) = C(W_L ... W_1); each docstring states the cost
 C. Each also states its standing: *recalled* (from memory, of a source that could not be read, with a
@@ -21,6 +21,7 @@ from saddleflow.theory.escape import (
     escape_direction,
     escape_norm,
     escape_speed,
+    measured_escape_speed,
     waiting_time_ratio,
 )
 from saddleflow.theory.homogeneous import HomogeneousEscape, homogeneous_escape, misalignment_rate
@@ -49,6 +50,7 @@ __all__ = [
     "infinite_depth_mode_time",
     "lambda_balanced_layers",
     "lazy_flow",
+    "measured_escape_speed",
     "minimal_norm",
     "misalignment_rate",
     "mode_time",

@@ -2,7 +2,7 @@ r"""How far a random start is from the global minima and from the nearest saddle
 
 Cost C(A) = (1/2) ||A - S||_F^2 or any other whose only minimiser is S. Distances are Euclidean, in the space of
 all layers theta = (W_1, ..., W_L) of a network of hidden width w. What is computed here are points that do
-lie in the set in question, so every distance is an upper bound; whether it is the least is not certified.
+lie in the set in question, so every distance is an upper bound; that it is the least is not proved.
 """
 
 from collections.abc import Sequence
@@ -69,7 +69,7 @@ def distance_exponents(depth: int, gamma: float) -> tuple[DistanceBound, Distanc
         ValueError: an argument is out of the range above.
 
     Standing: Theorem 1 of Jacot et al. (arXiv 2106.15933), exponents recalled (85%) and derived; checked for
-    L = 4 by the two functions below (theory notes, section 2).
+    L = 4 by the two functions below (docs/theory.md, section 2).
     """
     require_integer("depth", depth, 2)
     require(1 - 1 / depth <= gamma < np.inf, "gamma", f"be finite and at least 1 - 1/L = {1 - 1 / depth}", gamma)
@@ -109,7 +109,7 @@ def distance_to_minima(
 
     Standing: derived; an upper bound by construction. In 80 random problems of widths 2 to 5 it was the best of
     twelve runs of SciPy's SLSQP to 1e-5, but for four of L = 3 whose widths are all n: up to 11% above. Checked
-    against the numbers of the theory notes, section 2, at widths 10 to 300.
+    against the numbers of docs/theory.md, section 2, at widths 10 to 300.
     """
     layers, target = _as_problem(layers, target)
     return _nearest_minimum(layers, target)
@@ -144,7 +144,7 @@ def distance_to_saddle(
         RuntimeError: as `distance_to_minima`.
 
     Standing: derived; an upper bound by construction, the points' criticality checked, and the distances
-    against the numbers of the theory notes, section 2.
+    against the numbers of docs/theory.md, section 2.
     """
     layers, target = _as_problem(layers, target)
     require(target.any(), "target", "be nonzero", "the zero matrix", "The origin is a minimum then.")

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from saddleflow._backend.checks import require, require_integer, require_positive
-from saddleflow.theory.arrays import as_matrix, as_vector
+from saddleflow.theory.arrays import as_matrix, as_times, as_vector
 
 
 def escape_speed(gradient: Float[np.ndarray, "n_out n_in"], depth: int) -> float:
@@ -35,11 +35,15 @@ def escape_speed(gradient: Float[np.ndarray, "n_out n_in"], depth: int) -> float
 
     Standing: recalled (85%) to be as in Jacot et al. (arXiv 2106.15933); derived at the origin, checked. At a
     saddle of rank k >= 1: derived for a new neuron; checked at L = 2 as the lowest eigenvalue of the Hessian,
-    -s_1(G), with the cost (1/2) ||A - S||_F^2 (theory notes, 4c).
+    -s_1(G), with the cost (1/2) ||A - S||_F^2 (docs/theory.md, section 4c).
     """
     require_integer("depth", depth, 2)
-    gradient = as_matrix("gradient", gradient)
-    return float(depth ** (1 - depth / 2) * np.linalg.norm(gradient, 2))
+    return optimal_speed(np.linalg.norm(as_matrix("gradient", gradient), 2), depth)
+
+
+def optimal_speed(strength: float | np.floating, depth: int) -> float:
+    r"""The speed s* = L^{-(L-2)/2} s_1 of `escape_speed`, from the largest singular value s_1 of G; unchecked."""
+    return float(depth ** (1 - depth / 2) * strength)
 
 
 def escape_direction(gradient: Float[np.ndarray, "n_out n_in"], depth: int) -> list[Float[np.ndarray, "_ _"]]:
@@ -114,6 +118,43 @@ def escape_norm(
         return initial_norm * np.exp(speed * times)
     # log1p keeps the growth accurate while t is far below the blow-up time, which is most of the wait.
     return initial_norm * np.exp(-np.log1p(-times / end) / (depth - 2))
+
+
+def measured_escape_speed(
+    time: Float[np.ndarray, " time"], gradient_norm: Float[np.ndarray, " time"], depth: int
+) -> float:
+    r"""Speed of an escape from the growth of the gradient norm g = ||grad L(theta)||, by least squares.
+
+    Along an escape direction g = s ||theta||^{L-1}, and the law of `escape_norm` becomes a straight line in t:
+
+        log g(t) = log g(0) + s t,                                                     L = 2
+        g(t)^{-(L-2)/(L-1)} = g(0)^{-(L-2)/(L-1)} - (L-2) s^{1/(L-1)} t,               L > 2
+
+    At a saddle of rank k >= 1 the deviation from the saddle takes the place of theta.
+
+    Args:
+        time: times, ascending, at least 0, in units of the flow of C; at least two different ones.
+        gradient_norm: g at those times, positive.
+        depth: L >= 2, the number of layers.
+
+    Returns:
+        s, in inverse time of the flow of C; for L > 2 it is 0 where the gradient norm does not grow.
+
+    Raises:
+        ValueError: an argument is out of the range above.
+
+    Standing: derived; checked against `escape_norm`.
+    """
+    require_integer("depth", depth, 2)
+    times, norms = as_times("time", time), as_vector("gradient_norm", gradient_norm)
+    require(norms.size == times.size, "gradient_norm", f"hold {times.size} values, as time does", norms.size)
+    require(times[-1] > times[0], "time", "hold two different times", times.tolist())
+    require(norms.min() > 0, "gradient_norm", "be positive", float(norms.min()))
+    if depth == 2:
+        return float(np.polyfit(times, np.log(norms), 1)[0])
+    power = (depth - 2) / (depth - 1)
+    slope = np.polyfit(times, norms**-power, 1)[0]
+    return float(max(-slope / (depth - 2), 0.0) ** (depth - 1))
 
 
 def blow_up_time(initial_norm: float, speed: float, depth: int) -> float:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy.integrate import DOP853
 
 from saddleflow._backend.checks import require
 from saddleflow.theory.arrays import as_matrix
@@ -75,7 +75,7 @@ def homogeneous_escape(
 
     Standing: derived; checked against the flow of H in time itself, by another code, and on escape
     directions, where T is known exactly. That small starts of a loss leave at T(alpha theta): derived and
-    checked for L = 3 and 4 (theory notes, section 3).
+    checked for L = 3 and 4 (docs/theory.md, section 3).
     """
     gradient = as_matrix("gradient", gradient)
     require(gradient.any(), "gradient", "be nonzero", "the zero matrix", "Nothing escapes from a minimum.")
@@ -98,7 +98,7 @@ def homogeneous_escape(
     state = np.concatenate([start / norm, [0.0, 0.0]])
     # SciPy's error is a mean square over all entries, which would dilute those of log r and the time.
     rtol = max(_ACCURACY / np.sqrt(state.size), 1e-13)
-    solver = DOP853(velocity, 0.0, state, _HORIZON, rtol=rtol, atol=rtol)
+    solver = scipy.integrate.DOP853(velocity, 0.0, state, _HORIZON, rtol=rtol, atol=rtol)
     motion = velocity(0.0, solver.y)
     while np.linalg.norm(motion[:-2]) > _AT_REST and solver.status == "running":
         solver.step()
@@ -132,7 +132,7 @@ def misalignment_rate(gradient: Float[np.ndarray, "n_out n_in"]) -> float:
         ValueError: G zero or not a matrix of finite numbers.
 
     Standing: derived; checked at L = 2, 3 and 4 with 1 - s_2/s_1 = .523, where local exponents came to
-    .54, .53 and .47 at the smallest starts (theory notes, section 3).
+    .54, .53 and .47 at the smallest starts (docs/theory.md, section 3).
     """
     strengths = np.linalg.svd(as_matrix("gradient", gradient), compute_uv=False)
     require(strengths[0] > 0, "gradient", "be nonzero", "the zero matrix", "Nothing escapes from a minimum.")

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy.integrate import solve_ivp
 
 
 def integrate(
@@ -26,7 +26,8 @@ def integrate(
     if moments.size == 1:
         return np.repeat(initial[None], times.size, axis=0)
     span = (0.0, moments[-1])
-    solution = solve_ivp(flat_velocity, span, initial.ravel(), method="DOP853", t_eval=moments, rtol=rtol, atol=atol)
+    how = {"method": "DOP853", "t_eval": moments, "rtol": rtol, "atol": atol}
+    solution = scipy.integrate.solve_ivp(flat_velocity, span, initial.ravel(), **how)
     if not solution.success:
         raise RuntimeError(f"the integration of {name} stopped early: {solution.message}")
     return solution.y.T[place[1:]].reshape(-1, *initial.shape)

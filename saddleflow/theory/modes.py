@@ -10,9 +10,8 @@ decouple. The strength a(t) of the mode of singular value s obeys, at depth L,
 """
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy.optimize import elementwise
-from scipy.special import expit, exprel, log1p
 
 from saddleflow._backend.checks import require, require_integer, require_positive
 from saddleflow.theory.arrays import as_times, as_vector
@@ -109,7 +108,8 @@ def deep_mode(
     _require_mode(singular_value, initial)
 
     def scaled_time(log_odds: np.ndarray) -> np.ndarray:
-        return _scaled_time(singular_value * expit(log_odds), expit(-log_odds), singular_value, initial, depth)
+        part, gap = scipy.special.expit(log_odds), scipy.special.expit(-log_odds)
+        return _scaled_time(singular_value * part, gap, singular_value, initial, depth)
 
     # In the log-odds x of a/s the scaled time T has slope (a/s)^-b >= 1, so [x_0, x_0 + T] brackets the root;
     # the margins are for rounding. Beyond x = 40 a/s rounds to 1: what comes later is clipped to there.
@@ -117,8 +117,8 @@ def deep_mode(
     with np.errstate(over="ignore"):  # an infinite target is clipped like any other
         target = np.minimum(times * _rate(singular_value, depth), scaled_time(np.array([40.0])))
     bracket = (np.full_like(target, start - 1), np.minimum(start + target + 1, 40.0))
-    found = elementwise.find_root(lambda x, goal: scaled_time(x) - goal, bracket, args=(target,))
-    return singular_value * expit(found.x)
+    found = scipy.optimize.elementwise.find_root(lambda x, goal: scaled_time(x) - goal, bracket, args=(target,))
+    return singular_value * scipy.special.expit(found.x)
 
 
 def infinite_depth_mode_time(
@@ -171,7 +171,7 @@ def _scaled_time(
     """
     exponent = 1 - 2 / depth
     growth = np.log1p((strength - initial) / initial)
-    power = (initial / singular_value) ** -exponent * growth * exprel(-exponent * growth)
+    power = (initial / singular_value) ** -exponent * growth * scipy.special.exprel(-exponent * growth)
 
     # 1 - y from whichever of strength and gap is the small, hence the accurate one.
     near = gap < 0.5
@@ -182,7 +182,7 @@ def _scaled_time(
     with np.errstate(divide="ignore"):
         pole = np.log1p(y_gained / one_minus_y)
     roots = np.exp(2j * np.pi * np.arange(1, depth) / depth)
-    others = roots**2 * log1p(y_gained[..., None] / (roots - 1 + one_minus_y[..., None]))
+    others = roots**2 * scipy.special.log1p(y_gained[..., None] / (roots - 1 + one_minus_y[..., None]))
     return power + pole + others.sum(axis=-1).real
 
 

@@ -8,9 +8,8 @@ flow. A start that is not lambda-balanced for any lambda has no such closed form
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy.linalg import qr, solve_triangular
-from scipy.special import exprel
 
 from saddleflow._backend.checks import require, require_positive
 from saddleflow.theory.arrays import as_matrix, as_times
@@ -173,13 +172,13 @@ def _advance(rows: np.ndarray, exponents: np.ndarray, interval: float) -> np.nda
     substitution multiplies the rounding of R by their size; they are learned or crowded out, stable either
     way, and take B with its absolute accuracy.
     """
-    growth = np.sqrt(interval * exprel(2 * exponents * interval))
+    growth = np.sqrt(interval * scipy.special.exprel(2 * exponents * interval))
     scaled = growth[:, None] * rows
     stacked = np.vstack([scaled, np.eye(rows.shape[1])])
     order = np.argsort(-np.abs(stacked).max(axis=1), kind="stable")
-    basis, triangle, pivots = qr(stacked[order], mode="economic", pivoting=True)  # pyright: ignore
+    basis, triangle, pivots = scipy.linalg.qr(stacked[order], mode="economic", pivoting=True)  # pyright: ignore
     basis = basis[np.argsort(order)][: exponents.size]
-    advanced = solve_triangular(triangle, rows[:, pivots].T, trans=1, check_finite=False).T
+    advanced = scipy.linalg.solve_triangular(triangle, rows[:, pivots].T, trans=1, check_finite=False).T
     large = np.linalg.norm(scaled, axis=1) > 1
     advanced[large] = basis[large] / growth[large, None]
     return np.exp(exponents * interval)[:, None] * advanced

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from saddleflow._backend.checks import require, require_integer
 from saddleflow.theory.arrays import as_matrix, as_vector
+from saddleflow.theory.escape import optimal_speed
 
 
 class SaddleHessian(NamedTuple):
@@ -86,7 +87,7 @@ def saddle_escape_speed(singular_values: Float[np.ndarray, " mode"], rank: int, 
     """
     require_integer("depth", depth, 2)
     strengths = np.append(_as_strengths(singular_values, rank), 0.0)
-    return float(depth ** (1 - depth / 2) * strengths[rank])
+    return optimal_speed(strengths[rank], depth)
 
 
 def minimal_norm(matrix: Float[np.ndarray, "n_out n_in"], depth: int) -> float:

@@ -63,7 +63,7 @@ def ntk_rate(depth: int, width: int, gamma: float) -> float:
     Raises:
         ValueError: depth or width out of range, or gamma not finite.
 
-    Standing: derived; checked, a ratio of 0.998 at w = 100 and of 1.026 at w = 300 (theory notes, section 1).
+    Standing: derived; checked, a ratio of 0.998 at w = 100 and of 1.026 at w = 300 (docs/theory.md, section 1).
     """
     require_integer("depth", depth, 2)
     require_integer("width", width, 1)
@@ -85,8 +85,8 @@ def wide_two_layer_flow(
     DOP853 to 1e-10, one SVD an evaluation.
 
     Not exact at finite width: the largest distance in A along the flow, relative to the largest ||A||, came to
-    .050, .016 and .004 at w = 50, 400 and 3200 in the notes' example, and to .020 to .073, .005 to .034 and
-    .002 to .009 over nine starts of a 2 x 3 target (gamma = .75, 1 and 1.5).
+    .050, .016 and .004 at w = 50, 400 and 3200 in the example of docs/theory.md, section 7.6, and to .020 to
+    .073, .005 to .034 and .002 to .009 over nine starts of a 2 x 3 target (gamma = .75, 1 and 1.5).
 
     Args:
         times: ascending, at least 0, in units of the flow of C.
@@ -102,7 +102,7 @@ def wide_two_layer_flow(
         RuntimeError: the integrator gave up; its message is passed on.
 
     Standing: Tu, Aranguri & Jacot 2024, read in their code; checked against networks of widths 50 to 3200
-    (theory notes, section 7).
+    (docs/theory.md, section 7.6).
     """
     times = as_times("times", times)
     start, target = _as_pair(start, target)
@@ -139,7 +139,7 @@ def plateau_exponent(depth: int, gamma: float) -> float:
         ValueError: an argument is out of the range above.
 
     Standing: derived; for gamma >= 1 checked with networks of widths 25 to 400, L = 3: .251 and .268 for .25,
-    .487 and .495 for .5; L = 4: .494 and .508 for .5, .984 and .992 for 1 (theory notes, section 3).
+    .487 and .495 for .5; L = 4: .494 and .508 for .5, .984 and .992 for 1 (docs/theory.md, section 3).
     """
     require_integer("depth", depth, 2)
     require(1 - 1 / depth <= gamma < np.inf, "gamma", f"be finite and at least 1 - 1/L = {1 - 1 / depth}", gamma)
