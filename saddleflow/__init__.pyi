@@ -28,3 +28,5 @@ from .problem.symmetry import rotate as rotate
 from .sweeps.sweep import sweep as sweep
 from .width.projected import reduce_width as reduce_width
 from .width.sampled import sample_reduced as sample_reduced
+
+__version__: str

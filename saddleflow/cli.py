@@ -1,31 +1,21 @@
 """The command line: `saddleflow flow`, `sweep`, `figure`, `verify`. Thin: it parses, calls the library and prints."""
 
+import difflib
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import typer
 from rich.console import Console
 
-from saddleflow import __version__, claims
+import saddleflow as sf
 from saddleflow._backend.checks import require
 from saddleflow._backend.files import check_writable, written_whole
-from saddleflow._backend.programs import cache_programs
-from saddleflow.api import gradient_flow
-from saddleflow.figures import FIGURES
-from saddleflow.figures.common import targets
-from saddleflow.flow import plotting
-from saddleflow.flow.trajectory import Trajectory
-from saddleflow.problem.costs import MatrixCompletion
-from saddleflow.problem.network import gaussian
-from saddleflow.problem.reading import read_matrix
-from saddleflow.sweeps.sweep import sweep as run_sweep
 
 app = typer.Typer(
     help="Gradient flow of deep linear networks, solved exactly as a stiff ODE.",
@@ -35,7 +25,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-_NUMBERS = ", ".join(map(str, FIGURES))
+_NUMBERS = "1, 2, 3, 4, 5"
+AXES = ("depth", "width", "gamma", "alpha", "seed", "rtol")  # what the command line makes dims of
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 Rtol = Annotated[float, typer.Option(help="Relative tolerance of a step.")]
 
@@ -43,7 +34,7 @@ Rtol = Annotated[float, typer.Option(help="Relative tolerance of a step.")]
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        typer.echo(__version__)
+        typer.echo(sf.__version__)
         raise typer.Exit
 
 
@@ -82,15 +73,13 @@ def flow(
         check_writable(path, force)
     key_task, key_start = jax.random.split(jax.random.key(seed))
     if data is None:
-        cost = MatrixCompletion.random(key_task, shape=_parse_shape(shape), rank=rank, observed=observed)
+        cost = sf.MatrixCompletion.random(key_task, shape=_parse_shape(shape), rank=rank, observed=observed)
     else:
-        cost = read_matrix(data, held_out=held_out, seed=seed, header=header)
-    start = alpha * gaussian(key_start, depth=depth, width=width, shape=cost.shape, gamma=gamma)
-    trajectory = gradient_flow(cost, start, rtol=rtol, t1=t1, max_seconds=max_seconds)
+        cost = sf.read_matrix(data, held_out=held_out, seed=seed, header=header)
+    start = alpha * sf.gaussian(key_start, depth=depth, width=width, shape=cost.shape, gamma=gamma)
+    trajectory = sf.gradient_flow(cost, start, rtol=rtol, t1=t1, max_seconds=max_seconds)
     trajectory.save(out, force=force)
-    figure = trajectory.plot()
-    written = [out, *plotting.save_figure(figure, out.with_suffix(""), force)]
-    plt.close(figure)
+    written = [out, *_draw(trajectory, out.with_suffix(""), force)]
     if data is not None:
         known = np.asarray(cost.observed | cost.held_out)
         filled = np.where(known, np.asarray(cost.target), trajectory.end_to_end[-1])
@@ -118,6 +107,9 @@ def figure(
 
     * `saddleflow figure 4 alphas=1,.3,.1 seed=2 --out my_figures`
     """
+    from saddleflow.figures import FIGURES
+    from saddleflow.figures.common import targets
+
     known = {str(key) for key in FIGURES}
     require(number == "all" or number in known, "number", f"be one of {_NUMBERS}, or all", number)
     for key in FIGURES if number == "all" else [int(number)]:
@@ -180,17 +172,17 @@ def sweep(
     check_writable(out, force)
     axes: dict[str, Any] = {"depth": 3, "width": 100} | dict(map(_parse_axis, grid))
     if data is None:
-        cost = MatrixCompletion.random(
+        cost = sf.MatrixCompletion.random(
             jax.random.key(task_seed), shape=_parse_shape(shape), rank=rank, observed=observed
         )
     else:
-        cost = read_matrix(data, held_out=held_out, seed=task_seed)
+        cost = sf.read_matrix(data, held_out=held_out, seed=task_seed)
     client = None
     if scheduler is not None:
         from dask.distributed import Client
 
         client = Client(scheduler)
-    result = run_sweep(cost, **axes, t1=t1, save_at=num_times, reduce_width=reduce_width, store=store, client=client)
+    result = sf.sweep(cost, **axes, t1=t1, save_at=num_times, reduce_width=reduce_width, store=store, client=client)
     with written_whole(out, force) as temporary:
         result.to_netcdf(temporary, engine="h5netcdf")
     reasons, counts = np.unique(result["stop_reason"].values, return_counts=True)
@@ -224,6 +216,8 @@ def verify(
     """
     require(json is None or json.suffix != ".nc", "json", "not end in .nc, the NetCDF's name beside it", str(json))
     outputs = [path for path in (json, json and json.with_suffix(".nc"), page) if path is not None]
+    from saddleflow import claims
+
     names = only or [claim.id for claim in claims.CLAIMS]
     pictures = [] if page is None else [claims.picture_path(page, name) for name in names]
     for path in outputs + pictures:  # before minutes of measuring, not after
@@ -252,6 +246,10 @@ def verify(
 def _parse_axis(text: str) -> tuple[str, object]:
     name, equals, values = text.partition("=")
     require(equals and values, "grid", "read like gamma=0.75,1 or seed=0:10", text)
+    near = difflib.get_close_matches(name, AXES, 1)
+    require(
+        name in AXES, "grid", f"name one of {', '.join(AXES)}", name, f"Did you mean `{near[0]}`?" if near else ""
+    )
     number = int if name in ("depth", "width", "seed") else float
     try:
         if ":" in values:
@@ -270,15 +268,27 @@ def _parse_shape(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def _report(trajectory: Trajectory, written: list[Path]) -> None:
+def _draw(trajectory: sf.Trajectory, stem: Path, force: bool) -> list[Path]:
+    """The trajectory's picture as PNG and PDF."""
+    import matplotlib.pyplot as plt
+
+    from saddleflow.flow.plotting import save_figure
+
+    figure = trajectory.plot()
+    paths = save_figure(figure, stem, force)
+    plt.close(figure)
+    return paths
+
+
+def _report(trajectory: sf.Trajectory, written: list[Path]) -> None:
     typer.echo(repr(trajectory))
     typer.echo(f"written: {', '.join(map(str, written))}")
 
 
 def main() -> None:
     """Entry point: one clear line and a non-zero exit on bad input, nothing half-written on Ctrl-C."""
-    mpl.use("agg")
-    cache_programs()
+    os.environ["MPLBACKEND"] = "agg"  # no window, whatever there is to show one on
+    sf.cache_programs()
     try:
         app(standalone_mode=True)
     except (ValueError, OSError, ImportError) as error:

@@ -2,7 +2,7 @@
 
 Rotating the hidden spaces, or adding dead neurons, changes neither the end-to-end matrix nor any
 distance between networks, so both commute with the gradient flow (arXiv 2106.15933, recalled;
-theory notes, section 1).
+docs/theory.md, section 1).
 """
 
 from collections.abc import Sequence
@@ -82,15 +82,16 @@ def balancedness(network: DeepLinearNetwork) -> tuple[Float[Array | np.ndarray, 
     )
 
 
-def balancedness_drift(start: DeepLinearNetwork, end: DeepLinearNetwork) -> float:
-    """Largest change of a conserved matrix D_l, over the largest squared layer norm of start and end."""
-    before, after = balancedness(_on_host(start)), balancedness(_on_host(end))
+def balancedness_drift(start: DeepLinearNetwork, end: DeepLinearNetwork) -> Float[Array, ""] | float:
+    """Largest change of a conserved matrix D_l, over the largest squared layer norm of start and end.
+
+    A float, computed in numpy, which compiles nothing for a new shape; of traced networks a traced scalar.
+    """
+    traced = not (is_concrete(start.layers[0]) and is_concrete(end.layers[0]))
+    xp = jnp if traced else np
+    start, end = (jax.tree.map(xp.asarray, network) for network in (start, end))
     with np.errstate(over="ignore", invalid="ignore"):  # a run may end in an overflow
-        change = max(float(np.linalg.norm(b - a)) for a, b in zip(before, after, strict=True))
-        scale = max(float(np.sum(np.square(layer))) for layer in (*start.layers, *end.layers))
-        return change / scale if scale > 0 else 0.0
-
-
-def _on_host(network: DeepLinearNetwork) -> DeepLinearNetwork:
-    """In numpy, which compiles nothing for a new shape."""
-    return jax.tree.map(np.asarray, network)
+        changes = [xp.linalg.norm(b - a) for a, b in zip(balancedness(start), balancedness(end), strict=True)]
+        scale = xp.max(xp.stack([xp.sum(xp.square(layer)) for layer in (*start.layers, *end.layers)]))
+        drift = xp.max(xp.stack(changes)) / xp.where(scale > 0, scale, 1.0)
+    return drift if traced else float(drift)
