@@ -21,7 +21,8 @@ def visits_and_saddles(depth: int, alpha: float, seed: int) -> tuple[list, list]
     theta = sf.gaussian(jax.random.key(1000 + seed), depth=depth, width=20, shape=(10, 10), variance=1 / 20)
     run = sf.gradient_flow(cost, alpha * theta, rtol=1e-3, progress=False)
     path = sf.saddle_to_saddle(cost, depth, progress=False)
-    return [(v.rank, v.cost) for v in run.visits], [(s.rank, s.cost) for s in path.saddles]
+    visits = run.saddles(stationary_points=False)
+    return [(v.rank, v.cost) for v in visits], [(s.rank, s.cost) for s in path.saddles]
 
 
 def main() -> None:

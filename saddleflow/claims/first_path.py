@@ -7,7 +7,6 @@ One set of flows serves them all: `alpha * theta_0` on a task whose gradient at 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 import saddleflow.theory as exact
 from saddleflow.api import gradient_flow
 from saddleflow.claims.ledger import Claim, Finding, Size, exponents
+from saddleflow.flow.crossings import time_at_level
 from saddleflow.flow.trajectory import Trajectory
 from saddleflow.greedy.algorithms import saddle_to_saddle
 from saddleflow.greedy.comparison import Curve, StageComparison, compare
@@ -33,7 +33,7 @@ DEPTHS: dict[Size, tuple[int, ...]] = {"quick": (3,), "full": (2, 3, 4)}
 SEEDS: dict[Size, int] = {"quick": 3, "full": 10}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Runs:
     """Flows of one depth.
 
@@ -95,8 +95,8 @@ def follows_the_first_path(size: Size) -> list[Finding]:
     for depth, found in _every(size):
         parameters, matrices = (_column(found.stages, 0, name) for name in ("parameter_distance", "matrix_distance"))
         # it falls: over the scales by far more than the scatter of one run
-        shares = parameters[:, -1] / parameters[:, 0]
-        findings.append(Finding.at_most(f"L={depth}: distance in theta, smallest alpha / largest", 0.3, shares))
+        ratios = parameters[:, -1] / parameters[:, 0]
+        findings.append(Finding.at_most(f"L={depth}: distance in theta, smallest alpha / largest", 0.3, ratios))
         rate = exact.misalignment_rate(np.asarray(task().gradient(np.zeros(SHAPE))))
         slopes = _last_exponents(depth, matrices)
         findings.append(Finding.near(f"L={depth}: exponent of the distance in A, 1 - s_2/s_1", rate, slopes, 0.1))
@@ -109,15 +109,15 @@ def optimal_directions(size: Size) -> list[Finding]:
     findings = []
     for depth in (2, 3, 4, 5):
         best = exact.escape_speed(gradient, depth)
-        share = []
+        optimal = []
         for seed in range(count):
             theta = gaussian(jax.random.key(seed), depth=depth, width=WIDTH, shape=SHAPE, gamma=1.0)
             layers = [np.asarray(layer) for layer in theta.layers]
             reached = exact.homogeneous_escape(gradient, layers).speed
-            share.append(reached > 0.999 * best)  # other directions have at most half of this speed
+            optimal.append(reached > 0.999 * best)  # other directions have at most half of this speed
         least = 1.0 if depth <= 3 else 0.5
-        fraction = float(np.mean(share))
-        findings.append(Finding(f"L={depth}: share of starts on the optimal direction", least, fraction, least, 1.0))
+        share = float(np.mean(optimal))
+        findings.append(Finding(f"L={depth}: share of starts on the optimal direction", least, share, least, 1.0))
     return findings
 
 
@@ -130,7 +130,7 @@ def escape_speeds(size: Size) -> list[Finding]:
             ratios = [
                 visit.escape_speed / exact.saddle_escape_speed(2 * np.array(STRENGTHS), rank, depth)
                 for lanes in found.flows
-                for visit in lanes[-1].visits
+                for visit in lanes[-1].saddles(stationary_points=False)
                 if visit.rank == rank
             ]
             # the window of the fit ends where the deviation is a fifth of its peak: terms of that order to a power
@@ -144,7 +144,9 @@ def escape_times(size: Size) -> list[Finding]:
     findings, gradient = [], np.asarray(task().gradient(np.zeros(SHAPE)))
     for depth, found in _every(size):
         scales = np.array(SCALES[depth])
-        times = np.array([[flow.visits[0].escape_time for flow in lanes] for lanes in found.flows])
+        times = np.array(
+            [[flow.saddles(stationary_points=False)[0].escape_time for flow in lanes] for lanes in found.flows]
+        )
         if depth == 2:
             slopes = [np.polyfit(np.log(1 / scales), row, 1)[0] * np.linalg.norm(gradient, 2) for row in times]
             findings.append(Finding.near("L=2: s_1 dt/dlog(1/alpha)", 1.0, slopes, 0.01))
@@ -188,7 +190,7 @@ def chain_of_saddles(size: Size) -> list[Finding]:
     """Ranks of the saddles that flows from the smallest starts visit."""
     findings = []
     for depth, found in _every(size):
-        chains = [[visit.rank for visit in lanes[-1].visits] for lanes in found.flows]
+        chains = [[visit.rank for visit in lanes[-1].saddles(stationary_points=False)] for lanes in found.flows]
         whole = float(np.mean([chain == list(range(len(STRENGTHS))) for chain in chains]))
         findings.append(Finding(f"L={depth}: share of flows through ranks 0, 1, 2", 1.0, whole, 1.0, 1.0))
     return findings
@@ -223,19 +225,11 @@ def waiting_times(size: Size) -> list[Finding]:
         alpha = 1e-10 if depth <= 3 else 1e-6  # float64 resolves no less for L = 4
         start = alpha * balanced(aligned, depth=depth, width=WIDTH)
         flow = gradient_flow(cost, start, rtol=1e-5, max_saves=2000, progress=False)
-        times = np.array([_crossing(flow.time, flow.singular_values[:, k], level) for k in range(modes)])
+        times = [time_at_level(flow.time, -flow.singular_values[:, k], -level) for k in range(modes)]
         for k, predicted in enumerate(exact.waiting_time_ratio(np.array(STRENGTHS))[1:], start=1):
             name = f"L={depth}: t_{k + 1} / t_1, alpha={alpha:g}"
             findings.append(Finding.near(name, predicted, [times[k] / times[0]], 0.01 * predicted))
     return findings
-
-
-def _crossing(time: np.ndarray, values: np.ndarray, level: float) -> float:
-    """The first time at which rising values pass a level, linear between rows."""
-    for (t0, t1), (v0, v1) in zip(pairwise(time), pairwise(values), strict=True):
-        if v0 < level <= v1:
-            return float(t0 + (t1 - t0) * (level - v0) / (v1 - v0))
-    return np.nan
 
 
 CLAIMS: Sequence[Claim] = (

@@ -1,27 +1,31 @@
 """The ledger: claims, what was measured for them, the verdicts; as a table, as JSON, as a dataset."""
 
 import dataclasses
+import itertools
 import json
 import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
+import lazy_loader as lazy
 import numpy as np
-import xarray as xr
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+import scipy
 from rich.table import Table
-from scipy import stats
 
 from saddleflow._backend.checks import require
 from saddleflow._backend.files import written_whole
+from saddleflow._backend.meters import Report, meter
 from saddleflow.flow.trajectory import versions
+
+if TYPE_CHECKING:
+    import xarray as xr
+else:
+    xr = lazy.load("xarray")
 
 WORKERS = 2  # groups of claims at once
 
@@ -77,7 +81,7 @@ def mean_and_error(samples: Any) -> tuple[float, float]:
     values = np.atleast_1d(np.asarray(samples, float))
     if len(values) < 2:
         return float(values[0]), 0.0
-    quantile = float(stats.t.ppf(0.975, len(values) - 1))
+    quantile = float(scipy.stats.t.ppf(0.975, len(values) - 1))
     return float(values.mean()), quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
@@ -187,7 +191,7 @@ class Ledger:
                 f"`path` must be a ledger as `saddleflow verify --json` writes it, but got {path}: {error!r}"
             ) from error
 
-    def to_xarray(self) -> xr.Dataset:
+    def to_xarray(self) -> "xr.Dataset":
         """All findings as a dataset along `finding`: numbers, and the claim each belongs to."""
         rows = [(entry, finding) for entry in self.entries for finding in entry.findings]
         numbers = ("predicted", "measured", "low", "high", "error")
@@ -219,15 +223,16 @@ def verify(
     for name in only or ():
         require(name in known, "only", f"name claims: {', '.join(known)}", name)
     chosen = [claim for claim in claims if only is None or claim.id in only]
-    # Claims of one module share runs; modules share nothing. The last one, of sweeps, takes longest and begins first.
+    # Claims of one module use the same runs, those of two modules none. The last module, of sweeps, takes longest and
+    # begins first.
     groups: dict[str, list[Claim]] = {}
     for claim in chosen:
         groups.setdefault(claim.measure.__module__, []).append(claim)
-    with _meter(len(chosen), progress) as report:
-        pool, stopped = ThreadPoolExecutor(WORKERS), threading.Event()
+    with meter(progress, total=len(chosen), unit="claims", description="starting") as report:
+        pool, stopped, begun = ThreadPoolExecutor(WORKERS), threading.Event(), itertools.count()
         try:
             jobs = [
-                pool.submit(_check_all, group, cast(Size, size), report, stopped)
+                pool.submit(_check_all, group, cast(Size, size), report, begun, stopped)
                 for group in reversed(groups.values())
             ]
             entries = {entry.id: entry for job in jobs for entry in job.result()}
@@ -239,14 +244,14 @@ def verify(
 
 
 def _check_all(
-    claims: Sequence[Claim], size: Size, report: Callable[[str], None], stopped: threading.Event
+    claims: Sequence[Claim], size: Size, report: Report, begun: Iterator[int], stopped: threading.Event
 ) -> list[Entry]:
-    """The entries of claims, one experiment after another, until stopped."""
+    """The entries of claims, one experiment after another, until stopped; `begun` counts those of all groups."""
     entries = []
     for claim in claims:
         if stopped.is_set():
             break
-        report(claim.id)
+        report(lambda name=claim.id: name, next(begun))
         begin = time.perf_counter()
         findings, message = [], ""
         try:
@@ -258,24 +263,6 @@ def _check_all(
         words = (claim.id, claim.statement, claim.formula, claim.standing)
         entries.append(Entry(*words, verdict, tuple(findings), taken, message))
     return entries
-
-
-@contextmanager
-def _meter(total: int, progress: bool) -> Iterator[Callable[[str], None]]:
-    console = Console(stderr=True)
-    if not (progress and (console.is_terminal or console.is_jupyter)):
-        yield lambda name: None
-        return
-    columns = (SpinnerColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=total)
-        seen: list[str] = []
-
-        def report(name: str) -> None:
-            bar.update(task, description=name, completed=len(seen))
-            seen.append(name)
-
-        yield report
 
 
 def _short(number: float) -> str:

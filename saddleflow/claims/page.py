@@ -2,13 +2,17 @@
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
+import lazy_loader as lazy
 
 from saddleflow._backend.files import written_whole
 from saddleflow.claims.ledger import Entry, Finding, Ledger
-from saddleflow.flow import plotting
+
+if TYPE_CHECKING:
+    from saddleflow.flow import plotting
+else:
+    plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
 
 MARKS = {"holds": "holds", "fails": "**fails**", "error": "**ended in an error**"}
 
@@ -80,7 +84,7 @@ def _row(finding: Finding) -> str:
 
 def _draw(entry: Entry, path: Path, force: bool) -> None:
     with plotting.style():
-        figure, axes = plt.subplots(figsize=(6.4, 0.6 + 0.24 * len(entry.findings)))
+        figure, axes = plotting.subplots(figsize=(6.4, 0.6 + 0.24 * len(entry.findings)))
         for place, finding in enumerate(entry.findings):
             _draw_finding(axes, place, finding)
         axes.set_yticks(range(len(entry.findings)), [finding.quantity for finding in entry.findings])
@@ -88,10 +92,10 @@ def _draw(entry: Entry, path: Path, force: bool) -> None:
         axes.tick_params(axis="y", length=0)
         with written_whole(path, force) as temporary:
             figure.savefig(temporary)
-        plt.close(figure)
+        plotting.close(figure)
 
 
-def _draw_finding(axes: Axes, place: int, finding: Finding) -> None:
+def _draw_finding(axes: "plotting.Axes", place: int, finding: Finding) -> None:
     ends = [abs(x) for x in (finding.low, finding.high) if math.isfinite(x) and x != 0]
     unit = finding.predicted or max(ends, default=1.0)
     low, high = sorted(max(min(x / unit, 9.0), -9.0) for x in (finding.low, finding.high))

@@ -13,6 +13,7 @@ import saddleflow.theory as exact
 from saddleflow._backend.programs import compiled
 from saddleflow.api import integrate
 from saddleflow.claims.ledger import Claim, Finding, Size, exponents
+from saddleflow.flow.crossings import linear
 from saddleflow.flow.graded import is_tiny
 from saddleflow.problem.costs import MatrixCompletion
 from saddleflow.problem.network import DeepLinearNetwork
@@ -67,14 +68,12 @@ def first_plateaus(
 
 @compiled
 def _crossings(networks, end, graded):
-    """Times at which the cost falls to the level, linear within the last step, which ended below it."""
+    """Times at which the cost falls to the level, within the last step, which ended below it."""
 
     def crossing(network):
         flow = integrate(end.cost, network, rtol=RTOL, stop=end, max_saves=1000, graded=graded)
         ends = flow.num_rows - 2 + jnp.arange(2)
-        before, after = jax.vmap(end.cost)(flow.end_to_end[ends])
-        early, late = flow.time[ends]
-        return early + (late - early) * (before - end.level) / (before - after)
+        return linear(flow.time[ends], jax.vmap(end.cost)(flow.end_to_end[ends]), end.level)
 
     return jax.vmap(crossing)(networks)
 

@@ -1,13 +1,19 @@
 """Claims on the three regimes: figures 2 and 3 in numbers."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import lazy_loader as lazy
 import numpy as np
-import xarray as xr
 
 import saddleflow.theory as exact
 from saddleflow.claims.ledger import Claim, Finding, Size, exponents
 from saddleflow.figures import f2_regimes, f3_transition
+
+if TYPE_CHECKING:
+    import xarray as xr
+else:
+    xr = lazy.load("xarray")
 
 # The figures' own settings, and small ones. Two smaller ones of figure 3 failed: at w = 32 the rank at gamma = .75
 # was .82 of the full one; on a 20 x 20 task, 30 % observed, w = 32, gamma = 2, the mean test error was 10 times the
@@ -76,7 +82,7 @@ def transition(size: Size) -> list[Finding]:
     return findings
 
 
-def _mean(values: xr.DataArray) -> float:
+def _mean(values: "xr.DataArray") -> float:
     return float(values.mean())
 
 

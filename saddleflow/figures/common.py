@@ -1,24 +1,30 @@
-"""What all figures share: verdicts as lines, the task, the sequential panel, three files for each."""
+"""What all figures have in common: verdicts as lines, the task, the sequential panel, three files for each."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import matplotlib.pyplot as plt
+import lazy_loader as lazy
 import numpy as np
-import xarray as xr
 from jaxtyping import PRNGKeyArray
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from saddleflow._backend.files import check_writable, written_whole
-from saddleflow.flow import plotting
 from saddleflow.greedy.paths import GreedyPath
 from saddleflow.problem.costs import MatrixCompletion
 
-# As in the paper: the first, second and third path.
-STAGE_COLOURS = (plotting.ORANGE, plotting.GREEN, plotting.RED)
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from saddleflow.flow import plotting
+else:
+    xr = lazy.load("xarray")
+    plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
+
+
+def stage_colour(index: int) -> str:
+    """The colour of a greedy path by its number: as in the paper the first, second and third."""
+    return (plotting.ORANGE, plotting.GREEN, plotting.RED)[index % 3]
 
 
 def verdict_lines(statements: Iterable[tuple[str, bool]]) -> list[str]:
@@ -31,14 +37,16 @@ def targets(number: int, folder: Path) -> list[Path]:
     return [folder / f"figure{number}.{kind}" for kind in ("png", "pdf", "nc")]
 
 
-def write_files(number: int, data: xr.Dataset, figure: Figure, folder: Path, force: bool = False) -> list[Path]:
+def write_files(
+    number: int, data: "xr.Dataset", figure: "plotting.Figure", folder: Path, force: bool = False
+) -> list[Path]:
     """Write a figure's files into a folder (made if need be), each whole or not at all; closes the figure."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = targets(number, folder)
     for path in paths:
         check_writable(path, force)
     plotting.save_figure(figure, folder / f"figure{number}", force)
-    plt.close(figure)
+    plotting.close(figure)
     with written_whole(paths[-1], force) as temporary:
         data.to_netcdf(temporary, engine="h5netcdf")
     return paths
@@ -60,11 +68,11 @@ def path_variables(path: GreedyPath) -> dict[str, Any]:
     )
 
 
-def draw_stages(axes: Axes, data: xr.Dataset) -> None:
+def draw_stages(axes: "plotting.Axes", data: "xr.Dataset") -> None:
     """Train (solid) and test cost (dashed) of the greedy stages, one after another; dots: infinitely long waits."""
     offset, ticks = 0.0, []
     for index in np.unique(data.path_stage):
-        colour = STAGE_COLOURS[index % len(STAGE_COLOURS)]
+        colour = stage_colour(index)
         rows = data.isel(row=np.flatnonzero(data.path_stage == index))
         train = rows.path_train_cost.values
         start, end = train[0], data.point_cost.values[min(index + 1, data.sizes["point"] - 1)]
@@ -87,7 +95,12 @@ def draw_stages(axes: Axes, data: xr.Dataset) -> None:
 
 
 def label(
-    axes: Axes, text: str, at: Sequence[float], colour: str, offset: Sequence[float | int] = (3, 0), **how: Any
+    axes: "plotting.Axes",
+    text: str,
+    at: Sequence[float],
+    colour: str,
+    offset: Sequence[float | int] = (3, 0),
+    **how: Any,
 ) -> None:
     """A word beside a curve or point, in its colour."""
     how = {"ha": "left", "va": "center", **how}

@@ -13,23 +13,28 @@ adds to it, after rotating the hidden spaces of the greedy networks onto the flo
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import matplotlib.pyplot as plt
+import lazy_loader as lazy
 import numpy as np
-import xarray as xr
-from matplotlib.figure import Figure
 
 from saddleflow._backend.checks import require
 from saddleflow.api import gradient_flow
 from saddleflow.figures import common
-from saddleflow.flow import plotting
 from saddleflow.flow.trajectory import Trajectory, versions
 from saddleflow.greedy.algorithms import saddle_to_saddle
 from saddleflow.greedy.comparison import align, lift
 from saddleflow.problem.network import DeepLinearNetwork, gaussian
 from saddleflow.problem.symmetry import include
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from saddleflow.flow import plotting
+else:
+    xr = lazy.load("xarray")
+    plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
 
 
 def compute(
@@ -43,7 +48,7 @@ def compute(
     observed: float = 0.8,
     rtol: float = 1e-4,
     progress: bool = True,
-) -> xr.Dataset:
+) -> "xr.Dataset":
     """Compute the flow of figure 1 and the greedy path; `draw` makes the picture and `verdicts` judges it.
 
     Args:
@@ -78,7 +83,7 @@ def compute(
     first = _unit(lifted[1], [])
     plane = [first, _unit(lifted[-1], [first])]
     stages = [lift(_widened(stage.networks, path), frames) for stage in path.stages]
-    visits = flow.visits
+    visits = flow.saddles(stationary_points=False)
     variables = {
         "train_cost": ("time", flow.train_cost, {"units": "cost"}),
         "singular_values": (("time", "mode"), flow.singular_values, {"units": "entries of the target"}),
@@ -138,8 +143,8 @@ def _inner(network: DeepLinearNetwork, axis: DeepLinearNetwork):
 def _unit(network: DeepLinearNetwork, axes: list[DeepLinearNetwork]) -> DeepLinearNetwork:
     """What is orthogonal to the axes, normalised."""
     for axis in axes:
-        share = _inner(network, axis)
-        network = jax.tree.map(lambda w, e, share=share: w - share * e, network, axis)
+        part = _inner(network, axis)
+        network = jax.tree.map(lambda w, e, part=part: w - part * e, network, axis)
     norm = np.sqrt(_inner(network, network))
     return jax.tree.map(lambda w: w / norm, network)
 
@@ -148,7 +153,7 @@ def _project(networks, plane: list[DeepLinearNetwork]):
     return np.stack([_inner(networks, axis) for axis in plane], axis=1)
 
 
-def verdicts(data: xr.Dataset) -> list[str]:
+def verdicts(data: "xr.Dataset") -> list[str]:
     """One line a statement of the caption: holds or fails, with its numbers."""
     costs, ranks = data.visit_cost.values, data.visit_rank.values.tolist()
     saddles = data.point_cost.values[:-1] if data.path_stop_reason == "converged" else data.point_cost.values
@@ -173,10 +178,10 @@ def verdicts(data: xr.Dataset) -> list[str]:
     return common.verdict_lines(statements)
 
 
-def draw(data: xr.Dataset) -> Figure:
+def draw(data: "xr.Dataset") -> "plotting.Figure":
     """The three panels."""
     with plotting.style():
-        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(7.2, 2.5))
+        figure, (left, middle, right) = plotting.subplots(1, 3, figsize=(7.2, 2.5))
         _draw_plane(left, data)
         _draw_costs(middle, data)
         common.draw_stages(right, data)
@@ -187,7 +192,7 @@ def _draw_plane(axes, data):
     x, y = data.plane.values.T
     axes.plot(x, y, color=plotting.BLUE, lw=2.2)
     for index in np.unique(data.path_stage):
-        colour = common.STAGE_COLOURS[index % len(common.STAGE_COLOURS)]
+        colour = common.stage_colour(index)
         rows = np.flatnonzero(data.path_stage == index)
         curve = data.path_plane.values[rows]
         ends = data.point_plane.values[index : index + 2]
@@ -226,6 +231,6 @@ def _draw_costs(axes, data):
     axes.set(xlabel="time t of the flow", ylabel="cost", title="train and test cost", xlim=(0, time[-1]))
 
 
-def write(data: xr.Dataset, folder: Path, force: bool = False) -> list[Path]:
+def write(data: "xr.Dataset", folder: Path, force: bool = False) -> list[Path]:
     """Write figure1.png, figure1.pdf and figure1.nc into a folder (made if need be); returns the paths."""
     return common.write_files(1, data, draw(data), folder, force)

@@ -9,19 +9,25 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
+import lazy_loader as lazy
 import numpy as np
-import xarray as xr
-from matplotlib.figure import Figure
 
-from saddleflow.figures.common import write_files
-from saddleflow.flow import plotting
+from saddleflow.figures.common import verdict_lines, write_files
+from saddleflow.flow import crossings
 from saddleflow.problem.costs import MeanSquaredError
 from saddleflow.sweeps.sweep import sweep
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from saddleflow.flow import plotting
+else:
+    xr = lazy.load("xarray")
+    plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
 
 NAMES = {0: "NTK", 1: "mean-field", 2: "saddle-to-saddle"}  # of the gammas below, at and above 1
 
@@ -39,7 +45,7 @@ def compute(
     rtol: float = 1e-3,
     reduce_width: str | None = "auto",
     progress: bool = True,
-) -> xr.Dataset:
+) -> "xr.Dataset":
     """Compute the sweep of figures 2 and 5; computed once a process for the same arguments.
 
     Args:
@@ -62,7 +68,7 @@ def compute(
 @cache
 def _figure2(
     gammas, widths, num_seeds, depth, num_samples, task_seed, t1, num_times, rtol, reduce_width, progress
-) -> xr.Dataset:
+) -> "xr.Dataset":
     teacher = 10 * jnp.diag(jnp.arange(1.0, 6))
     cost = MeanSquaredError.random(jax.random.key(task_seed), teacher=teacher, num_samples=num_samples)
     return sweep(
@@ -96,22 +102,15 @@ def log_rate(time: np.ndarray, cost: np.ndarray, high: float = 0.3, low: float =
 
 def plateau_length(time: np.ndarray, cost: np.ndarray, share: float = 0.9) -> float:
     """Time at which a cost first falls below a share of its start; infinite where it never does."""
-    below = np.flatnonzero(cost < share * cost[0])
-    if not len(below):
-        return np.inf
-    j = below[0]
-    if j == 0:
-        return float(time[0])
-    a, b = cost[j - 1], cost[j]
-    return float(time[j - 1] + (time[j] - time[j - 1]) * (a - share * cost[0]) / (a - b))
+    return crossings.time_at_level(time, cost, share * cost[0])
 
 
-def _over_seeds(data: xr.Dataset, gamma: float, width: int, measure: Any) -> np.ndarray:
+def _over_seeds(data: "xr.Dataset", gamma: float, width: int, measure: Any) -> np.ndarray:
     curves = data.train_cost.sel(gamma=gamma, width=width).values
     return np.asarray([measure(data.time.values, curve) for curve in curves])
 
 
-def verdicts(data: xr.Dataset) -> list[str]:
+def verdicts(data: "xr.Dataset") -> list[str]:
     """One line a statement of the caption: holds or fails, with its numbers."""
     statements = []
     wide = [int(w) for w in data.width.values if w >= 100]
@@ -142,15 +141,15 @@ def verdicts(data: xr.Dataset) -> list[str]:
         numbers = ", ".join(f"{s:.3f}" for s in spreads)
         text = f"gamma = {gamma:g}: spread of log10 cost over seeds shrinks with w: {numbers}"
         statements.append((text, bool(np.all(np.diff(spreads) < 0))))
-    return [f"{'holds' if holds else 'FAILS'}: {text}" for text, holds in statements]
+    return verdict_lines(statements)
 
 
-def depth_of(data: xr.Dataset) -> int:
+def depth_of(data: "xr.Dataset") -> int:
     """Number of layers of a sweep."""
     return int(json.loads(data.attrs["configuration"])["depth"][0])
 
 
-def spread(data: xr.Dataset, gamma: float, width: int) -> float:
+def spread(data: "xr.Dataset", gamma: float, width: int) -> float:
     """Standard deviation over seeds of log10 cost, averaged over the times until the cost has fallen to 1e-3."""
     curves = np.log10(data.train_cost.sel(gamma=gamma, width=width).values)
     live = curves.mean(axis=0) > curves[:, 0].mean() - 3
@@ -158,10 +157,10 @@ def spread(data: xr.Dataset, gamma: float, width: int) -> float:
     return float(curves[:, live].std(axis=0).mean())
 
 
-def draw(data: xr.Dataset) -> Figure:
+def draw(data: "xr.Dataset") -> "plotting.Figure":
     """A panel a regime; thin lines are seeds, thick ones their geometric mean, a colour each width."""
     with plotting.style():
-        figure, panels = plt.subplots(1, data.sizes["gamma"], figsize=(7.2, 2.5), sharey=True, squeeze=False)
+        figure, panels = plotting.subplots(1, data.sizes["gamma"], figsize=(7.2, 2.5), sharey=True, squeeze=False)
         for axes, gamma in zip(panels[0], data.gamma.values, strict=True):
             for width, colour in zip(data.width.values, plotting.CYCLE, strict=False):
                 curves = data.train_cost.sel(gamma=gamma, width=width).values
@@ -182,6 +181,6 @@ def draw(data: xr.Dataset) -> Figure:
     return figure
 
 
-def write(data: xr.Dataset, folder: Path, force: bool = False) -> list[Path]:
+def write(data: "xr.Dataset", folder: Path, force: bool = False) -> list[Path]:
     """Write figure2.png, figure2.pdf and figure2.nc into a folder; returns the paths."""
     return write_files(2, data, draw(data), folder, force)

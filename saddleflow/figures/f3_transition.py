@@ -7,17 +7,23 @@ starts), the test error taken over the unobserved entries.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
-import matplotlib.pyplot as plt
+import lazy_loader as lazy
 import numpy as np
-import xarray as xr
-from matplotlib.figure import Figure
 
-from saddleflow.figures.common import write_files
-from saddleflow.flow import plotting
+from saddleflow.figures.common import verdict_lines, write_files
 from saddleflow.problem.costs import MatrixCompletion
 from saddleflow.sweeps.sweep import sweep
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from saddleflow.flow import plotting
+else:
+    xr = lazy.load("xarray")
+    plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
 
 
 def compute(
@@ -32,7 +38,7 @@ def compute(
     task_seed: int = 0,
     rtol: float = 1e-3,
     progress: bool = True,
-) -> xr.Dataset:
+) -> "xr.Dataset":
     """Compute the sweep of figure 3.
 
     Args:
@@ -67,13 +73,13 @@ def compute(
     return data.assign(zero_predictor=((), zero, {"units": "cost", "long_name": "test cost of A = 0"}))
 
 
-def ends(data: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+def ends(data: "xr.Dataset") -> "tuple[xr.DataArray, xr.DataArray]":
     """Test cost over the zero predictor's, and rank, at the end of every lane: (gamma, width, seed)."""
     end = data.isel(sample=-1).transpose("gamma", "width", "seed", ...)
     return end.test_cost / data.zero_predictor, end["rank"]
 
 
-def verdicts(data: xr.Dataset) -> list[str]:
+def verdicts(data: "xr.Dataset") -> list[str]:
     """One line a statement of the caption: holds or fails, with its numbers."""
     error, rank = ends(data)
     mean, spread = error.mean("seed"), error.std("seed")
@@ -110,14 +116,14 @@ def verdicts(data: xr.Dataset) -> list[str]:
             bool(unsure[-1] < unsure[0]),
         ),
     ]
-    return [f"{'holds' if holds else 'FAILS'}: {text}" for text, holds in statements]
+    return verdict_lines(statements)
 
 
 def _list(values) -> str:
     return ", ".join(f"{float(x):.3g}" for x in np.ravel(values))
 
 
-def steepness(data: xr.Dataset) -> np.ndarray:
+def steepness(data: "xr.Dataset") -> np.ndarray:
     """Distance in gamma over which the mean error falls from 75 % to 25 % of its largest value, a width each."""
     error, _ = ends(data)
     gamma, found = data.gamma.values, []
@@ -128,11 +134,11 @@ def steepness(data: xr.Dataset) -> np.ndarray:
     return np.asarray(found)
 
 
-def draw(data: xr.Dataset) -> Figure:
+def draw(data: "xr.Dataset") -> "plotting.Figure":
     """Test error over the zero predictor's (left) and rank (right) against gamma, a colour a width; bars: one sd."""
     error, rank = ends(data)
     with plotting.style():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(6.6, 2.6))
+        figure, (left, right) = plotting.subplots(1, 2, figsize=(6.6, 2.6))
         widths = data.width.values
         for place, (width, colour) in enumerate(zip(widths, plotting.CYCLE, strict=False)):
             shift = 0.006 * (place - (len(widths) - 1) / 2)
@@ -151,6 +157,6 @@ def draw(data: xr.Dataset) -> Figure:
     return figure
 
 
-def write(data: xr.Dataset, folder: Path, force: bool = False) -> list[Path]:
+def write(data: "xr.Dataset", folder: Path, force: bool = False) -> list[Path]:
     """Write figure3.png, figure3.pdf and figure3.nc into a folder; returns the paths."""
     return write_files(3, data, draw(data), folder, force)

@@ -14,23 +14,26 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
-import matplotlib.patheffects as effects
-import matplotlib.pyplot as plt
+import lazy_loader as lazy
 import numpy as np
-import xarray as xr
-from matplotlib.figure import Figure
 
 from saddleflow._backend.checks import require
 from saddleflow.api import gradient_flow
 from saddleflow.figures import common
-from saddleflow.flow import plotting
 from saddleflow.flow.trajectory import versions
 from saddleflow.greedy.algorithms import saddle_to_saddle
 from saddleflow.problem.network import gaussian
 
-COLOURS = (plotting.BLUE, plotting.PURPLE, plotting.RED) * 9
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from saddleflow.flow import plotting
+else:
+    xr = lazy.load("xarray")
+    plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
 
 
 def compute(
@@ -44,7 +47,7 @@ def compute(
     observed: float = 0.8,
     rtol: float = 1e-4,
     progress: bool = True,
-) -> xr.Dataset:
+) -> "xr.Dataset":
     """Compute the flows of figure 4 and the greedy path; `draw` makes the picture and `verdicts` judges it.
 
     Args:
@@ -91,7 +94,7 @@ def compute(
         "train_cost": ("step", np.concatenate([f.train_cost for f in flows]), {"units": "cost"}),
         "test_cost": ("step", np.concatenate([np.asarray(f.test_cost) for f in flows]), {"units": "cost"}),
         "plane": (("step", "axis"), np.concatenate([project(f.end_to_end) for f in flows])),
-        "num_plateaus": ("alpha", [len(f.visits) for f in flows]),
+        "num_plateaus": ("alpha", [len(f.saddles(stationary_points=False)) for f in flows]),
         "final_rank": ("alpha", [int(f.rank[-1]) for f in flows]),
         "stop_reason": ("alpha", [f.stop_reason for f in flows]),
         "target_plane": ("axis", project(cost.target)),
@@ -110,11 +113,16 @@ def compute(
     return data
 
 
-def _flow(data: xr.Dataset, index: int) -> xr.Dataset:
+def _colour(index: int) -> str:
+    """The colour of a flow, in the order of the scales, as in the paper."""
+    return (plotting.BLUE, plotting.PURPLE, plotting.RED)[index % 3]
+
+
+def _flow(data: "xr.Dataset", index: int) -> "xr.Dataset":
     return data.isel(step=np.flatnonzero(data.flow == index))
 
 
-def verdicts(data: xr.Dataset) -> list[str]:
+def verdicts(data: "xr.Dataset") -> list[str]:
     """One line a statement of the caption: holds or fails, with its numbers."""
     alphas = data.alpha.values
     zero = float(data.zero_test_cost)
@@ -150,10 +158,10 @@ def verdicts(data: xr.Dataset) -> list[str]:
     return common.verdict_lines(statements)
 
 
-def draw(data: xr.Dataset) -> Figure:
+def draw(data: "xr.Dataset") -> "plotting.Figure":
     """The three panels."""
     with plotting.style():
-        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(7.2, 2.5))
+        figure, (left, middle, right) = plotting.subplots(1, 3, figsize=(7.2, 2.5))
         _draw_costs(left, data)
         _draw_plane(middle, data)
         common.draw_stages(right, data)
@@ -163,7 +171,7 @@ def draw(data: xr.Dataset) -> Figure:
 def _draw_costs(axes, data):
     for index, alpha in enumerate(data.alpha.values):
         flow = _flow(data, index)
-        time, colour = flow.time.values[1:], COLOURS[index]
+        time, colour = flow.time.values[1:], _colour(index)
         axes.loglog(time, flow.train_cost[1:], color=colour)
         axes.loglog(time, flow.test_cost[1:], "--", color=colour)
         at = int(np.argmin(np.abs(np.log(flow.train_cost.values[1:] / (5e-3 * flow.train_cost.values[0])))))
@@ -178,12 +186,12 @@ def _draw_plane(axes, data):
     heights = np.concatenate([c[:, 1] for c in curves] + [[0.0, y_target]])
     span = np.ptp(heights)
     ends = heights.min() - 0.15 * span, heights.max() + 0.15 * span
-    casing = [effects.withStroke(linewidth=3.4, foreground="white")]  # black on a dark page
+    casing = [plotting.withStroke(linewidth=3.4, foreground="white")]  # black on a dark page
     axes.plot([x_solution] * 2, ends, color="black", lw=1.6, path_effects=casing)
     for index, (alpha, curve) in enumerate(zip(data.alpha.values, curves, strict=True)):
-        axes.plot(*curve.T, color=COLOURS[index])
-        axes.plot(*curve[-1], ".", ms=6, color=COLOURS[index])
-        common.label(axes, rf"$\alpha={alpha:g}$", tuple(curve[-1]), COLOURS[index], (5, 0))
+        axes.plot(*curve.T, color=_colour(index))
+        axes.plot(*curve[-1], ".", ms=6, color=_colour(index))
+        common.label(axes, rf"$\alpha={alpha:g}$", tuple(curve[-1]), _colour(index), (5, 0))
     points = data.point_plane.values
     axes.plot(*points[0], "+", ms=9, mew=1.5, color=plotting.INK)
     axes.plot(*points[1:-1].T, "o", ms=4, color=plotting.INK)
@@ -195,6 +203,6 @@ def _draw_plane(axes, data):
     axes.margins(x=0.12)
 
 
-def write(data: xr.Dataset, folder: Path, force: bool = False) -> list[Path]:
+def write(data: "xr.Dataset", folder: Path, force: bool = False) -> list[Path]:
     """Write figure4.png, figure4.pdf and figure4.nc into a folder (made if need be); returns the paths."""
     return common.write_files(4, data, draw(data), folder, force)

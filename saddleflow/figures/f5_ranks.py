@@ -5,33 +5,39 @@ that. That its "network matrices" are the end-to-end matrices is a guess.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
+import lazy_loader as lazy
 import numpy as np
-import xarray as xr
-from matplotlib.figure import Figure
-from scipy.signal import find_peaks
+import scipy
 
-from saddleflow.figures.common import write_files
+from saddleflow.figures.common import verdict_lines, write_files
 from saddleflow.figures.f2_regimes import NAMES, compute, regime
-from saddleflow.flow import plotting
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from saddleflow.flow import plotting
+else:
+    xr = lazy.load("xarray")
+    plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
 
 __all__ = ["compute", "draw", "verdicts", "write"]  # `compute`: the sweep of figure 2 has all that figure 5 shows
 
 DIP = 3.0  # a dip of the gradient norm is at least this deep on both sides
 
 
-def dips(run: xr.Dataset) -> np.ndarray:
+def dips(run: "xr.Dataset") -> np.ndarray:
     """Rows where the gradient norm dips by a factor `DIP`, until the cost has fallen to 1e-6 of its start."""
     cost = run.train_cost.values
     live = run.gradient_norm.values[cost > 1e-6 * cost[0]]
-    return find_peaks(-np.log(live), prominence=np.log(DIP))[0]
+    return scipy.signal.find_peaks(-np.log(live), prominence=np.log(DIP))[0]
 
 
 def jumps(time: np.ndarray, nuclear_norm: np.ndarray) -> np.ndarray:
     """Times at which the nuclear norm jumps: peaks of its growth in log time, a tenth of the largest at least."""
     growth = np.diff(nuclear_norm) / np.diff(np.log(time))
-    return time[1:][find_peaks(growth, prominence=0.1 * growth.max())[0]]
+    return time[1:][scipy.signal.find_peaks(growth, prominence=0.1 * growth.max())[0]]
 
 
 def rank_times(time: np.ndarray, rank: np.ndarray) -> np.ndarray:
@@ -39,7 +45,7 @@ def rank_times(time: np.ndarray, rank: np.ndarray) -> np.ndarray:
     return np.asarray([time[np.argmax(rank >= k)] for k in range(1, rank[-1] + 1)])
 
 
-def verdicts(data: xr.Dataset) -> list[str]:
+def verdicts(data: "xr.Dataset") -> list[str]:
     """One line a statement of the caption: holds or fails, with its numbers."""
     time, statements = data.time.values, []
     width = int(data.width.values[-1])
@@ -63,14 +69,14 @@ def verdicts(data: xr.Dataset) -> list[str]:
         elif regime(gamma) == 0:
             text = f"{label}: no dip of the gradient norm before the end ({max(counts)} at most)"
             statements.append((text, max(counts) == 0))
-    return [f"{'holds' if holds else 'FAILS'}: {text}" for text, holds in statements]
+    return verdict_lines(statements)
 
 
-def _seeds(runs: xr.Dataset):
+def _seeds(runs: "xr.Dataset"):
     return (runs.isel(seed=place) for place in range(runs.sizes["seed"]))
 
 
-def _delays(time: np.ndarray, run: xr.Dataset) -> np.ndarray:
+def _delays(time: np.ndarray, run: "xr.Dataset") -> np.ndarray:
     """Time of every jump of the nuclear norm over that of the latest rise of the rank before it."""
     rises = time[1:][np.diff(run["rank"].values) > 0]
     found = []
@@ -80,11 +86,11 @@ def _delays(time: np.ndarray, run: xr.Dataset) -> np.ndarray:
     return np.asarray(found)
 
 
-def draw(data: xr.Dataset, seed: int = 0) -> Figure:
+def draw(data: "xr.Dataset", seed: int = 0) -> "plotting.Figure":
     """Three rows (rank, nuclear norm, gradient norm), a column a regime, a colour a width; one seed drawn strong."""
     rows = (("rank", "rank"), ("nuclear_norm", "nuclear norm"), ("gradient_norm", "gradient norm"))
     with plotting.style():
-        figure, panels = plt.subplots(
+        figure, panels = plotting.subplots(
             3, data.sizes["gamma"], figsize=(7.2, 5.0), sharex=True, sharey="row", squeeze=False
         )
         time = data.time.values[1:]
@@ -104,6 +110,6 @@ def draw(data: xr.Dataset, seed: int = 0) -> Figure:
     return figure
 
 
-def write(data: xr.Dataset, folder: Path, force: bool = False) -> list[Path]:
+def write(data: "xr.Dataset", folder: Path, force: bool = False) -> list[Path]:
     """Write figure5.png, figure5.pdf and figure5.nc into a folder; returns the paths."""
     return write_files(5, data, draw(data), folder, force)

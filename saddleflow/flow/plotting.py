@@ -1,4 +1,7 @@
-"""The look of every picture: palette, fonts, saving as PNG and PDF."""
+"""The look of every picture: palette, fonts, saving as PNG and PDF.
+
+Modules that draw load this one lazily, and matplotlib through it: `subplots`, `close`, `Figure`, `Axes`.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +12,14 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes as Axes
+from matplotlib.figure import Figure as Figure
+from matplotlib.patheffects import withStroke as withStroke
 
 from saddleflow._backend.checks import require
 from saddleflow._backend.files import written_whole
+
+subplots, close = plt.subplots, plt.close
 
 # Okabe and Ito's colours: told apart by colour-blind readers, legible on white and on black.
 BLUE, ORANGE, GREEN, PURPLE, RED, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"
@@ -56,35 +63,40 @@ def style() -> Iterator[None]:
         yield
 
 
-CLOCKS = ("t", "log t", "t / t_escape", "arc length")
+# What may run along a trajectory's picture, with its label.
+AXES = {
+    "t": "time t of the flow",
+    "log t": "time t of the flow",
+    "t / t_escape": "t / first escape time",
+    "arc length": "path length of θ",
+}
 
 
-def draw_trajectory(trajectory: Any, clock: str = "t") -> Figure:
+def draw_trajectory(trajectory: Any, axis: str = "t") -> Figure:
     """The picture of `Trajectory.plot`."""
-    require(clock in CLOCKS, "clock", f"be one of {CLOCKS}", clock)
-    visits = trajectory.visits
-    if clock == "t / t_escape":
-        require(visits, "clock", "fit the run", clock, "It has no escape: take 't' or 'log t'.")
-    unit = visits[0].escape_time if clock == "t / t_escape" else 1.0
-    axis = trajectory.arc_length if clock == "arc length" else trajectory.time / unit
+    require(axis in AXES, "axis", f"be one of {tuple(AXES)}", axis)
+    visits = trajectory.saddles(stationary_points=False)
+    if axis == "t / t_escape":
+        require(visits, "axis", "fit the run", axis, "It has no escape: take 't' or 'log t'.")
+    unit = visits[0].escape_time if axis == "t / t_escape" else 1.0
+    along = trajectory.arc_length if axis == "arc length" else trajectory.time / unit
     with style():
         figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(4.2, 4.2))
-        top.semilogy(axis, trajectory.train_cost, color=BLUE, label="train")
+        top.semilogy(along, trajectory.train_cost, color=BLUE, label="train")
         if trajectory.test_cost is not None:
-            top.semilogy(axis, trajectory.test_cost, "--", color=ORANGE, label="test")
+            top.semilogy(along, trajectory.test_cost, "--", color=ORANGE, label="test")
         for visit in visits:
-            begin, here, end = np.interp([visit.enter, visit.time, visit.leave], trajectory.time, axis)
+            begin, here, end = np.interp([visit.enter, visit.time, visit.leave], trajectory.time, along)
             top.axvspan(begin, end, color=MUTED, alpha=0.15, lw=0)
             top.plot(here, visit.cost, "o", ms=4, color=RED)
             name = "origin" if visit.rank == 0 else f"rank {visit.rank}"
             top.annotate(name, (here, visit.cost), xytext=(3, 4), textcoords="offset points", color=RED)
         top.set_ylabel("cost")
         top.legend()
-        bottom.plot(axis, trajectory.singular_values, color=BLUE)
+        bottom.plot(along, trajectory.singular_values, color=BLUE)
         bottom.axhline(trajectory.rank_tolerance, color=MUTED, lw=0.7, ls=":")
-        labels = ("time t of the flow", "time t of the flow", "t / first escape time", "path length of θ")
-        bottom.set(ylabel="singular values of A", xlabel=labels[CLOCKS.index(clock)])
-        if clock == "log t":
+        bottom.set(ylabel="singular values of A", xlabel=AXES[axis])
+        if axis == "log t":
             bottom.set_xscale("log")
     return figure
 

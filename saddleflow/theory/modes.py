@@ -103,6 +103,8 @@ def deep_mode(
     Standing: derived; checked against the layer-wise flow, against `two_layer_mode` and in multiple
     precision.
     """
+    from scipy.optimize import elementwise  # no attribute of `scipy.optimize` before it is imported
+
     times = as_times("time", time)
     require_integer("depth", depth, 2)
     _require_mode(singular_value, initial)
@@ -117,7 +119,7 @@ def deep_mode(
     with np.errstate(over="ignore"):  # an infinite target is clipped like any other
         target = np.minimum(times * _rate(singular_value, depth), scaled_time(np.array([40.0])))
     bracket = (np.full_like(target, start - 1), np.minimum(start + target + 1, 40.0))
-    found = scipy.optimize.elementwise.find_root(lambda x, goal: scaled_time(x) - goal, bracket, args=(target,))
+    found = elementwise.find_root(lambda x, goal: scaled_time(x) - goal, bracket, args=(target,))
     return singular_value * scipy.special.expit(found.x)
 
 
