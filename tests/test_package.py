@@ -56,10 +56,10 @@ def imports(name: str, path: Path, known: set[str]) -> set[str]:
         for inner in ast.walk(body)
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node not in skipped:
-            if node.module.split(".")[0] == "saddleflow":
-                children = {f"{node.module}.{alias.name}" for alias in node.names}
-                found |= (children & known) or {node.module}
+        module = node.module or "" if isinstance(node, ast.ImportFrom) and node not in skipped else ""
+        if module.split(".")[0] == "saddleflow":
+            children = {f"{module}.{alias.name}" for alias in node.names}
+            found |= (children & known) or {module}
     return found - {name}
 
 

@@ -114,9 +114,9 @@ def resolution(
     largest = stiffness * jnp.linalg.norm(curved) / jnp.linalg.norm(matrix)
     rate = jnp.linalg.norm(gradient) * unlearned ** (network.depth - 2)
     rounding = EPSILON * largest
-    rests = jnp.any(gaps > 0) & (rounding * step_size > REST)
-    strained = jnp.where(rests & (rounding > rate), strained + 1, 0)
-    return strained, rests & (rounding > LIMIT * rate) | (strained >= MAX_STRAINED)
+    at_rest = jnp.any(gaps > 0) & (rounding * step_size > REST)
+    strained = jnp.where(at_rest & (rounding > rate), strained + 1, 0)
+    return strained, at_rest & (rounding > LIMIT * rate) | (strained >= MAX_STRAINED)
 
 
 class FramedCost(Cost):

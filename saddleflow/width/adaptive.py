@@ -29,9 +29,14 @@ from saddleflow.problem.network import DeepLinearNetwork, num_parameters
 from saddleflow.problem.symmetry import include
 from saddleflow.width.projected import ProjectedNetwork, ReducedNetwork, Snapshots, reduce_width
 
+# A pilot is to show directions, not numbers: its tolerance, and its rows, which become snapshots, are coarse.
 PILOT_RTOL = 1e-3
 PILOT_ROWS = 64
+
+# Two runs are compared at so many times: enough to meet the peak of their distance, which an escape makes wide.
 CHECK_ROWS = 200
+
+# Pilots and checks at most: leaks fall with every round, and one that asks for more will not meet its tolerance.
 MAX_ROUNDS = 40
 
 # The runs are solved to this share of the tolerance, lest the solver's error hide the reduction's.
@@ -237,7 +242,7 @@ def _distance(cost: Cost, start: DeepLinearNetwork, main: Trajectory, options: F
     check = solve(cost, start, replace(options, **changes))
     covered = rows[: len(check.time)]
     if len(covered) == 0 or check.time[-1] < last or not np.isfinite(main.end_to_end).all():
-        return _UNKNOWN  # one of the two failed: nothing is certified
+        return _UNKNOWN  # one of the two failed: nothing is known of the error
     difference = main.end_to_end[covered] - check.end_to_end
     velocity = check.observables["velocity"]
     speed = np.sum(velocity**2, axis=(1, 2))

@@ -38,7 +38,7 @@ class ReducedNetwork(eqx.Module):
         network: the small network `B_l^T W_l B_{l-1}`.
         frozen_squares: `|W_l|_F^2` outside the small layers, shape (depth,); constant along the flow.
         tolerance: of `|A(t) - A_full(t)|_F`, in the units of A; None: ten times rtol times the largest |A|_F met.
-        error_estimate: of that error, once a flow has been certified; None before.
+        error_estimate: of that error, once a flow has measured it; None before.
     """
 
     network: DeepLinearNetwork

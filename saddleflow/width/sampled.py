@@ -186,8 +186,8 @@ def sample_reduced(
         [source.arrays.zeros((below, 0)) for below in known[:-1]],
     )
     for _ in range(levels):
-        columns = [_rest(frame) for frame in revealed.columns]
-        rows = [_rest(frame) for frame in revealed.rows]
+        columns = [_unrevealed(frame) for frame in revealed.columns]
+        rows = [_unrevealed(frame) for frame in revealed.rows]
         revealed = _reveal(revealed, columns, rows, sizes, source)
     size = np.asarray(unit) if is_concrete(unit) else unit
     return SampledNetwork(
@@ -272,7 +272,7 @@ def _known(revealed: Revealed) -> tuple[int, ...]:
     return (revealed.layers[0].shape[1], *(m.shape[0] for m in revealed.layers))
 
 
-def _rest(frame: Any) -> Float[np.ndarray, "m _"]:
+def _unrevealed(frame: Any) -> Float[np.ndarray, "m _"]:
     """All known directions but the first k, which whole levels reveal in order."""
     return np.eye(frame.shape[0])[:, frame.shape[1] :]
 
