@@ -25,9 +25,10 @@ def test_lanes_are_those_of_a_cpu(data):
     assert (data.stop_reason == there.stop_reason).all()
 
 
-def test_neither_chunks_nor_company_matter(data):
+def test_neither_chunks_nor_other_lanes_matter(data):
     other = sf.sweep(COST, **OPTIONS, seed=[3, 1, 7], save_matrices=True, chunk_size=2)
     a, b = (x.end_to_end.sel(seed=[1, 3]) for x in (data, other))
+    # the same compiled program: as many slots, whatever the number of lanes
     np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12 * float(np.abs(a).max()))
 
 

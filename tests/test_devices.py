@@ -7,7 +7,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import saddleflow as sf
-from saddleflow._backend.devices import ACCELERATOR_LANES, check_memory, lanes_per_program, one_lapack_thread
+from saddleflow._backend.devices import ACCELERATOR_SLOTS, check_memory, one_lapack_thread, slots_per_program
 
 
 def lapack_threads():
@@ -70,12 +70,12 @@ def accelerator(**stats):
     return SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
 
 
-def test_an_accelerator_has_as_many_places_as_fit():
-    assert lanes_per_program(jax.devices("cpu")[0], 10**15) == 1
-    assert lanes_per_program(accelerator(bytes_limit=10**9, bytes_in_use=0), 10**6) == ACCELERATOR_LANES
-    assert lanes_per_program(accelerator(bytes_limit=10**9, bytes_in_use=4 * 10**8), 10**7) == 32
-    assert lanes_per_program(accelerator(bytes_limit=10**9, bytes_in_use=0), 10**12) == 1
-    assert lanes_per_program(accelerator(), 10**12) == ACCELERATOR_LANES  # it does not say
+def test_an_accelerator_has_as_many_slots_as_fit():
+    assert slots_per_program(jax.devices("cpu")[0], 10**15) == 1
+    assert slots_per_program(accelerator(bytes_limit=10**9, bytes_in_use=0), 10**6) == ACCELERATOR_SLOTS
+    assert slots_per_program(accelerator(bytes_limit=10**9, bytes_in_use=4 * 10**8), 10**7) == 32
+    assert slots_per_program(accelerator(bytes_limit=10**9, bytes_in_use=0), 10**12) == 1
+    assert slots_per_program(accelerator(), 10**12) == ACCELERATOR_SLOTS  # it does not say
 
 
 def test_what_does_not_fit_an_accelerator_is_refused():

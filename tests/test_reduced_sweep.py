@@ -24,7 +24,8 @@ def test_reduced_lanes_are_the_full_ones(reduced):
     scale = np.abs(full.end_to_end).max()
     # ten times rtol of the reduction, and as much of the two solutions
     assert float(np.abs(reduced.end_to_end - full.end_to_end).max()) < 3e-3 * scale
-    np.testing.assert_allclose(reduced.train_cost[..., 0], full.train_cost[..., 0], rtol=1e-9)
+    # at the start nothing is lost, but the programs differ: a hundredth of rtol is far above rounding
+    np.testing.assert_allclose(reduced.train_cost[..., 0], full.train_cost[..., 0], rtol=1e-6)
     # too narrow to gain: the full program, nothing cut
     np.testing.assert_array_equal(reduced.train_cost.sel(width=4), full.train_cost.sel(width=4))
     assert (reduced.reduction_error_estimate.sel(width=4) == 0).all()
@@ -38,7 +39,7 @@ def test_a_width_beyond_memory_is_drawn_in_law():
     assert data.train_cost.dims == ("seed", "sample")
     assert np.isfinite(data.train_cost).all()
     assert (data.reduction_error_estimate < 10 * 1e-3 * data.singular_values.max()).all()
-    with pytest.raises(ValueError, match="`width, save_at, lanes` must fit the memory"):
+    with pytest.raises(ValueError, match="`width, save_at, slots` must fit the memory"):
         sf.sweep(COST, depth=3, width=10**9, gamma=1.5, seed=0, t1=1.0)
 
 
@@ -46,7 +47,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(monkeypatch):
     def begun(*arguments):
         raise AssertionError("a lane was begun")
 
-    monkeypatch.setattr(lanes, "_begin", begun)
+    monkeypatch.setattr(lanes, "begin", begun)
     with pytest.raises(ValueError, match="a lane at width 1000000, whole and reduced"):
         sf.sweep(COST, depth=3, width=[4, 10**6], t1=1.0, reduce_width="auto")
 

@@ -14,19 +14,20 @@ from threadpoolctl import ThreadpoolController
 
 from saddleflow._backend.checks import require
 
-# Places on an accelerator, where a step of 256 lanes takes less than twice as long as one of 32 (docs/sweeps.md).
-ACCELERATOR_LANES = 256
+# Slots on an accelerator, where a step of 256 lanes takes less than twice as long as one of 32 (docs/sweeps.md).
+ACCELERATOR_SLOTS = 256
 
 
-def lanes_per_program(device: Any, size: int = 0) -> int:
-    """Places of one compiled program on a device, of `size` bytes each.
+def slots_per_program(device: Any, size: int = 0) -> int:
+    """Slots of one compiled program on a device, of `size` bytes each; a slot holds one lane of a sweep.
 
-    One on a CPU, as `saddleflow.sweeps.lanes` explains; else `ACCELERATOR_LANES`, halved until they fit the memory.
+    One on a CPU, as `saddleflow.sweeps.scheduler` explains; else `ACCELERATOR_SLOTS`, halved until they fit the
+    memory.
     """
-    places = 1 if device.platform == "cpu" else ACCELERATOR_LANES
-    while places > 1 and places * size > free_memory(device, places * size):
-        places //= 2
-    return places
+    slots = 1 if device.platform == "cpu" else ACCELERATOR_SLOTS
+    while slots > 1 and slots * size > free_memory(device, slots * size):
+        slots //= 2
+    return slots
 
 
 def free_memory(device: Any, unknown: int) -> int:
@@ -99,7 +100,7 @@ def one_lapack_thread() -> Iterator[None]:
 
 
 def check_memory(need: int, workers: int, device: Any, what: str) -> None:
-    """Refuse what a forecast says will not fit: `need` bytes a worker, of whom a CPU's share its memory.
+    """Refuse what a forecast says will not fit: `need` bytes a worker; all workers of a CPU use one memory.
 
     Raises:
         ValueError: forecast and what is there, with the remedy.
@@ -109,8 +110,8 @@ def check_memory(need: int, workers: int, device: Any, what: str) -> None:
     there = free_memory(device, need)
     require(
         need <= there,
-        "width, save_at, lanes",
+        "width, save_at, slots",
         f"fit the memory: {there / 1e9:.2f} GB are free",
         f"a forecast of {need / 1e9:.2f} GB for {workers} worker(s) of {what}",
-        "Take fewer lanes, fewer devices, fewer saved times or a smaller width.",
+        "Take fewer slots, fewer devices, fewer saved times or a smaller width.",
     )

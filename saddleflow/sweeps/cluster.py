@@ -1,7 +1,7 @@
 """Chunks of a sweep elsewhere: on the workers of a Dask client, or divided among JAX processes."""
 
 import uuid
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,15 +9,15 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from saddleflow._backend.checks import require
 from saddleflow.sweeps.chunks import Chunk, run_chunk
-from saddleflow.sweeps.lanes import Tally
+from saddleflow.sweeps.workers import Report, Tally
 
 Result = dict[str, np.ndarray]
-Report = Callable[[Tally], None]
 
 
 def run_on_client(
-    chunks: Sequence[Chunk], client: Any, num_lanes: int | None, report: Report
+    chunks: Sequence[Chunk], client: Any, slots: int | None, report: Report
 ) -> Generator[tuple[Chunk, Result], None, None]:
     """Run chunks as Dask tasks, in whatever order they finish; a lost worker's chunk is run again by Dask.
 
@@ -31,7 +31,7 @@ def run_on_client(
     # `workers` of its own, which would pin every chunk to the Dask worker of that name.)
     # float64 is switched on when a worker unpickles a chunk, for that imports this package
     futures = {
-        client.submit(partial(run_chunk, num_lanes=num_lanes, workers=1), chunk, key=f"{name}-{chunk.number}"): chunk
+        client.submit(partial(run_chunk, slots=slots, workers=1), chunk, key=f"{name}-{chunk.number}"): chunk
         for chunk in chunks
     }
     failed = []
@@ -56,9 +56,21 @@ def _tally(result: Result) -> Tally:
     return Tally(len(reasons), int(np.isin(reasons, Tally.FAILURES).sum()), *result["lane_steps"])
 
 
-def share(chunks: Sequence[Chunk]) -> list[Chunk]:
-    """This JAX process's part of the chunks; all of them where there is one process."""
-    return list(chunks[jax.process_index() :: jax.process_count()])
+def own_chunks(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """The chunks of this JAX process; all of them where there is one process.
+
+    Raises:
+        ValueError: fewer chunks than processes.
+    """
+    processes = jax.process_count()
+    require(
+        len(chunks) >= processes,
+        "chunk_size",
+        f"leave a chunk for each of the {processes} JAX processes",
+        f"{len(chunks)} chunk(s)",
+        "Pass a smaller chunk_size.",
+    )
+    return list(chunks[jax.process_index() :: processes])
 
 
 def gather(arrays: Result) -> Result:

@@ -10,14 +10,18 @@ import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import lazy_loader as lazy
 import numpy as np
-import xarray as xr
-import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from saddleflow._backend.checks import require
+
+if TYPE_CHECKING:
+    import xarray as xr
+    import zarr
+else:
+    xr, zarr = lazy.load("xarray"), lazy.load("zarr")
 
 FORMAT = 1
 
@@ -27,7 +31,7 @@ class Store:
 
     Args:
         path: folder of the store; made if need be.
-        configuration: the sweep's, from `chunks.describe`.
+        configuration: the sweep's, from `configuration.describe`.
         versions: of the packages that decide the numbers.
 
     Raises:
@@ -121,7 +125,7 @@ class Store:
         """Whether the dataset itself is there."""
         return bool(zarr.open_group(self.path, mode="r").attrs.get("complete", False))
 
-    def finish(self, data: xr.Dataset) -> None:
+    def finish(self, data: "xr.Dataset") -> None:
         """Write the dataset into the group and remove the chunks."""
         group = zarr.open_group(self.path, mode="a")
         for name, values in data.variables.items():
@@ -129,7 +133,7 @@ class Store:
         group.attrs.update(data.attrs | {"complete": True})
         shutil.rmtree(self.path / "chunks", ignore_errors=True)
 
-    def load(self) -> xr.Dataset:
+    def load(self) -> "xr.Dataset":
         """The finished dataset.
 
         Raises:
@@ -153,7 +157,11 @@ class Store:
             ) from error
 
 
-def _write(group: zarr.Group, name: str, values: Any, dims: tuple[str, ...] | None = None, attrs: Any = None) -> None:
+def _write(
+    group: "zarr.Group", name: str, values: Any, dims: tuple[str, ...] | None = None, attrs: Any = None
+) -> None:
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
     values = np.asarray(values)
     array = group.create_array(
         name,

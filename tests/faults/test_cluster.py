@@ -86,8 +86,8 @@ def test_a_dask_client_and_a_worker_killed_on_the_way(undisturbed, client, monke
     killed = []
     run_on_client = cluster.run_on_client
 
-    def with_a_murder(*arguments):
-        for item in run_on_client(*arguments):
+    def with_a_murder(*arguments, **options):
+        for item in run_on_client(*arguments, **options):
             if not killed:
                 killed.append(next(iter(pids.values())))
                 os.kill(killed[0], signal.SIGKILL)

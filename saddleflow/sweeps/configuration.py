@@ -1,0 +1,62 @@
+"""A sweep's configuration in plain numbers and strings, as stores compare and datasets keep it."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from saddleflow.flow.state import StopReason
+from saddleflow.sweeps.chunks import Chunk, SweepOptions
+from saddleflow.sweeps.grid import AXES, Grid
+
+
+def describe(grid: Grid, options: SweepOptions, chunks: Sequence[Chunk]) -> dict[str, Any]:
+    """The whole configuration of a sweep: equal for sweeps that give equal datasets."""
+    flow = options.flow
+    return {
+        **{axis: [value if axis == "cost" else _plain(value) for value in grid.values[axis]] for axis in AXES},
+        "dims": list(grid.dims),
+        "cost": [_name(cost) for cost in grid.costs],
+        "shape": list(grid.costs[0].shape),
+        "t1": flow.t1,
+        "save_at": None if flow.save_at is None else flow.save_at.tolist(),
+        "max_saves": flow.max_saves,
+        "max_steps": flow.max_steps,
+        "gradient_tolerance": flow.gradient_tolerance,
+        "rank_tolerance": flow.rank_tolerance,
+        "solver": _solver_name(options),
+        "observables": sorted(flow.observables or {}),
+        "save_matrices": options.save_matrices,
+        "reduce_width": options.reduce_width,
+        "chunks": [len(chunk.index) for chunk in chunks],
+        "stop_reasons": [reason.name for reason in StopReason],
+    }
+
+
+def _solver_name(options: SweepOptions) -> str:
+    if options.flow.solver is not None:
+        return _name(options.flow.solver)
+    return "stiff part of the default" if options.stiff else "default"
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value.item() if isinstance(value, np.generic) else value))
+
+
+def _name(tree: Any) -> str:
+    """A cost's or a solver's kind, with a fingerprint of its numbers and structure."""
+    leaves, structure = jax.tree.flatten(tree)
+    text = hashlib.sha256(_without_addresses(str(structure)))
+    for leaf in leaves:
+        number = isinstance(leaf, bool | int | float | np.ndarray | jax.Array)
+        text.update(np.asarray(leaf).tobytes() if number else _without_addresses(str(leaf)))
+    return f"{type(tree).__name__} {text.hexdigest()[:12]}"
+
+
+def _without_addresses(text: str) -> bytes:
+    """Functions by their names only: their addresses change from process to process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text).encode()
