@@ -1,7 +1,7 @@
 """Sweeps: lane use, beside a Python loop and a naive vmap of diffrax's Tsit5; and a phase diagram of 4,624 lanes.
 
 Run: python benchmarks/sweep.py [mixed | alphas | phase]   (all three by default)
-     python benchmarks/sweep.py places [32 128 256 512]     (on an accelerator)
+     python benchmarks/sweep.py slots [32 128 256 512]     (on an accelerator)
 """
 
 import argparse
@@ -182,14 +182,14 @@ def phase(out: Path) -> None:
     CONSOLE.print(f"written: {', '.join(map(str, paths))}")
 
 
-def places(numbers: list[int]) -> None:
-    """6 gammas x 256 seeds on the local devices: by default, and by places of one compiled program."""
+def slots(numbers: list[int]) -> None:
+    """6 gammas x 256 seeds on the local devices: by default, and by slots of one compiled program."""
     cost, grid = task(), MIXED | {"seed": range(256)}
     options = {"depth": 4, "width": 10, "save_at": TIMES, "save_matrices": True, "rtol": 1e-6}
     CONSOLE.print(f"6 gammas x 256 seeds, rtol 1e-6, on {jax.devices()[0].device_kind}")
     reference = None
     for number in (None, *numbers):
-        run = partial(sf.sweep, cost, **grid, **options, lanes=number)
+        run = partial(sf.sweep, cost, **grid, **options, slots=number)
         begin = time.perf_counter()
         data = run()
         first = time.perf_counter() - begin
@@ -197,14 +197,14 @@ def places(numbers: list[int]) -> None:
         reference = data if reference is None else reference
         apart = float(abs(data.end_to_end - reference.end_to_end).max())
         CONSOLE.print(
-            f"places {number or 'by default'}: {seconds:.2f} s (first call {first:.2f}), "
+            f"slots {number or 'by default'}: {seconds:.2f} s (first call {first:.2f}), "
             f"lane use {data.attrs['lane_utilisation']:.3f}, A apart by {apart:.1e} at most"
         )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["mixed", "alphas", "phase", "places", "naive", "loop"])
+    parser.add_argument("what", nargs="?", choices=["mixed", "alphas", "phase", "slots", "naive", "loop"])
     parser.add_argument("values", nargs="*")
     parser.add_argument("--out", type=Path, default=Path())
     arguments = parser.parse_args()
@@ -214,8 +214,8 @@ def main() -> None:
     if arguments.what == "loop":
         loop(arguments.values)
         return
-    if arguments.what == "places":
-        places([int(value) for value in arguments.values])
+    if arguments.what == "slots":
+        slots([int(value) for value in arguments.values])
         return
     for name, run in (("mixed", mixed), ("alphas", alphas), ("phase", lambda: phase(arguments.out))):
         if arguments.what in (None, name):

@@ -1,9 +1,13 @@
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import jax
 import pytest
+import scipy.linalg  # noqa: F401  (its LAPACK is loaded before a test looks)
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import saddleflow as sf
@@ -46,6 +50,22 @@ def test_lapack_has_one_thread_while_anyone_is_inside(two_threads):
     thread.join()
     assert set(seen[0]) == {1}
     assert lapack_threads() == two_threads == [2] * len(two_threads)
+
+
+def test_lapacks_that_are_not_loaded_yet_have_one_thread_too():
+    """Only a new process has not loaded scipy's."""
+    code = """
+import sys
+from threadpoolctl import threadpool_info
+from saddleflow._backend.devices import one_lapack_thread
+assert "scipy.linalg" not in sys.modules
+with one_lapack_thread():
+    import scipy.linalg
+    print({library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"})
+"""
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout == "{1}\n"
 
 
 def test_flows_give_lapack_its_threads_back(two_threads):

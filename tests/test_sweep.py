@@ -219,9 +219,9 @@ def test_bad_input(change, message):
 
 
 def test_arguments_of_another_name():
-    with pytest.raises(TypeError, match="`gama` is no argument of sweep. Did you mean `gamma`?"):
+    with pytest.raises(TypeError, match=r"`gama` is no argument of sweep. Did you mean `gamma`?"):
         sf.sweep(COST, **GRID, gama=[1])
-    with pytest.raises(TypeError, match="`xyzzy` is no argument of sweep. Known: cost, depth"):
+    with pytest.raises(TypeError, match=r"`xyzzy` is no argument of sweep. Known: cost, depth"):
         sf.sweep(COST, **GRID, xyzzy=1)
 
 

@@ -72,7 +72,14 @@ class _Lapack:
     users = 0
     limit: Any = None
     setter: ThreadPoolExecutor
-    controller = staticmethod(cache(ThreadpoolController))  # slow to make
+
+
+@cache  # slow to make
+def _controller() -> ThreadpoolController:
+    """The controller of all LAPACKs. It knows those that are loaded when it is made, so scipy's is loaded first."""
+    import scipy.linalg  # noqa: F401
+
+    return ThreadpoolController()
 
 
 @contextmanager
@@ -87,7 +94,7 @@ def one_lapack_thread() -> Iterator[None]:
         if _Lapack.users == 1:
             # threadpoolctl lets one thread set limits, as long as it lives: this one, whoever is the last to leave
             _Lapack.setter = ThreadPoolExecutor(1, "lapack")
-            limit = _Lapack.controller().limit
+            limit = _controller().limit
             _Lapack.limit = _Lapack.setter.submit(limit, limits=1, user_api="blas").result()
     try:
         yield

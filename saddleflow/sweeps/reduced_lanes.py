@@ -1,4 +1,4 @@
-"""Lanes whose width is reduced: each a certified flow of its own, in the same terms as the others.
+"""Lanes whose width is reduced: each a flow of its own, with an estimate of its error, in the terms of the others.
 
 The bases of a reduced network grow along its flow, so lanes differ in shape and share no compiled program but those
 of padded widths. Threads take one lane after another.

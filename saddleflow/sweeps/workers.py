@@ -55,6 +55,10 @@ def in_threads(tasks: Sequence[Task], num_threads: int) -> Iterator[Any]:
     """
     if not tasks:
         return
+    # what programs take from these is loaded in one thread: two that load parts of a library at once may see half
+    import jax.scipy.linalg  # noqa: F401
+    import scipy.linalg  # noqa: F401
+
     found: queue.SimpleQueue[Any] = queue.SimpleQueue()
     stopped = threading.Event()
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="lanes")
