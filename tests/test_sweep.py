@@ -15,7 +15,7 @@ import pytest
 
 import saddleflow as sf
 from saddleflow.flow.arguments import FlowOptions
-from saddleflow.sweeps import lanes, scheduler
+from saddleflow.sweeps import dataset, lanes, scheduler
 from saddleflow.sweeps.chunks import SweepOptions, cut, run_chunks
 from saddleflow.sweeps.grid import Grid
 
@@ -223,6 +223,14 @@ def test_arguments_of_another_name():
         sf.sweep(COST, **GRID, gama=[1])
     with pytest.raises(TypeError, match=r"`xyzzy` is no argument of sweep. Known: cost, depth"):
         sf.sweep(COST, **GRID, xyzzy=1)
+
+
+def test_observables_have_one_shape_in_all_lanes():
+    """The norms of the layers of two depths."""
+    flat, (first, second) = {}, chunks_of({"gamma": 1.0, "depth": [2, 3]}, 8)
+    dataset.fill(flat, 2, first, {"observable_layer_norms": np.ones((1, 8, 2))})
+    with pytest.raises(ValueError, match=r"`observables` must have one shape .* \(8, 2\) and \(8, 3\)'. Make a sweep"):
+        dataset.fill(flat, 2, second, {"observable_layer_norms": np.ones((1, 8, 3))})
 
 
 def test_bad_costs():

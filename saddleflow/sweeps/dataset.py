@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import lazy_loader as lazy
 import numpy as np
 
+from saddleflow._backend.checks import require
 from saddleflow.flow.state import StopReason
 from saddleflow.sweeps.chunks import Chunk, SweepOptions
 from saddleflow.sweeps.grid import Grid
@@ -45,13 +46,24 @@ WITHIN = {"singular_values": ("mode",), "end_to_end": ("n_out", "n_in")}
 
 
 def fill(flat: dict[str, np.ndarray], size: int, chunk: Chunk, result: dict[str, np.ndarray]) -> None:
-    """Put a chunk's arrays into those of all `size` lanes; lane-steps add up."""
+    """Put a chunk's arrays into those of all `size` lanes; lane-steps add up.
+
+    Raises:
+        ValueError: an observable whose shape depends on the lane.
+    """
     for name, values in result.items():
         if name == "lane_steps":
             flat[name] = flat.get(name, np.zeros(2)) + values
             continue
         if name not in flat:
             flat[name] = np.zeros((size, *values.shape[1:]), values.dtype)
+        require(
+            flat[name].shape[1:] == values.shape[1:],
+            "observables",
+            "have one shape in all lanes of a sweep",
+            f"{name} of shapes {flat[name].shape[1:]} and {values.shape[1:]}",
+            "Make a sweep for each depth.",
+        )
         flat[name][chunk.index] = values
 
 

@@ -71,7 +71,7 @@ def test_two_processes_divide_the_lanes(tmp_path, undisturbed):
             assert_same(undisturbed, data)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client():
     distributed = pytest.importorskip("distributed")
     local = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
