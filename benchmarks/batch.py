@@ -10,7 +10,6 @@ import argparse
 import statistics
 import time
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 import saddleflow as sf
-from saddleflow.flow import solve as flow
-from saddleflow.flow.arguments import prepare
 
 ALPHA, DEPTH, RTOL, REPEATS = 0.1, 4, 1e-4, 3
 
@@ -39,18 +36,14 @@ def main() -> None:
 
         starts = [draw(key) for key in keys]
         batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
-        # error weights and tolerances are each start's own
-        settings, methods = zip(*(prepare(cost, network, rtol=RTOL) for network in starts), strict=True)
-        numbers = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *settings)
-        lone = eqx.filter_jit(lambda n, s, method=methods[0]: flow.integrate(cost, n, s, method))
-        lanes = eqx.filter_jit(eqx.filter_vmap(lambda n, s, method=methods[0]: flow.integrate(cost, n, s, method)))
-        pairs = list(zip(starts, settings, strict=True))
+        lone = jax.jit(lambda network: sf.integrate(cost, network, rtol=RTOL, max_saves=1000))
+        lanes = jax.jit(jax.vmap(lone))
 
-        def turn(lone=lone, pairs=pairs, lanes=lanes, batch=batch, numbers=numbers):
+        def turn(lone=lone, starts=starts, lanes=lanes, batch=batch):
             begin = time.perf_counter()
-            ends = [jax.block_until_ready(lone(n, s)) for n, s in pairs]
+            ends = [jax.block_until_ready(lone(network)) for network in starts]
             middle = time.perf_counter()
-            together = jax.block_until_ready(lanes(batch, numbers))
+            together = jax.block_until_ready(lanes(batch))
             return middle - begin, time.perf_counter() - middle, ends, together
 
         turn()  # compiles
@@ -62,7 +55,7 @@ def main() -> None:
         products = [np.asarray(end.network.end_to_end()) for end in ends]
         others = np.asarray(jax.vmap(lambda n: n.end_to_end())(together.network))
         apart = max(np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in zip(products, others, strict=True))
-        steps = [int(end.num_accepted + end.num_rejected) for end in ends]
+        steps = [int(end.num_steps) for end in ends]
         cells = f"{min(steps)} to {max(steps)}", f"{one:.2f}", f"{all_lanes:.2f}", f"{all_lanes / one:.1f}"
         table.add_row(str(width), *cells, f"{apart / RTOL:.1e}")
     Console(width=120).print(table)
