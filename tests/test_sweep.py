@@ -229,7 +229,9 @@ def test_observables_have_one_shape_in_all_lanes():
     """The norms of the layers of two depths."""
     flat, (first, second) = {}, chunks_of({"gamma": 1.0, "depth": [2, 3]}, 8)
     dataset.fill(flat, 2, first, {"observable_layer_norms": np.ones((1, 8, 2))})
-    with pytest.raises(ValueError, match=r"`observables` must have one shape .* \(8, 2\) and \(8, 3\)'. Make a sweep"):
+    with pytest.raises(
+        ValueError, match=r"`observables` must have one shape .* \(8, 2\) and \(8, 3\)'. Make a sweep"
+    ):
         dataset.fill(flat, 2, second, {"observable_layer_norms": np.ones((1, 8, 3))})
 
 

@@ -205,6 +205,6 @@ def _summed(show: meters.Report, done: int) -> Report:
         nonlocal total
         with lock:
             total += tally
-            show(total.__str__, total.done)
+            show(partial(str, total), total.done)
 
     return report
