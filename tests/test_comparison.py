@@ -10,6 +10,7 @@ from saddleflow.greedy import comparison
 from saddleflow.problem import geometry
 
 COST = sf.MeanSquaredError.teacher(np.array([[3.0, 0.5, 0.0], [0.0, 1.5, 0.2], [0.1, 0.0, 0.3]]))
+HOW = {"rtol": 1e-6, "save_networks": True, "max_saves": 400, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +21,7 @@ def path():
 @pytest.fixture(scope="module")
 def flows():
     theta = sf.gaussian(jax.random.key(0), depth=3, width=8, shape=(3, 3), gamma=1.0)
-    how = {"rtol": 1e-6, "save_networks": True, "max_saves": 400, "progress": False}
-    return [sf.gradient_flow(COST, alpha * theta, **how) for alpha in (1e-1, 1e-3)]
+    return [sf.gradient_flow(COST, alpha * theta, **HOW) for alpha in (1e-1, 1e-3)]
 
 
 def test_a_rotation_is_found_exactly():
@@ -39,14 +39,25 @@ def test_a_rotation_is_found_exactly():
 
 def test_curves_pass_between_steps_as_the_flow_does(flows):
     curve = comparison.Curve(COST, flows[0])
-    middles = 0.5 * (flows[0].time[10:40] + flows[0].time[11:41])
-    how = {"rtol": 1e-8, "save_at": middles, "progress": False}
     start = jax.tree.map(lambda layer: layer[0], flows[0].networks)
-    exact = sf.gradient_flow(COST, start, **how)
-    np.testing.assert_allclose(curve.end_to_end(middles), exact.end_to_end, atol=1e-3)
-    level = 0.5 * (exact.train_cost[0] + exact.train_cost[-1])
-    at = curve.time_at_cost(COST, level)
-    assert float(COST(curve.end_to_end(np.array([at]))[0])) == pytest.approx(level, rel=1e-9)
+    finer = sf.gradient_flow(COST, start, **HOW | {"rtol": 1e-9})
+    rows = (finer.time > flows[0].time[10]) & (finer.time < flows[0].time[40])
+    assert rows.sum() > 40  # between the curve's steps
+    np.testing.assert_allclose(curve.end_to_end(finer.time[rows]), finer.end_to_end[rows], atol=1e-3)
+
+
+def test_curves_know_when_they_pass_a_cost(flows):
+    curve, costs = comparison.Curve(COST, flows[0]), flows[0].train_cost
+    for share in (0.1, 0.5, 0.9):
+        level = costs[0] + share * (costs[-1] - costs[0])
+        at = curve.time_at_cost(COST, level)
+        assert float(COST(curve.end_to_end(np.array([at]))[0])) == pytest.approx(level, rel=1e-9)
+    # at a row, where the cost of the curve is that of the row up to rounding
+    at = curve.time_at_cost(COST, costs[20])
+    assert at == pytest.approx(flows[0].time[20], rel=1e-9)
+    assert curve.time_at_cost(COST, costs[0] + 1) == 0
+    with pytest.raises(ValueError, match="`level` must be at least"):
+        curve.time_at_cost(COST, -1.0)
 
 
 def test_smaller_starts_follow_the_greedy_path_more_closely(path, flows):

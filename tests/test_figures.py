@@ -6,15 +6,18 @@ import xarray as xr
 import saddleflow as sf
 from saddleflow.figures import FIGURES, f1_plateaus, f4_scales, figure1, figure4
 
+# Small figures, of which every statement holds as it does at the paper's sizes (which the slow test computes).
+TASK = {"seed": 6, "depth": 3, "width": 20, "size": 6, "observed": 0.9, "progress": False}
+
 
 @pytest.fixture(scope="module")
 def first():
-    return figure1(progress=False)
+    return figure1(**TASK, gamma=2.5)
 
 
 @pytest.fixture(scope="module")
 def fourth():
-    return figure4(progress=False)
+    return figure4(**TASK, alphas=(3.0, 1.0, 0.05))
 
 
 def test_three_plateaus_at_the_greedy_costs(first):
@@ -42,7 +45,7 @@ def test_verdicts_hold_and_can_fail(number, first, fourth):
     data = {1: first, 4: fourth}[number]
     lines = FIGURES[number].verdicts(data)
     assert len(lines) >= 5
-    assert all(line.startswith("holds") for line in lines)
+    assert all(line.startswith("holds") for line in lines), lines
     spoilt = data.copy(deep=True)
     if number == 1:
         spoilt["visit_cost"] = spoilt.visit_cost * 1.1
@@ -53,8 +56,16 @@ def test_verdicts_hold_and_can_fail(number, first, fourth):
     assert sum(line.startswith("FAILS") for line in FIGURES[number].verdicts(spoilt)) >= 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 4])
+def test_verdicts_hold_at_the_paper_s_sizes(number):
+    lines = FIGURES[number].verdicts(FIGURES[number].compute(progress=False))
+    assert len(lines) >= 5
+    assert all(line.startswith("holds") for line in lines), lines
+
+
 def test_a_lazy_start_has_no_plateaus_and_figure_1_says_so():
-    lazy = figure1(width=20, gamma=0.75, size=4, rank=2, progress=False)
+    lazy = figure1(**TASK, gamma=2 / 3)
     assert any(line.startswith("FAILS") for line in f1_plateaus.verdicts(lazy))
     plt.close(f1_plateaus.draw(lazy))
 
@@ -95,5 +106,5 @@ def test_bad_parameters_are_named():
     with pytest.raises(ValueError, match="`observed` must be below 1"):
         figure4(observed=1.0)
     with pytest.raises(ValueError, match="`rank` must give a greedy path of at least two stages"):
-        figure1(rank=1, size=4, width=10, gamma=1.5, progress=False)
+        figure1(**TASK, rank=1)
     assert sf.figures.figure1 is figure1

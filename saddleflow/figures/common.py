@@ -1,6 +1,7 @@
 """What all figures have in common: verdicts as lines, the task, the sequential panel, three files for each."""
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from saddleflow._backend.files import check_writable, written_whole
+from saddleflow.greedy.algorithms import saddle_to_saddle
 from saddleflow.greedy.paths import GreedyPath
 from saddleflow.problem.costs import MatrixCompletion
 
@@ -22,7 +24,7 @@ else:
     plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
 
 
-def stage_colour(index: int) -> str:
+def stage_colour(index: int | np.integer) -> str:
     """The colour of a greedy path by its number: as in the paper the first, second and third."""
     return (plotting.ORANGE, plotting.GREEN, plotting.RED)[index % 3]
 
@@ -56,6 +58,13 @@ def completion_task(seed: int, size: int, rank: int, observed: float) -> tuple[M
     """The matrix completion task of figures 1 and 4, and the key of the start."""
     key_task, key_start = jax.random.split(jax.random.key(seed))
     return MatrixCompletion.random(key_task, shape=(size, size), rank=rank, observed=observed), key_start
+
+
+@cache
+def completion_path(seed: int, size: int, rank: int, observed: float, depth: int) -> GreedyPath:
+    """The greedy path of the task of figures 1 and 4, with its networks; computed once a process."""
+    cost, _ = completion_task(seed, size, rank, observed)
+    return saddle_to_saddle(cost, depth, save_networks=True, progress=False)
 
 
 def path_variables(path: GreedyPath) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from saddleflow._backend.checks import require
 from saddleflow.api import gradient_flow
 from saddleflow.figures import common
 from saddleflow.flow.trajectory import Trajectory, versions
-from saddleflow.greedy.algorithms import saddle_to_saddle
 from saddleflow.greedy.comparison import align, lift
 from saddleflow.problem.network import DeepLinearNetwork, gaussian
 from saddleflow.problem.symmetry import include
@@ -73,7 +72,7 @@ def compute(
     cost, key_start = common.completion_task(seed, size, rank, observed)
     start = gaussian(key_start, depth=depth, width=width, shape=(size, size), gamma=gamma)
     with ThreadPoolExecutor() as pool:  # both compile for longer than they run
-        computed = pool.submit(saddle_to_saddle, cost, depth, save_networks=True, progress=False)
+        computed = pool.submit(common.completion_path, seed, size, rank, observed, depth)
         how: dict[str, Any] = {"max_saves": 400, "save_networks": True, "progress": progress}
         flow = gradient_flow(cost, start, rtol=rtol, gradient_tolerance=1e-3, **how)
         path = computed.result()

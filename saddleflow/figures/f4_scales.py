@@ -24,7 +24,6 @@ from saddleflow._backend.checks import require
 from saddleflow.api import gradient_flow
 from saddleflow.figures import common
 from saddleflow.flow.trajectory import versions
-from saddleflow.greedy.algorithms import saddle_to_saddle
 from saddleflow.problem.network import gaussian
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def compute(
     cost, key_start = common.completion_task(seed, size, rank, observed)
     theta = gaussian(key_start, depth=depth, width=width, shape=(size, size), gamma=1.0)
     with ThreadPoolExecutor() as pool:  # both compile for longer than they run
-        computed = pool.submit(saddle_to_saddle, cost, depth, progress=False)
+        computed = pool.submit(common.completion_path, seed, size, rank, observed, depth)
         flows = [
             gradient_flow(cost, alpha * theta, rtol=rtol, gradient_tolerance=1e-3, max_saves=400, progress=progress)
             for alpha in alphas

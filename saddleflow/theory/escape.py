@@ -121,7 +121,7 @@ def escape_norm(
 
 
 def measured_escape_speed(
-    time: Float[np.ndarray, " time"], gradient_norm: Float[np.ndarray, " time"], depth: int
+    time: Float[np.ndarray, " time"], gradient_norm: Float[np.ndarray, " _"], depth: int
 ) -> float:
     r"""Speed of an escape from the growth of the gradient norm g = ||grad L(theta)||, by least squares.
 

@@ -99,6 +99,17 @@ def test_norm_law(layerwise_flow, depth):
     np.testing.assert_allclose(theory.escape_norm(times - end, norms[-1], speed, depth), norms, rtol=1e-9)
 
 
+@pytest.mark.parametrize("depth", [2, 3, 4, 6])
+def test_measured_speed_is_that_of_the_norm_law(depth):
+    """The gradient norm s |theta|^(L-1) along an escape gives the speed back; one that does not grow, none."""
+    times = np.linspace(0, 0.9 * min(theory.blow_up_time(0.3, 1.7, depth), 4.0), 7)
+    norms = theory.escape_norm(times, 0.3, 1.7, depth)
+    speed = theory.measured_escape_speed(times, 1.7 * norms ** (depth - 1), depth)
+    np.testing.assert_allclose(speed, 1.7, rtol=1e-9)
+    falling = theory.measured_escape_speed(times, np.exp(-times), depth)
+    np.testing.assert_allclose(falling, -1 if depth == 2 else 0, atol=1e-12)
+
+
 @pytest.mark.parametrize("depth", [3, 4])
 def test_blow_up_time_is_attained_and_a_lower_bound(depth):
     """Attained on the escape direction; other starts take longer, by alpha^-(L-2) when scaled by alpha."""
@@ -149,6 +160,9 @@ def test_waiting_times_approach_their_ratio(depth):
         ),
         (lambda: theory.escape_norm(np.array([0.1]), -1.0, 1.0, 3), "`initial_norm` must .* got -1.0"),
         (lambda: theory.blow_up_time(1.0, 0.0, 3), "`speed` must .* got 0.0"),
+        (lambda: theory.measured_escape_speed(np.zeros(2), np.ones(2), 3), "`time` must hold two different"),
+        (lambda: theory.measured_escape_speed(np.arange(2.0), np.ones(3), 3), "`gradient_norm` must hold 2 values"),
+        (lambda: theory.measured_escape_speed(np.arange(2.0), np.zeros(2), 3), "`gradient_norm` must be positive"),
         (lambda: theory.waiting_time_ratio(np.array([1.0, 0.0])), "`singular_values` must .* got 0.0"),
     ],
 )
