@@ -131,6 +131,9 @@ class Store:
         for name, values in data.variables.items():
             _write(group, str(name), values.values, tuple(map(str, values.dims)), values.attrs)
         group.attrs.update(data.attrs | {"complete": True})
+        self._drop_chunks()
+
+    def _drop_chunks(self) -> None:
         shutil.rmtree(self.path / "chunks", ignore_errors=True)
 
     def load(self) -> "xr.Dataset":
@@ -139,6 +142,7 @@ class Store:
         Raises:
             ValueError: it is damaged.
         """
+        self._drop_chunks()  # left where a process was killed in between
         data = self._read(
             lambda: xr.open_zarr(self.path, consolidated=False, chunks=None).load(), self.path, "the dataset"
         )

@@ -82,6 +82,9 @@ def test_a_finished_store_is_read_back_and_opens_in_xarray(tmp_path, undisturbed
         np.testing.assert_array_equal(opened.train_cost, first.train_cost)
         assert opened.train_cost.attrs["units"] == "cost"
     assert not (store / "chunks").exists()
+    (store / "chunks" / "000000").mkdir(parents=True)  # killed before the chunks were removed
+    xr.testing.assert_identical(first, sweep(store))
+    assert not (store / "chunks").exists()
 
 
 def test_another_sweep_is_refused_and_the_difference_named(tmp_path, monkeypatch):
