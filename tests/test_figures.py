@@ -12,7 +12,7 @@ TASK = {"seed": 6, "depth": 3, "width": 20, "size": 6, "observed": 0.9, "progres
 
 @pytest.fixture(scope="module")
 def first():
-    return figure1(**TASK, gamma=2.5)
+    return figure1(**TASK, gamma=3.0)
 
 
 @pytest.fixture(scope="module")

@@ -35,19 +35,16 @@ def training_regimes(size: Size) -> list[Finding]:
     widths = [int(w) for w in data.width.values]
     wide = [w for w in widths if w >= 100]
     findings = []
-
-    def over_seeds(gamma: float, width: int, measure) -> np.ndarray:
-        curves = data.train_cost.sel(gamma=gamma, width=width).values
-        return np.asarray([measure(data.time.values, curve) for curve in curves])
-
     for gamma in map(float, data.gamma.values):
         if gamma < 1:
             # a straight line in log cost; .97 leaves room for the modes' different rates
             for width in wide:
-                fits = over_seeds(gamma, width, f2_regimes.log_rate)[:, 1]
+                fits = f2_regimes.over_seeds(data, gamma, width, f2_regimes.log_rate)[:, 1]
                 findings.append(Finding.at_least(f"gamma={gamma:g}, w={width}: R^2 of log cost in t", 0.97, fits))
         else:
-            lengths = np.array([over_seeds(gamma, width, f2_regimes.plateau_length) for width in widths]).T
+            lengths = np.array(
+                [f2_regimes.over_seeds(data, gamma, width, f2_regimes.plateau_length) for width in widths]
+            ).T
             expected = exact.plateau_exponent(f2_regimes.depth_of(data), gamma)
             # the widest two; w = 10 and 100 are still far from the limit of wide networks
             slopes = exponents(widths[-2:], lengths[:, -2:])

@@ -105,7 +105,8 @@ def plateau_length(time: np.ndarray, cost: np.ndarray, share: float = 0.9) -> fl
     return crossings.time_at_level(time, cost, share * cost[0])
 
 
-def _over_seeds(data: "xr.Dataset", gamma: float, width: int, measure: Any) -> np.ndarray:
+def over_seeds(data: "xr.Dataset", gamma: float, width: int, measure: Any) -> np.ndarray:
+    """A measure `(time, cost) -> numbers` of the train cost of every seed."""
     curves = data.train_cost.sel(gamma=gamma, width=width).values
     return np.asarray([measure(data.time.values, curve) for curve in curves])
 
@@ -118,7 +119,7 @@ def verdicts(data: "xr.Dataset") -> list[str]:
         kind = regime(gamma)
         if kind == 0:
             for width in wide:
-                fits = _over_seeds(data, gamma, width, log_rate)
+                fits = over_seeds(data, gamma, width, log_rate)
                 statements.append(
                     (
                         f"NTK (gamma = {gamma:g}), w = {width}: linear convergence, rate {fits[:, 0].mean():.3g} "
@@ -127,7 +128,7 @@ def verdicts(data: "xr.Dataset") -> list[str]:
                     )
                 )
         elif len(wide) > 1:
-            lengths = [_over_seeds(data, gamma, width, plateau_length).mean() for width in wide]
+            lengths = [over_seeds(data, gamma, width, plateau_length).mean() for width in wide]
             exponent = float(np.polyfit(np.log(wide), np.log(lengths), 1)[0])
             expected = (gamma - 1) * (depth_of(data) - 2) / 2
             text = (

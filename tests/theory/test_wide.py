@@ -47,7 +47,7 @@ def two_layers(layers, times):
 
 @pytest.mark.parametrize("gamma", [0.75, 1.0, 1.5])
 def test_wide_flow_is_that_of_wide_layers(gamma):
-    """Mean over three seeds of the largest distance: near .05, .016, .004 (docs/theory.md, section 7.6), and falling."""
+    """Means over three seeds of the largest distance: near .05, .016, .004 (docs/theory.md, section 7.6), falling."""
     errors = []
     for width in (50, 400, 3200):
         times = np.linspace(0, 8 / width ** max(0.0, 1 - gamma), 30)
