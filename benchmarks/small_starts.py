@@ -43,7 +43,10 @@ def row(run: sf.Trajectory, depth: int, alpha: float) -> list[str]:
         f"{stats['num_rejected_steps'] / max(stats['num_steps'], 1):.0%}",
         str(stats["num_vector_field_evaluations"]),
         str(stats["num_hessian_vector_products"]),
-        "  ".join(f"{visit.rank}: {visit.cost:.5f} until {visit.escape_time * unit:.5g}" for visit in run.visits),
+        "  ".join(
+            f"{visit.rank}: {visit.cost:.5f} until {visit.escape_time * unit:.5g}"
+            for visit in run.saddles(stationary_points=False)
+        ),
     ]
 
 

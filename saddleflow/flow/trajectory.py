@@ -133,10 +133,6 @@ class Trajectory:
         ]
 
     @property
-    def visits(self) -> list[SaddleVisit]:
-        return self._visits
-
-    @property
     def num_escapes(self) -> Int[np.ndarray, " time"]:
         """Number of escapes behind each saved time, shape (time,)."""
         rows = np.arange(len(self.time))
