@@ -1,1 +1,1 @@
-"""Fewer hidden directions, the same A: networks projected or drawn in law, and flows that grow them until their error is small enough."""
+"""Fewer hidden directions, the same A: networks projected or drawn in law, and flows that grow them as needed."""
