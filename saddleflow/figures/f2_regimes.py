@@ -20,6 +20,7 @@ from saddleflow.figures.common import verdict_lines, write_files
 from saddleflow.flow import crossings
 from saddleflow.problem.costs import MeanSquaredError
 from saddleflow.sweeps.sweep import sweep
+from saddleflow.theory import plateau_exponent
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -130,13 +131,13 @@ def verdicts(data: "xr.Dataset") -> list[str]:
         elif len(wide) > 1:
             lengths = [over_seeds(data, gamma, width, plateau_length).mean() for width in wide]
             exponent = float(np.polyfit(np.log(wide), np.log(lengths), 1)[0])
-            expected = (gamma - 1) * (depth_of(data) - 2) / 2
+            expected = plateau_exponent(depth_of(data), float(gamma))
             text = (
                 f"{NAMES[kind]} (gamma = {gamma:g}): plateau lengths {', '.join(f'{x:.3g}' for x in lengths)} at "
                 f"w = {', '.join(map(str, wide))}: w^{exponent:.3f} (derived: w^{expected:g})"
             )
             statements.append((text, bool(abs(exponent - expected) < 0.1)))
-    widths = data.width.values
+    widths = [int(w) for w in data.width.values]
     for gamma in data.gamma.values:
         spreads = [spread(data, gamma, width) for width in widths]
         numbers = ", ".join(f"{s:.3f}" for s in spreads)
