@@ -63,9 +63,35 @@ def push_forward(
 
 
 def gradient(cost: Cost, network: DeepLinearNetwork) -> DeepLinearNetwork:
-    """Gradient of the loss `C(A(theta))`: `dC/dW_l = M_l^T grad C(A) N_l^T`, a network of gradients."""
-    left, right = partial_products(network)
-    return pull_back(left, right, cost.gradient(left[0] @ network.layers[0]))
+    """Gradient of the loss `C(A(theta))`: `dC/dW_l = M_l^T grad C(A) N_l^T`, a network of gradients.
+
+    One sweep of products from the thinner side to A, one of pulled-back gradients the other way: no product twice.
+    """
+    n_out, n_in = network.shape
+    first, *inner, last = network.layers
+    gradients = []
+    if n_in <= n_out:
+        right = [first]
+        for layer in inner:
+            right.append(layer @ right[-1])
+        pulled = cost.gradient(last @ right[-1]).T  # (M_l^T grad C(A))^T, from l = L down
+        for layer in (last, *inner[::-1]):
+            gradients.append(_transposed(pulled) @ right.pop().T)
+            pulled = pulled @ layer
+        return DeepLinearNetwork([pulled.T, *gradients[::-1]])
+    left = [last]
+    for layer in inner[::-1]:
+        left.append(left[-1] @ layer)
+    pulled = cost.gradient(left[-1] @ first)  # grad C(A) N_l^T, from l = 1 up
+    for layer in (first, *inner):
+        gradients.append(_transposed(left.pop()) @ pulled)
+        pulled = pulled @ layer.T
+    return DeepLinearNetwork([*gradients, pulled])
+
+
+def _transposed(thin: Float[Array, "n w"]) -> Float[Array, "w n"]:
+    """The transpose as an array of its own: CPU products with a left factor to be transposed are slow."""
+    return jax.lax.optimization_barrier(thin.T)
 
 
 def gradient_flow_field(time: Any, network: DeepLinearNetwork, cost: Cost) -> DeepLinearNetwork:
