@@ -21,7 +21,7 @@ from saddleflow.flow.state import FlowState, Method, Settings, StopReason
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork, gaussian, layer_sizes, num_parameters
 from saddleflow.problem.symmetry import balancedness_drift
-from saddleflow.solvers import CountingSolver, Rosenbrock
+from saddleflow.solvers import CountingSolver, Rosenbrock, Switching
 from saddleflow.sweeps.results import LaneResult, spread
 
 
@@ -163,6 +163,7 @@ def forecast_memory(lane: Lane, program: Program) -> int:
     parameters = num_parameters(layer_sizes(program.depth, program.width, program.shape))
     size = 5 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     solver = program.method.solver
+    solver = solver.stiff if isinstance(solver, Switching) else solver  # its explicit steps need less
     if isinstance(solver, Rosenbrock):
         ends = sum(program.shape)
         compressed = ends * program.width * (program.depth - 1)
