@@ -1,75 +1,108 @@
+"""What all tests share: how XLA compiles, where programs are kept, small problems, marks.
+
+Most of the suite's time is XLA's compiler. So it compiles in a hurry, keeps what it has compiled, in the cache folder
+of pytest (`pytest --cache-clear` empties it), and workers and subprocesses find it there. With
+SADDLEFLOW_TEST_XLA=default it compiles as it does for users, who get other roundings and faster programs.
+"""
+
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
-# Most of the suite's time is XLA's compiler: these two make it two to six times faster, and programs slower, at worst
-# seen 2.6 times.
-# (XLA aborts on flags that it does not know, so only with the series they were seen in.)
-if version("jaxlib").startswith("0.10."):
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0")
+# Two to six times faster to compile, and up to 2.6 times slower to run, as seen so far. XLA aborts on flags that it
+# does not know, so only with the versions that these were seen in.
+IN_A_HURRY = {
+    "--xla_cpu_use_fusion_emitters": "false",
+    "--xla_backend_optimization_level": "0",
+    "--xla_cpu_parallel_codegen_split_count": "1",  # workers have a core each
+}
 
-import jax
-import jax.numpy as jnp
+# Before JAX is imported; workers and subprocesses inherit all this.
+if version("jaxlib").startswith("0.10.") and os.environ.get("SADDLEFLOW_TEST_XLA") != "default":
+    given = os.environ.get("XLA_FLAGS", "").split()
+    named = {flag.partition("=")[0] for flag in given}
+    os.environ["XLA_FLAGS"] = " ".join(
+        given + [f"{name}={value}" for name, value in IN_A_HURRY.items() if name not in named]
+    )
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache/d/programs"))
+# below that, a program is compiled as fast as it is read
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-import saddleflow as sf
-from saddleflow import cli
+
+MANY_MAPS = 20_000
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _programs_are_dropped_with_their_module():
+def _programs_make_room() -> Iterator[None]:
     """Compiled programs hold memory maps, of which a process has 65,530: beyond them XLA's compiler crashes."""
     yield
-    jax.clear_caches()
+    import jax
+
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_text().splitlines()) > MANY_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
 def _no_programs_are_left_in_the_home_folder(monkeypatch):
-    monkeypatch.setattr("saddleflow.cli.cache_programs", lambda: None)
+    monkeypatch.setattr("saddleflow.cache_programs", lambda: None)
 
 
 @pytest.fixture
-def small_cost() -> sf.MatrixCompletion:
+def small_cost():
     """Matrix completion 4x4 of rank 2, 12 of 16 entries observed."""
-    return sf.MatrixCompletion.random(jax.random.key(1), shape=(4, 4), rank=2, observed=0.75)
+    import problems
+
+    return problems.completion()
 
 
 @pytest.fixture
-def small_network() -> sf.DeepLinearNetwork:
+def small_network():
     """A start of depth 3 and width 6 that fits `small_cost`."""
-    return sf.gaussian(jax.random.key(2), depth=3, width=6, shape=(4, 4), gamma=1.5)
+    import problems
 
-
-class Linear(sf.Cost):
-    """The homogeneous model `Tr(G^T A)`, without a lower bound."""
-
-    slope: jax.Array
-
-    @property
-    def shape(self):
-        return self.slope.shape
-
-    def __call__(self, matrix):
-        return jnp.sum(self.slope * matrix)
-
-    def test(self, matrix):
-        return self(matrix)
-
-    @property
-    def has_test(self):
-        return False
+    return problems.start()
 
 
 @pytest.fixture
-def linear_cost() -> type[sf.Cost]:
+def linear_cost() -> type:
     """A cost without a minimum: `linear_cost(G)` is `Tr(G^T A)`."""
-    return Linear
+    import problems
+
+    return problems.Linear
+
+
+@pytest.fixture
+def compilations() -> Callable[[], AbstractContextManager[list[str]]]:
+    """`with compilations() as names:` collects the names of programs as they are compiled, or read from the cache."""
+    import jax
+
+    @contextmanager
+    def collect() -> Iterator[list[str]]:
+        names: list[str] = []
+
+        def hear(event: str, _: float, **about) -> None:
+            if "backend_compile" in event:
+                names.append(about.get("fun_name", ""))
+
+        jax.monitoring.register_event_duration_secs_listener(hear)
+        try:
+            yield names
+        finally:
+            jax.monitoring.unregister_event_duration_listener(hear)
+
+    return collect
 
 
 @pytest.fixture
 def run_cli(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """Run the command line in this process: its exit code, what it printed, its errors."""
+    from saddleflow import cli
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["saddleflow", *map(str, arguments)])

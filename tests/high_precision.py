@@ -1,4 +1,4 @@
-"""Gradient flow of a small network in 220 bits (FLINT): extrapolated, linearly implicit Euler steps.
+"""Gradient flow of a small network in 128 or 220 bits (FLINT): extrapolated, linearly implicit Euler steps.
 
 Independent of the package: another method, another arithmetic, plain coordinates, a dense Jacobian. The method is
 SEULEX (Hairer & Wanner, Solving ODEs II, section IV.9) of a fixed order: `num_levels` sequences of 1, 2, ... small
@@ -7,8 +7,6 @@ steps, each `(I - h_j J) d = h_j f`, extrapolated to h_j = 0 as polynomials in h
 
 from flint import arb, arb_mat, ctx
 from scipy.optimize import brentq
-
-BITS = 220
 
 
 def _product(matrices):
@@ -26,8 +24,8 @@ def _exact(matrix):
 class Flow:
     """`dW_l/dt = -M_l^T 2 (A - S) N_l^T`, of the cost |A - S|_F^2; M_l and N_l the products above and below W_l."""
 
-    def __init__(self, layers, target):
-        ctx.prec = BITS
+    def __init__(self, layers, target, bits):
+        ctx.prec = bits
         self.shapes = [layer.shape for layer in layers]
         self.target = arb_mat(target.tolist())
         self.start = [arb(float(x)) for layer in layers for x in layer.ravel()]

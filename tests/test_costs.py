@@ -1,42 +1,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from problems import costs
 
 import saddleflow as sf
 
 KEY = jax.random.key(0)
-
-
-class HuberCompletion(sf.Cost):
-    """The docstring's example of a cost of one's own."""
-
-    target: jax.Array
-    observed: jax.Array
-
-    @property
-    def shape(self):
-        return self.target.shape
-
-    def __call__(self, matrix):
-        return jnp.sum(optax.huber_loss(matrix, self.target) * self.observed) / self.observed.sum()
-
-    def test(self, matrix):
-        held_out = ~self.observed
-        return jnp.sum(optax.huber_loss(matrix, self.target) * held_out) / held_out.sum()
-
-
-def costs():
-    inputs = jax.random.normal(jax.random.key(5), (3, 20))
-    outputs = jax.random.normal(jax.random.key(6), (4, 20))
-    task = sf.MatrixCompletion.random(KEY, shape=(4, 3), rank=2, observed=0.7)
-    return {
-        "completion": task,
-        "mse": sf.MeanSquaredError(inputs, outputs, inputs[:, :5], outputs[:, :5]),
-        "teacher": sf.MeanSquaredError.teacher(jax.random.normal(KEY, (4, 3))),
-        "huber": HuberCompletion(task.target, task.observed),
-    }
 
 
 @pytest.mark.parametrize("name", ["completion", "mse", "teacher", "huber"])

@@ -2,9 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_costs import costs
+from problems import costs
 
 import saddleflow as sf
+from saddleflow.problem import geometry
 
 NETWORK = sf.gaussian(jax.random.key(1), depth=3, width=5, shape=(4, 3), variance=0.5)
 MATRIX = NETWORK.end_to_end()
@@ -31,7 +32,7 @@ def test_gram_is_the_kernel_of_the_residuals(name):
             jax.random.key(4), shape=(4, 3), rank=1, observed=observed
         )
     curvature = tasks[name].curvature(MATRIX)
-    left, right = sf.geometry.partial_products(NETWORK)
+    left, right = geometry.partial_products(NETWORK)
     gram = curvature.gram(tuple(m @ m.T for m in left), tuple(n.T @ n for n in right))
     apply = lambda u: curvature.root(sf.neural_tangent_kernel(NETWORK, curvature.adjoint(u)))  # noqa: E731
     np.testing.assert_allclose(gram, jax.vmap(apply)(jnp.eye(len(gram))).T, atol=1e-12)

@@ -4,11 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_costs import HuberCompletion
+from problems import HuberCompletion, rows
 
 import saddleflow as sf
-from saddleflow.flow import solve as flow
-from saddleflow.flow import state as runs
 from saddleflow.solvers import Rosenbrock
 
 
@@ -32,10 +30,10 @@ def test_invariants(small_cost, small_network, rtol):
 
 
 def test_rotation_equivariance_and_inclusion_invariance(small_cost, small_network):
-    rtol, times = 1e-7, np.linspace(0, 20, 15)
+    rtol, times = 1e-7, rows(np.linspace(0, 20, 15))
     rotations = [jax.random.orthogonal(jax.random.key(i), 6) for i in range(2)]
     plain, rotated, included = (
-        sf.gradient_flow(small_cost, start, rtol=rtol, save_at=times)
+        sf.gradient_flow(small_cost, start, rtol=rtol, save_at=times, save_networks=True)
         for start in (small_network, sf.rotate(small_network, rotations), sf.include(small_network, 9))
     )
     scale = np.abs(plain.end_to_end).max()
@@ -61,7 +59,7 @@ def test_tolerance_is_free_of_scale(small_network):
 
 
 def test_save_at_equals_the_run_to_that_time(small_cost, small_network):
-    times = np.array([0.0, 0.3, 7.0, 7.0, 19.0])
+    times = rows([0.0, 0.3, 7.0, 7.0, 19.0])
     saved = sf.gradient_flow(small_cost, small_network, rtol=1e-7, save_at=times, t1=25.0, save_networks=True)
     np.testing.assert_array_equal(saved.time, times)
     assert saved.stop_reason == "t1"
@@ -88,26 +86,38 @@ def test_rows_within_steps_are_dense_output(small_cost, small_network, graded):
     fine = sf.gradient_flow(small_cost, small_network, **how, saves_per_step=3)
     np.testing.assert_array_equal(fine.time[::3], full.time)
     np.testing.assert_allclose(fine.end_to_end[::3], full.end_to_end, rtol=1e-12, atol=1e-14)
-    asked = sf.gradient_flow(small_cost, small_network, **how, save_at=fine.time)
-    np.testing.assert_allclose(fine.end_to_end, asked.end_to_end, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(fine.gradient_norm, asked.gradient_norm, rtol=1e-8, atol=1e-12)
-    thin = sf.gradient_flow(small_cost, small_network, **how, saves_per_step=5, max_saves=4)
+    asked = sf.gradient_flow(small_cost, small_network, **how, save_at=rows(fine.time), save_networks=True)
+    count = len(fine.time)
+    np.testing.assert_allclose(fine.end_to_end, asked.end_to_end[:count], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(fine.gradient_norm, asked.gradient_norm[:count], rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("how", [{"solver": diffrax.Tsit5()}, {"graded": True}], ids=["plain", "graded"])
+def test_few_rows_within_steps_are_thinned_and_keep_both_ends(small_cost, small_network, how):
+    thin = sf.gradient_flow(small_cost, small_network, rtol=1e-5, t1=40.0, saves_per_step=5, max_saves=4, **how)
     assert len(thin.time) <= 5
     assert (thin.time[0], thin.time[-1]) == (0.0, 40.0)
     assert np.all(np.diff(thin.time) > 0)
 
 
 @pytest.mark.parametrize(
-    ("solver", "bound"), [(None, 3e-8), (Rosenbrock(check_symmetry=False), 1e-7), (diffrax.Dopri8(), 3e-8)]
+    ("solver", "bound"), [(None, 1e-8), (Rosenbrock(check_symmetry=False), 1e-7), (diffrax.Dopri8(), 2e-9)]
 )
 def test_lazy_wide_networks_hold_the_tolerance_in_the_end_to_end_matrix(solver, bound):
-    # 320,000 entries that hardly move, each within its tolerance, were once 29 rtol off in A, or 81
+    """Entries that hardly move, each within its tolerance, add up in A: to 29 rtol once, or 81 (w = 400).
+
+    The bounds, of the median over three starts, lie between what was measured with A's own tolerance (.2, 8.8 and .06
+    rtol) and without it (2.6, 12.0 and .5 rtol).
+    """
     cost = sf.MatrixCompletion.random(jax.random.key(3), shape=(5, 5))
-    start = sf.gaussian(jax.random.key(4), depth=4, width=400, shape=(5, 5), gamma=0.75)
-    run = sf.gradient_flow(cost, start, rtol=1e-8, t1=0.05, solver=solver)
-    exact = sf.gradient_flow(cost, start, rtol=1e-12, save_at=run.time)
-    error = np.linalg.norm(run.end_to_end - exact.end_to_end, axis=(1, 2)).max()
-    assert error <= bound * np.linalg.norm(exact.end_to_end, axis=(1, 2)).max()
+    errors = []
+    for seed in (4, 5, 6):
+        start = sf.gaussian(jax.random.key(seed), depth=4, width=200, shape=(5, 5), gamma=0.75)
+        run = sf.gradient_flow(cost, start, rtol=1e-8, t1=0.05, solver=solver)
+        exact = sf.gradient_flow(cost, start, rtol=1e-12, save_at=rows(run.time)).end_to_end
+        error = np.linalg.norm(run.end_to_end - exact[: len(run.time)], axis=(1, 2)).max()
+        errors.append(error / np.linalg.norm(exact, axis=(1, 2)).max())
+    assert np.median(errors) <= bound
 
 
 def test_observables_inside_the_loop(small_cost, small_network):
@@ -116,9 +126,8 @@ def test_observables_inside_the_loop(small_cost, small_network):
     np.testing.assert_allclose(
         named.observables["parameter_norm"] ** 2, np.sum(named.observables["layer_norms"] ** 2, axis=1)
     )
-    own = sf.gradient_flow(
-        small_cost, small_network, t1=5.0, observables={"cost": lambda cost, network: cost(network.end_to_end())}
-    )
+    observable = {"cost": lambda cost, network: cost(network.end_to_end())}
+    own = sf.gradient_flow(small_cost, small_network, t1=5.0, observables=observable, solver=diffrax.Tsit5())
     np.testing.assert_allclose(own.observables["cost"], own.train_cost, rtol=1e-12)
 
 
@@ -132,37 +141,19 @@ def test_huber_completion_flows(small_cost, small_network):
     assert trajectory.test_cost is not None
 
 
-def lanes(cost, count=3):
-    keys = jax.random.split(jax.random.key(7), count)
-    return [sf.gaussian(key, depth=3, width=6, shape=cost.shape, gamma=1.0) for key in keys]
-
-
-def test_vmap_over_seeds_equals_lone_runs(small_cost):
-    starts, rtol = lanes(small_cost), 1e-6
-    settings = [flow.prepare(small_cost, start, rtol=rtol) for start in starts]
-    method = settings[0][1]
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *starts)
-    numbers = jax.tree.map(lambda *x: jnp.stack(x), *(s for s, _ in settings))
-    batch = jax.jit(jax.vmap(lambda n, s: flow.integrate(small_cost, n, s, method)))(stacked, numbers)
-    for lane, start in enumerate(starts):
-        alone = sf.gradient_flow(small_cost, start, rtol=rtol)
-        together = jax.tree.map(lambda x, lane=lane: x[lane], batch.network)
-        assert runs.REASONS[int(batch.reason[lane])] == alone.stop_reason == "converged"
-        matrix, expected = together.end_to_end(), alone.end_to_end[-1]
-        np.testing.assert_allclose(matrix, expected, atol=10 * rtol * np.abs(expected).max())
-        assert np.sum(np.linalg.svd(matrix, compute_uv=False) > alone.rank_tolerance) == alone.rank[-1]
-
-
-def test_one_compilation_a_shape(small_cost):
+def test_one_compilation_a_shape(small_cost, small_network, compilations):
     """Tolerances, ends, budgets and starts are traced: only a new shape compiles."""
-    starts = lanes(small_cost)
-    before = flow._advance._cached._cache_size()
-    for start, rtol, end in zip(starts, (1e-4, 1e-5, 1e-6), (3.0, 5.0, 7.0), strict=True):
-        sf.gradient_flow(small_cost, start, rtol=rtol, t1=end, max_steps=2000, max_saves=77)
-    assert flow._advance._cached._cache_size() - before == 1
+    for solver in (None, diffrax.Tsit5()):
+        sf.gradient_flow(small_cost, small_network, t1=1.0, solver=solver)
+        with compilations() as compiled:
+            for seed, rtol, end in zip((7, 8, 9), (1e-4, 1e-5, 1e-7), (3.0, 5.0, 7.0), strict=True):
+                start = sf.gaussian(jax.random.key(seed), depth=3, width=6, shape=(4, 4), gamma=1.0)
+                sf.gradient_flow(small_cost, start, rtol=rtol, t1=end, max_steps=2000, solver=solver)
+        assert not {"jit(start)", "jit(advance)"} & set(compiled)
     wider = sf.gaussian(jax.random.key(0), depth=3, width=7, shape=(4, 4), gamma=1.0)
-    sf.gradient_flow(small_cost, wider, t1=1.0, max_saves=77)
-    assert flow._advance._cached._cache_size() - before == 2
+    with compilations() as compiled:
+        sf.gradient_flow(small_cost, wider, t1=1.0, solver=diffrax.Tsit5())
+    assert [compiled.count(f"jit({name})") for name in ("start", "advance")] == [1, 1]
 
 
 def test_named_ends(small_cost, small_network):

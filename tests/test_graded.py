@@ -2,10 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_costs import costs
+from problems import costs
 
 import saddleflow as sf
 from saddleflow.flow.graded import Frame, FramedCost, grade
+from saddleflow.problem import geometry
 
 NETWORK = sf.gaussian(jax.random.key(1), depth=4, width=(5, 7, 6), shape=(4, 3), variance=0.5)
 
@@ -46,7 +47,7 @@ def test_a_framed_cost_is_the_cost(name):
     ours, theirs = sf.gradient(framed, graded), sf.gradient(cost, NETWORK)
     for a, b in zip(frame.undo(ours).layers, theirs.layers, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
-    left, right = sf.geometry.partial_products(graded)
+    left, right = geometry.partial_products(graded)
     curvature = framed.curvature(matrix)
     gram = curvature.gram(tuple(m @ m.T for m in left), tuple(n.T @ n for n in right))
     column = curvature.root(sf.neural_tangent_kernel(graded, curvature.adjoint(jnp.eye(len(gram))[1])))
@@ -71,7 +72,7 @@ def test_a_tiny_start_visits_the_same_saddles():
     mild, costs_mild = plateaus(3, 12, 1e-4)
     tiny, costs_tiny = plateaus(3, 12, 1e-10)
     np.testing.assert_allclose(costs_tiny, costs_mild, rtol=1e-4)
-    for late, early in zip(tiny.visits, mild.visits, strict=True):
+    for late, early in zip(tiny.saddles(stationary_points=False), mild.saddles(stationary_points=False), strict=True):
         assert late.escape_time * 1e-10 == pytest.approx(early.escape_time * 1e-4, rel=0.01)
 
 
@@ -99,7 +100,7 @@ def test_what_rounding_would_decide_is_not_called_an_escape():
     start = 1e-10 * sf.gaussian(jax.random.key(1000), depth=4, width=12, shape=(10, 10), variance=1 / 12)
     trajectory = sf.gradient_flow(cost, start, rtol=1e-3, max_steps=1500)
     assert trajectory.stop_reason == "below_resolution"
-    assert [visit.rank for visit in trajectory.visits] == [0]
-    assert trajectory.visits[0].escape_speed == pytest.approx(
+    assert [visit.rank for visit in trajectory.saddles(stationary_points=False)] == [0]
+    assert trajectory.saddles(stationary_points=False)[0].escape_speed == pytest.approx(
         sf.theory.escape_speed(np.asarray(cost.gradient(jnp.zeros((10, 10)))), 4), rel=0.05
     )

@@ -4,6 +4,7 @@ import pytest
 
 import saddleflow as sf
 from saddleflow.flow import observables as obs
+from saddleflow.problem import geometry
 
 COST = sf.MatrixCompletion.random(jax.random.key(0), shape=(4, 5), rank=2)
 NETWORK = sf.gaussian(jax.random.key(1), depth=3, width=6, shape=(4, 5), variance=0.5)
@@ -26,7 +27,7 @@ def test_network_observables():
     assert np.all(values["alignment"] <= 1 + 1e-12)
     assert values["parameter_norm"] ** 2 == pytest.approx(np.sum(values["layer_norms"] ** 2))
     matrix_gradient = np.linalg.norm(COST.gradient(NETWORK.end_to_end()))
-    gradient = sf.geometry.norm(sf.gradient(COST, NETWORK))
+    gradient = geometry.norm(sf.gradient(COST, NETWORK))
     assert float(values["ntk_rate"]) == pytest.approx(float(gradient) ** 2 / matrix_gradient**2, rel=1e-12)
 
 

@@ -2,27 +2,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import rows
 
 import saddleflow as sf
 from saddleflow.flow import observables
+from saddleflow.flow.arguments import FlowOptions
+from saddleflow.width import adaptive
+from saddleflow.width import sampled as sampling
 from saddleflow.width.projected import Snapshots
 
 COST = sf.MatrixCompletion.random(jax.random.key(3), shape=(3, 3), rank=2, observed=0.9)
 
 
-def start(depth=3, width=60, gamma=1.0, seed=4):
+def start(depth=3, width=80, gamma=1.0, seed=4):
     return sf.gaussian(jax.random.key(seed), depth=depth, width=width, shape=(3, 3), gamma=gamma)
 
 
-def sample(key, depth=4, width=50, levels=None, gamma=1.0):
+def sample(key, depth=3, width=50, levels=None, gamma=1.0):
     return sf.sample_reduced(key, depth=depth, width=width, shape=(3, 3), gamma=gamma, levels=levels)
 
 
 def error(run, full, rtol):
     """The largest |A - A_full|_F at about 100 of the run's times."""
-    rows = np.unique(np.linspace(0, len(run.time) - 1, 100).astype(int))
-    exact = sf.gradient_flow(COST, full, rtol=rtol, save_at=run.time[rows])
-    return np.linalg.norm(run.end_to_end[rows] - exact.end_to_end, axis=(1, 2)).max()
+    some = np.unique(np.linspace(0, len(run.time) - 1, 100).astype(int))
+    exact = sf.gradient_flow(COST, full, rtol=rtol, save_at=rows(run.time[some])).end_to_end[: len(some)]
+    return np.linalg.norm(run.end_to_end[some] - exact, axis=(1, 2)).max()
 
 
 def test_a_traced_key_draws_what_the_key_at_hand_does():
@@ -48,17 +52,19 @@ def test_two_layers_reduce_exactly():
     assert error(run, network, 1e-10) < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("depth", "gamma", "tolerance"), [(3, 1.0, 1e-4), pytest.param(4, 1.75, 1e-3, marks=pytest.mark.slow)]
-)
-def test_the_error_meets_the_tolerance_and_the_estimate_is_honest(depth, gamma, tolerance):
-    network = start(depth, 60, gamma)
-    run = sf.gradient_flow(COST, sf.reduce_width(network, tolerance), rtol=1e-4)
-    true = error(run, network, 1e-3 * tolerance)
-    assert max(run.reduced.reduced_widths) < 40
-    assert true <= tolerance
-    assert true / 2 <= run.reduction_error_estimate <= min(10 * true, tolerance)
-    assert run.reduced.error_estimate == run.reduction_error_estimate
+@pytest.mark.parametrize(("depth", "gamma"), [(3, 1.0), pytest.param(4, 1.75, marks=pytest.mark.slow)])
+def test_the_error_meets_the_tolerance_and_the_estimate_is_honest(depth, gamma):
+    """The estimate is one of the reduction's error: honest where that is larger than the solver's, as at 1e-3."""
+    network = start(depth, gamma=gamma)
+    for tolerance in (1e-3, 1e-4):
+        run = sf.gradient_flow(COST, sf.reduce_width(network, tolerance), rtol=1e-4)
+        true = error(run, network, 1e-3 * tolerance)
+        assert max(run.reduced.reduced_widths) < 40
+        assert true <= tolerance
+        assert run.reduction_error_estimate <= tolerance
+        assert run.reduced.error_estimate == run.reduction_error_estimate
+        if tolerance == 1e-3:
+            assert true / 2 <= run.reduction_error_estimate <= 10 * true
 
 
 @pytest.mark.slow
@@ -84,7 +90,7 @@ def test_unequal_widths():
 
 @pytest.mark.slow
 def test_auto_reduces_where_that_is_smaller():
-    wide, narrow = start(3, 80), start(3, 6)
+    wide, narrow = start(), start(3, 6)
     run = sf.gradient_flow(COST, wide, rtol=1e-4, t1=1.0, reduce_width="auto")
     assert run.reduced is not None
     assert run.configuration["width"] == 80
@@ -93,7 +99,7 @@ def test_auto_reduces_where_that_is_smaller():
 
 
 def test_observables_of_full_layers_account_for_the_frozen_part():
-    network = start(3, 80)
+    network = start()
     names = ["parameter_norm", "layer_norms", "layer_singular_values", "ntk_rate", "alignment"]
     times = [0.0, 0.5, 1.0]
     exact = sf.gradient_flow(COST, network, rtol=1e-8, save_at=times, observables=names)
@@ -125,12 +131,12 @@ def test_what_was_never_drawn_is_refused():
 def test_sampled_norm_is_that_of_the_full_network():
     """|W_l|^2 has mean n_l n_{l-1} variance; the frozen part is all but everything of it."""
     run = sf.gradient_flow(COST, sample(jax.random.key(0), width=10**6), t1=0.01, observables=["layer_norms"])
-    np.testing.assert_allclose(run.observables["layer_norms"][0] ** 2 / [3, 1e6, 1e6, 3], 1.0, rtol=0.02)
+    np.testing.assert_allclose(run.observables["layer_norms"][0] ** 2 / [3, 1e6, 3], 1.0, rtol=0.02)
 
 
 def test_snapshots_move_to_larger_bases():
     """The increments of a pilot, in bases that its leaks have grown; those leaks against a dense SVD."""
-    full, generator = start(3, 80), np.random.default_rng(0)
+    full, generator = start(), np.random.default_rng(0)
     reduced = sf.reduce_width(full)
     layers = [np.asarray(layer)[None] for layer in reduced.network.layers]
     snapshots = Snapshots([layer + 1e-3 * generator.standard_normal(layer.shape) for layer in layers])
@@ -163,28 +169,36 @@ def test_growth_extends_and_does_not_redraw():
     for new, old in zip(grown.network.layers, sampled.network.layers, strict=True):
         np.testing.assert_allclose(new[: old.shape[0], : old.shape[1]], old, atol=1e-14)
     # revealed rows and columns lie within the known directions, so the extension is zero there
-    for index, (rows, columns) in enumerate(zip(sampled.rows, sampled.columns, strict=True)):
+    for index, (left, columns) in enumerate(zip(sampled.rows, sampled.columns, strict=True)):
         m, n = sampled.network.layers[index].shape
         np.testing.assert_allclose(grown.network.layers[index][m:, :n] @ columns, 0, atol=1e-14)
-        np.testing.assert_allclose(rows.T @ grown.network.layers[index][:m, n:], 0, atol=1e-14)
+        np.testing.assert_allclose(left.T @ grown.network.layers[index][:m, n:], 0, atol=1e-14)
 
 
 def closed_form_moments(depth, width, n, variance):
     """E|A|^2 and E|A|^4 of a product of Gaussian matrices, layer by layer (Wishart's second moments)."""
     mean, square, trace = n, n**2, n
-    for rows in (*(width,) * (depth - 1), n):
-        mean = variance * rows * mean
+    for size in (*(width,) * (depth - 1), n):
+        mean = variance * size * mean
         square, trace = (
-            variance**2 * (rows**2 * square + 2 * rows * trace),
-            variance**2 * (rows * square + rows * (rows + 1) * trace),
+            variance**2 * (size**2 * square + 2 * size * trace),
+            variance**2 * (size * square + size * (size + 1) * trace),
         )
     return mean, square
+
+
+@pytest.fixture
+def short_draws(monkeypatch):
+    """Draws as long as needed: the numbers that a padded draw begins with, in a fortieth of the time."""
+    monkeypatch.setattr(sampling, "padded", lambda count, least: count)
 
 
 @pytest.mark.parametrize(
     ("depth", "width", "levels"), [(2, 4, 1), (3, 7, 2), pytest.param(4, 9, 5, marks=pytest.mark.slow)]
 )
+@pytest.mark.usefixtures("short_draws")
 def test_moments_at_the_start(depth, width, levels):
+    """Of 40,000 draws: each mean within 4.5 of its standard errors."""
     draw = jax.jit(jax.vmap(lambda key: sample(key, depth, width, levels).end_to_end()))
     count = 40_000
     matrices = np.asarray(draw(jax.random.split(jax.random.key(1), count)))
@@ -195,6 +209,7 @@ def test_moments_at_the_start(depth, width, levels):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_draws")
 def test_a_reduction_that_fills_the_spaces_has_the_law_of_the_full_network():
     """Frozen squares zero, widths the full ones, entries Gaussian in norm: E|W_l|^2, Var|W_l|^2."""
     draws = jax.vmap(lambda key: sample(key, 3, 8, 6))(jax.random.split(jax.random.key(2), 20_000))
@@ -206,7 +221,7 @@ def test_a_reduction_that_fills_the_spaces_has_the_law_of_the_full_network():
 
 
 def test_widths_beyond_any_memory():
-    sampled = sample(jax.random.key(0), width=10**12, gamma=1.5)
+    sampled = sample(jax.random.key(0), depth=4, width=10**12, gamma=1.5)
     assert sampled.reduced_widths == (9, 6, 9)
     assert bool(jnp.all(jnp.isfinite(sampled.end_to_end())))
     assert sampled.frozen_squares[1] == pytest.approx(1e6, rel=1e-3)
@@ -220,9 +235,9 @@ def test_scaling_commutes_with_reduction():
 
 
 def test_a_tolerance_that_was_not_met_is_said(monkeypatch):
-    monkeypatch.setattr(certificate, "MAX_ROUNDS", 1)
+    monkeypatch.setattr(adaptive, "MAX_ROUNDS", 1)
     with pytest.warns(UserWarning, match="above its tolerance 1e-06: 2 rounds did not do"):
-        run = sf.gradient_flow(COST, sf.reduce_width(start(3, 80), 1e-6), rtol=1e-4, t1=1.0)
+        run = sf.gradient_flow(COST, sf.reduce_width(start(), 1e-6), rtol=1e-4, t1=1.0)
     assert run.reduction_error_estimate > 1e-6
 
 
@@ -231,9 +246,9 @@ def test_a_tolerance_that_was_not_met_is_said(monkeypatch):
     [
         (lambda: sf.reduce_width(start(), 0.0), "`tolerance` must be finite and positive"),
         (lambda: sample(jax.random.key(0), width=10**13), "`width` must be at most 10"),
-        (lambda: sample(jax.random.key(0), levels=1), "`levels` must be an integer >= 3"),
+        (lambda: sample(jax.random.key(0), levels=1), "`levels` must be an integer >= 2"),
         (
-            lambda: certificate.certified_flow(sf.gradient_flow, abs, sf.reduce_width(start()), {}),
+            lambda: adaptive.solve_reduced(abs, sf.reduce_width(start()), FlowOptions()),
             "`cost` must be a saddleflow.Cost, a function of the end-to-end matrix",
         ),
         (lambda: sf.gradient_flow(COST, start(), reduce_width="always"), "`reduce_width` must be None or"),
