@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from test_costs import HuberCompletion
+from problems import HuberCompletion
 
 import saddleflow as sf
 from saddleflow.flow.jacobian import CompressedJacobian, flow_jacobian
+from saddleflow.problem.geometry import gradient_flow_field
 from saddleflow.solvers import Plain, PlainModel, Rosenbrock
 
-TERM = diffrax.ODETerm(sf.geometry.gradient_flow_field)
+TERM = diffrax.ODETerm(gradient_flow_field)
 CASES = [(3, 9, (4, 4)), (4, 11, (3, 5)), (5, (7, 9, 8, 10), (4, 2))]
 
 
