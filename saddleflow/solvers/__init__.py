@@ -1,8 +1,29 @@
-"""Solvers of our own for stiff gradient flows, as diffrax solvers; nothing here knows what a network is."""
+"""Stiff solvers for gradient flows, as diffrax solvers: no network, and nothing else of saddleflow, is needed.
+
+They solve `dy/dt = f(t, y)` wherever the Jacobian of f in y is symmetric, matrix-free, in any floating-point dtype.
+Solver and step controller get the same tolerances::
+
+    import diffrax
+    import jax.numpy as jnp
+    from saddleflow.solvers import PredictiveController, Rosenbrock, Switching
+
+    rates = 10.0 ** jnp.arange(6)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, y, args: -rates * y),
+        Switching(Rosenbrock(rtol=1e-6, atol=1e-8)),
+        t0=0.0,
+        t1=1.0,
+        dt0=1e-3,
+        y0=jnp.ones(6),
+        stepsize_controller=PredictiveController(rtol=1e-6, atol=1e-8),
+    )
+
+`docs/solvers.md` goes on from there: a partial differential equation, preconditioners, single precision.
+"""
 
 from saddleflow.solvers.controller import PredictiveController, amplified
-from saddleflow.solvers.krylov import ConjugateBasis, conjugate_solve
-from saddleflow.solvers.local_model import MAX_ASYMMETRY, LocalModel, Plain, PlainModel, asymmetry
+from saddleflow.solvers.krylov import ConjugateBasis, SolveReport, conjugate_solve
+from saddleflow.solvers.local_model import MAX_ASYMMETRY, LocalModel, Plain, PlainModel, asymmetry, max_asymmetry
 from saddleflow.solvers.rosenbrock import Rosenbrock
 from saddleflow.solvers.switching import Switching
 from saddleflow.solvers.tableaus import RODAS4, RODAS4P, RODAS5P, Tableau
@@ -20,10 +41,12 @@ __all__ = [
     "PlainModel",
     "PredictiveController",
     "Rosenbrock",
+    "SolveReport",
     "Switching",
     "Tableau",
     "Work",
     "amplified",
     "asymmetry",
     "conjugate_solve",
+    "max_asymmetry",
 ]

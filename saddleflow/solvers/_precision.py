@@ -1,5 +1,6 @@
 """Numbers of a state's own precision: nothing that a solver adds may promote it."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,9 +25,12 @@ def require_one_dtype(y: PyTree) -> None:
     require(sound, "y0", "hold real floating-point numbers of one dtype", found, "Convert with `.astype`.")
 
 
-def coarser(dtype: Any) -> float:
-    """How many times larger a rounding is than one of float64: exactly one there."""
-    return float(jnp.finfo(dtype).eps) / EPSILON
+def threshold_in(dtype: Any, threshold: float) -> float:
+    """A threshold far above rounding and far below one, given for float64, in another dtype: there it stays both.
+
+    It grows like the square root of rounding, so `1e-11` is `2e-7` in float32; in float64 it is itself.
+    """
+    return threshold * math.sqrt(float(jnp.finfo(dtype).eps) / EPSILON)
 
 
 def in_dtype(value: Any, dtype: Any) -> Any:

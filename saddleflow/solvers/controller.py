@@ -54,8 +54,7 @@ def scaled_error(y0: PyTree, y1: PyTree, error: PyTree, rtol: Any, atol: Any) ->
 
 def scaled_size(y0: PyTree, y1: PyTree, error: PyTree, rtol: Any, atol: Any) -> Float[Array, ""]:
     """The root mean square of `scaled_error` over all entries."""
-    leaves = jtu.tree_leaves(scaled_error(y0, y1, error, rtol, atol))
-    return jnp.sqrt(sum(jnp.sum(x**2) for x in leaves) / sum(x.size for x in leaves))
+    return rms_norm(scaled_error(y0, y1, error, rtol, atol))
 
 
 def amplification(

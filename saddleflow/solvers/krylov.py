@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from saddleflow.solvers._precision import coarser
+from saddleflow.solvers._precision import threshold_in
 
 Vector = Float[Array, " d"]
 Kind = Literal["lax", "checkpointed", "bounded"]
 
-_INDEPENDENT = 1e-11  # p^T A p of a new direction, relative to z^T A z, in float64; so many roundings in any dtype
+_INDEPENDENT = 1e-11  # p^T A p of a new direction, relative to z^T A z, in float64
 _PATIENCE = 10  # products without a smaller residual before rounding is blamed
 _BLOCK = 4  # rows of the basis handled at a time: a few, so that unused rows cost nothing
 
@@ -192,7 +192,7 @@ class _Solve:
         change = along * ap
         residual = residual - change
         # All but nothing left after conjugation: noise, good for a line search but not for the basis.
-        independent: Any = definite & (curvature > _INDEPENDENT * coarser(z.dtype) * energy)
+        independent: Any = definite & (curvature > threshold_in(z.dtype, _INDEPENDENT) * energy)
         size = self.norm(residual)
         kept = self.capacity // 2
         slot = jnp.where(c.count < self.capacity, c.count, kept + (c.count - kept) % (self.capacity - kept))

@@ -6,7 +6,6 @@ with structure (a network) hands the solver a function of its own that returns a
 """
 
 import abc
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -17,7 +16,7 @@ from diffrax import AbstractTerm
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from saddleflow.solvers._precision import coarser
+from saddleflow.solvers._precision import threshold_in
 
 Vector = Float[Array, " d"]
 State = PyTree[Float[Array, "..."]]
@@ -103,11 +102,8 @@ MAX_ASYMMETRY = 1e-8
 
 
 def max_asymmetry(dtype: Any) -> float:
-    """Relative asymmetry of a Jacobian that is refused in this dtype: `MAX_ASYMMETRY` in float64, 2e-4 in float32.
-
-    It grows like the square root of rounding: halfway, on a logarithmic scale, between rounding and one.
-    """
-    return MAX_ASYMMETRY * math.sqrt(coarser(dtype))
+    """Relative asymmetry of a Jacobian that is refused in this dtype: `MAX_ASYMMETRY` in float64, 2e-4 in float32."""
+    return threshold_in(dtype, MAX_ASYMMETRY)
 
 
 def asymmetry(terms: AbstractTerm, t: Any, y: State, args: PyTree, key: Array | None = None) -> Float[Array, ""]:
