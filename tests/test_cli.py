@@ -10,10 +10,10 @@ from saddleflow import cli
 
 def test_flow_on_a_random_task(tmp_path, run_cli):
     out = tmp_path / "run.nc"
-    arguments = ["flow", "--shape", "3x4", "--rank", "1", "--width", "6", "--t1", "2", "--out", out]
+    arguments = ["flow", "--shape", "4x4", "--rank", "2", "--observed", ".75", "--width", "6", "--t1", "2", "--out", out]
     code, text, _ = run_cli(*arguments)
     assert code == 0
-    assert "MatrixCompletion 3x4" in text
+    assert "MatrixCompletion 4x4, depth 3, width 6" in text
     assert {p.name for p in tmp_path.iterdir()} == {"run.nc", "run.png", "run.pdf"}
     assert sf.load(out).stop_reason == "t1"
     code, _, error = run_cli(*arguments)
@@ -63,7 +63,7 @@ def test_flow_fills_the_gaps_of_a_matrix(tmp_path, run_cli):
         (["flow", "--alpha", "0"], "`alpha` must be finite and nonzero"),
         (["flow", "--data", "none.csv"], "there is no file 'none.csv'"),
         (["flow", "--out", "nowhere/run.nc"], "lie in an existing folder"),
-        (["figure", "1", "rtol=2"], "`rtol` must lie"),
+        (["figure", "2", "rtol=2"], "`rtol` must lie"),
         (["figure", "7"], "`number` must be one of 1"),
         (["figure", "1", "widht=3"], "`settings` must be name=value with a name of ['depth'"),
         (["figure", "4", "width=ten"], "`width` must read as int"),

@@ -1,3 +1,4 @@
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +12,13 @@ KEY = jax.random.key(0)
 
 @pytest.mark.parametrize("name", ["completion", "mse", "teacher", "huber"])
 def test_gradient_is_the_derivative(name):
+    @eqx.filter_jit
+    def both(cost, matrix):
+        return cost.gradient(matrix), jax.grad(lambda a: cost(a))(matrix)
+
     cost = costs()[name]
-    matrix = jax.random.normal(jax.random.key(9), cost.shape)
-    expected = jax.grad(lambda a: cost(a))(matrix)
-    np.testing.assert_allclose(cost.gradient(matrix), expected, rtol=1e-12, atol=1e-14)
+    ours, expected = both(cost, jax.random.normal(jax.random.key(9), cost.shape))
+    np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["completion", "mse", "teacher", "huber"])
@@ -42,19 +46,20 @@ def test_completion_random_has_the_rank_and_share():
 
 
 def test_random_tasks_vmap():
-    tasks = jax.vmap(lambda key: sf.MatrixCompletion.random(key, shape=(3, 3), rank=1))(jax.random.split(KEY, 5))
-    values = jax.vmap(lambda task: task(jnp.zeros((3, 3))))(tasks)
+    def value(key):
+        return sf.MatrixCompletion.random(key, shape=(3, 3), rank=1)(jnp.zeros((3, 3)))
+
+    values = jax.jit(jax.vmap(value))(jax.random.split(KEY, 5))
     lone = sf.MatrixCompletion.random(jax.random.split(KEY, 5)[3], shape=(3, 3), rank=1)
     assert float(values[3]) == pytest.approx(float(lone(jnp.zeros((3, 3)))), rel=1e-12)
 
 
 @pytest.mark.parametrize("samples", [2, 3, 500])
 def test_mean_squared_error_equals_the_sum_over_samples(samples):
-    inputs = jax.random.normal(jax.random.key(1), (3, samples))
-    outputs = jax.random.normal(jax.random.key(2), (4, samples))
-    matrix = jax.random.normal(jax.random.key(3), (4, 3))
-    expected = jnp.sum((matrix @ inputs - outputs) ** 2) / samples
-    assert float(sf.MeanSquaredError(inputs, outputs)(matrix)) == pytest.approx(float(expected), rel=1e-12)
+    draw = np.random.default_rng(samples).standard_normal
+    inputs, outputs, matrix = draw((3, samples)), draw((4, samples)), draw((4, 3))
+    expected = np.sum((matrix @ inputs - outputs) ** 2) / samples
+    assert float(sf.MeanSquaredError(inputs, outputs)(matrix)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_teacher_is_the_squared_distance():

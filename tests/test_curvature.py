@@ -1,3 +1,4 @@
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,29 +14,37 @@ MATRIX = NETWORK.end_to_end()
 
 @pytest.mark.parametrize("name", ["completion", "mse", "teacher", "huber"])
 def test_root_squares_to_the_hessian(name):
+    @eqx.filter_jit
+    def compute(cost, direction):
+        curvature = cost.curvature(MATRIX)
+        values = curvature.root(direction)
+        back = curvature.adjoint(values)
+        expected = jax.jvp(cost.gradient, (MATRIX,), (direction,))[1]
+        return back, expected, values @ curvature.root(MATRIX), jnp.sum(back * MATRIX)
+
     cost = costs()[name]
-    curvature = cost.curvature(MATRIX)
-    direction = jax.random.normal(jax.random.key(2), cost.shape)
-    expected = jax.jvp(cost.gradient, (MATRIX,), (direction,))[1]
-    np.testing.assert_allclose(curvature.adjoint(curvature.root(direction)), expected, atol=1e-12)
-    values = curvature.root(direction)
-    assert float(values @ curvature.root(MATRIX)) == pytest.approx(
-        float(jnp.sum(curvature.adjoint(values) * MATRIX)), rel=1e-12
-    )
+    back, expected, one, other = compute(cost, jax.random.normal(jax.random.key(2), cost.shape))
+    np.testing.assert_allclose(back, expected, atol=1e-12)
+    assert float(one) == pytest.approx(float(other), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["completion", "few entries", "most entries", "mse", "teacher", "huber"])
 def test_gram_is_the_kernel_of_the_residuals(name):
+    @eqx.filter_jit
+    def compute(cost):
+        curvature = cost.curvature(MATRIX)
+        left, right = geometry.partial_products(NETWORK)
+        gram = curvature.gram(tuple(m @ m.T for m in left), tuple(n.T @ n for n in right))
+        apply = lambda u: curvature.root(sf.neural_tangent_kernel(NETWORK, curvature.adjoint(u)))  # noqa: E731
+        return gram, jax.vmap(apply)(jnp.eye(len(gram))).T
+
     tasks = costs()
     for share, observed in (("few", 0.4), ("most", 0.9)):
         tasks[f"{share} entries"] = sf.MatrixCompletion.random(
             jax.random.key(4), shape=(4, 3), rank=1, observed=observed
         )
-    curvature = tasks[name].curvature(MATRIX)
-    left, right = geometry.partial_products(NETWORK)
-    gram = curvature.gram(tuple(m @ m.T for m in left), tuple(n.T @ n for n in right))
-    apply = lambda u: curvature.root(sf.neural_tangent_kernel(NETWORK, curvature.adjoint(u)))  # noqa: E731
-    np.testing.assert_allclose(gram, jax.vmap(apply)(jnp.eye(len(gram))).T, atol=1e-12)
+    gram, expected = compute(tasks[name])
+    np.testing.assert_allclose(gram, expected, atol=1e-12)
 
 
 def test_traced_masks_bound_the_residuals():
@@ -44,7 +53,7 @@ def test_traced_masks_bound_the_residuals():
         curvature = task.curvature(MATRIX)
         return curvature.adjoint(curvature.root(MATRIX)), jax.jvp(task.gradient, (MATRIX,), (MATRIX,))[1]
 
-    ours, expected = jax.vmap(gram_trace)(jax.random.split(jax.random.key(0), 3))
+    ours, expected = jax.jit(jax.vmap(gram_trace))(jax.random.split(jax.random.key(0), 3))
     np.testing.assert_allclose(ours, expected, atol=1e-13)
 
 

@@ -1,3 +1,4 @@
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,20 +39,26 @@ def test_learned_and_unlearned_directions_do_not_share_entries():
 
 @pytest.mark.parametrize("name", ["completion", "mse", "huber"])
 def test_a_framed_cost_is_the_cost(name):
-    cost = costs()[name]
-    graded, frame, _ = grade(NETWORK, Frame.of(NETWORK))
-    framed = FramedCost(cost, frame)
-    matrix = graded.end_to_end()
-    assert float(framed(matrix)) == pytest.approx(float(cost(NETWORK.end_to_end())), rel=1e-12)
-    np.testing.assert_allclose(framed.gradient(matrix), jax.grad(framed.__call__)(matrix), atol=1e-12)
-    ours, theirs = sf.gradient(framed, graded), sf.gradient(cost, NETWORK)
-    for a, b in zip(frame.undo(ours).layers, theirs.layers, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-12)
-    left, right = geometry.partial_products(graded)
-    curvature = framed.curvature(matrix)
-    gram = curvature.gram(tuple(m @ m.T for m in left), tuple(n.T @ n for n in right))
-    column = curvature.root(sf.neural_tangent_kernel(graded, curvature.adjoint(jnp.eye(len(gram))[1])))
-    np.testing.assert_allclose(gram[:, 1], column, atol=1e-12)
+    @eqx.filter_jit
+    def compute(cost):
+        """Pairs that must be equal."""
+        graded, frame, _ = grade(NETWORK, Frame.of(NETWORK))
+        framed = FramedCost(cost, frame)
+        matrix = graded.end_to_end()
+        left, right = geometry.partial_products(graded)
+        curvature = framed.curvature(matrix)
+        gram = curvature.gram(tuple(m @ m.T for m in left), tuple(n.T @ n for n in right))
+        column = curvature.root(sf.neural_tangent_kernel(graded, curvature.adjoint(jnp.eye(len(gram))[1])))
+        gradients = frame.undo(sf.gradient(framed, graded)), sf.gradient(cost, NETWORK)
+        return [
+            (framed(matrix), cost(NETWORK.end_to_end())),
+            (framed.gradient(matrix), jax.grad(framed.__call__)(matrix)),
+            (gram[:, 1], column),
+            *zip(*(gradient.layers for gradient in gradients), strict=True),
+        ]
+
+    for one, other in compute(costs()[name]):
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
 def plateaus(depth, width, alpha, seed=0):

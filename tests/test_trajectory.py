@@ -1,5 +1,6 @@
 import json
 
+import diffrax
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
@@ -88,7 +89,7 @@ def test_card_says_what_happened(trajectory):
 
 
 def test_plot_draws_what_was_computed(trajectory):
-    figure = trajectory.plot(clock="log t")
+    figure = trajectory.plot(axis="log t")
     top, bottom = figure.axes
     np.testing.assert_array_equal(top.lines[0].get_ydata(), trajectory.train_cost)
     np.testing.assert_array_equal(top.lines[1].get_ydata(), trajectory.test_cost)
@@ -100,7 +101,7 @@ def test_plot_draws_what_was_computed(trajectory):
 def test_without_test_set():
     cost = sf.MeanSquaredError.teacher(np.eye(2))
     start = sf.gaussian(jax.random.key(2), depth=2, width=3, shape=(2, 2), gamma=1.0)
-    trajectory = sf.gradient_flow(cost, start, rtol=1e-4, t1=1.0)
+    trajectory = sf.gradient_flow(cost, start, rtol=1e-4, t1=1.0, solver=diffrax.Tsit5())
     assert trajectory.test_cost is None
     assert "test" not in repr(trajectory)
     assert "test_cost" not in trajectory.to_xarray()
