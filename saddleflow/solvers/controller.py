@@ -74,7 +74,20 @@ def amplification(
 def amplified(
     error: PyTree, y0: PyTree, y1: PyTree, rtol: Any, atol: Any, quantity_error: RelativeError | None
 ) -> PyTree:
-    """The error, raised by its `amplification`."""
+    """The error of a step, raised by what it does to a quantity of the state.
+
+    Args:
+        error: of every entry of y1, a pytree like the state.
+        y0: the state before the step.
+        y1: the state after it.
+        rtol: relative tolerance.
+        atol: absolute tolerance, one number or a pytree like the state.
+        quantity_error: `(y0, y1, error) -> relative error` of the quantity; None: the error is returned as it is.
+
+    Returns:
+        The error times a factor of at least one, so that its size, in units of the tolerance, is at least the
+        quantity's relative error over ten `rtol`.
+    """
     if quantity_error is None:
         return error
     factor = amplification(scaled_size(y0, y1, error, rtol, atol), error, y0, y1, rtol, quantity_error)
@@ -94,7 +107,20 @@ class PredictiveController(AbstractAdaptiveStepSizeController):
 
     With `k` the order of the error estimate, the elementary choice is `h (1/e)^(1/k)`; the predictive one
     multiplies it by `(h/h_prev) (e_prev/e)^(1/k)`. The smaller is taken (Hairer and Wanner II, section IV.8).
-    `atol` is one number, or a pytree like the state with a tolerance for every entry.
+
+        controller = PredictiveController(rtol=1e-6, atol=1e-8)
+        diffrax.diffeqsolve(term, diffrax.Tsit5(), 0.0, 1.0, None, y0, stepsize_controller=controller)
+
+    Args:
+        rtol: relative tolerance, one number.
+        atol: absolute tolerance, one number, or a pytree like the state with one for every entry.
+        norm: of the error of all entries in units of their tolerances; a step whose norm is below one is kept.
+        safety: share of the step size that is expected to just meet the tolerance, between 0 and 1.
+        factormin: least factor from one step size to the next, between 0 and 1.
+        factormax: largest one, above 1.
+
+    Raises:
+        ValueError: an argument out of its range.
     """
 
     rtol: Any

@@ -84,8 +84,14 @@ class PlainModel(LocalModel):
 class Plain(eqx.Module):
     """Builds a `PlainModel` at each step.
 
-    `preconditioner(t, y, args)` may return `prepare`, with `prepare(shift)` returning `apply`, and
-    `apply(v)` a symmetric positive approximation of `(I - shift J)^-1 v`.
+        def diagonal(t, y, args):
+            return lambda shift: lambda v: v / (1 + shift * rates)
+
+        solver = Rosenbrock(rtol=1e-6, atol=1e-8, local_model=Plain(diagonal))
+
+    Args:
+        preconditioner: `(t, y, args) -> prepare`, or None where there is none; `prepare(shift)` returns `apply`, and
+            `apply(v)` a symmetric positive approximation of `(I - shift J)^-1 v`, v a pytree like the state.
     """
 
     preconditioner: Callable[[Any, Any, Any], Callable[[Any], Callable[[Any], Any]] | None] | None = None
@@ -111,6 +117,13 @@ def asymmetry(terms: AbstractTerm, t: Any, y: State, args: PyTree, key: Array | 
 
     Rounding size (in float64 1e-12 or less) for a gradient system; of order `1/sqrt(dim)` when `J` has a rotating
     part of its own size. Two Jacobian products.
+
+    Args:
+        terms: the vector field, as `diffrax.ODETerm`.
+        t: time.
+        y: the state where the Jacobian is taken.
+        args: of the vector field.
+        key: of the two vectors; None: the same ones at every call.
     """
     key = jax.random.key(0) if key is None else key
     flat, unravel = ravel_pytree(y)

@@ -63,6 +63,9 @@ class Rosenbrock(CountingSolver):
     under `jax.vmap`, with events and dense output, and in forward mode (`diffrax.ForwardMode`); for reverse mode
     set `scan_kind` to "bounded", and keep `max_products` and the number of steps small.
 
+        solver, controller = Rosenbrock(rtol=1e-6, atol=1e-8), PredictiveController(rtol=1e-6, atol=1e-8)
+        diffrax.diffeqsolve(term, solver, 0.0, 1.0, 1e-3, y0, stepsize_controller=controller)
+
     Args:
         rtol: the step controller's relative tolerance, a scalar (a traced one too). Stages are solved in its
             error norm, root mean square of entries over `atol + rtol |y|`. Left out, `gradient_flow` fills it in.
@@ -80,7 +83,9 @@ class Rosenbrock(CountingSolver):
         tableau: `RODAS4` (default), `RODAS4P` (little order reduction) or `RODAS5P`.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument out of its range; at the start of a solve, no tolerances, or a state whose leaves are
+            not of one floating-point dtype.
+        RuntimeError: at the start of a solve, a Jacobian that is not symmetric.
     """
 
     rtol: Any = None

@@ -117,8 +117,15 @@ class Switching(CountingSolver):
 
     Under `jax.vmap` every lane pays for both methods at every step.
 
+        solver, controller = Switching(Rosenbrock(rtol=1e-6, atol=1e-8)), PredictiveController(rtol=1e-6, atol=1e-8)
+        diffrax.diffeqsolve(term, solver, 0.0, 1.0, 1e-3, y0, stepsize_controller=controller)
+
     Args:
         stiff: the linearly implicit method; its tolerances are the controller's.
+
+    Raises:
+        ValueError: as `Rosenbrock`, at the start of a solve.
+        RuntimeError: likewise.
     """
 
     stiff: Rosenbrock = Rosenbrock()

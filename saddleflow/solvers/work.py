@@ -12,8 +12,9 @@ from jaxtyping import Array, Int
 class Work(eqx.Module):
     """What a solve has cost, counted in the solver's state.
 
-    diffrax drops the state of a rejected step, so there it counts accepted steps only; `saddleflow.flow.loop`
-    keeps it (`CountingSolver.rejected_state`). A time derivative, where the vector field has one, is not counted.
+    diffrax drops the state of a rejected step, so there it counts accepted steps only. Another loop can keep it
+    (`CountingSolver.rejected_state`), as that of `saddleflow.gradient_flow` does. A time derivative, where the vector
+    field has one, is not counted.
     """
 
     vector_fields: Int[Array, ""]
