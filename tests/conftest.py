@@ -33,8 +33,41 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-
+# A third of the memory maps that Linux allows a process: one module's programs have not held as many again.
 MANY_MAPS = 20_000
+
+# Whole files, or single tests: something of every subject, in about a minute. `pytest -m quick` runs them.
+QUICK = (
+    "test_api.py",
+    "test_clock.py",
+    "test_costs.py::",
+    "test_curvature.py",
+    "test_exact.py::test_two_layer_modes",
+    "test_flow.py::test_converges_with_a_certificate",
+    "test_flow.py::test_invariants",
+    "test_flow.py::test_named_ends",
+    "test_greedy.py::test_diagonal_targets_are_learned_mode_by_mode",
+    "test_network.py",
+    "test_package.py::test_an_import_starts_nothing",
+    "test_reading.py",
+    "test_reduction.py::test_two_layers_reduce_exactly",
+    "test_saddles.py::test_visits_of_a_run_and_what_is_behind_them",
+    "test_sweep.py::test_dims_are_the_keywords_that_are_sequences",
+    "test_sweep.py::test_a_lane_is_its_lone_run",
+    "test_symmetry.py",
+    "test_trajectory.py::test_saving_and_loading_keeps_everything",
+    "solvers/test_krylov.py",
+    "solvers/test_switching.py::test_lanes_equal_lone_runs",
+    "theory/test_modes.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the quick selection."""
+    for item in items:
+        name = item.nodeid.removeprefix("tests/")
+        if name.startswith(QUICK) and item.get_closest_marker("slow") is None:
+            item.add_marker("quick")
 
 
 @pytest.fixture(scope="module", autouse=True)

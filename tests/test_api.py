@@ -27,7 +27,7 @@ def test_integrate_is_the_flow_as_a_pure_function(small_cost):
     assert batch.time.shape == (3, 64)
     for number, key in enumerate(keys):
         alone = sf.gradient_flow(small_cost, start(key), rtol=rtol)
-        together = jax.tree.map(lambda x, number=number: np.asarray(x)[number], batch)
+        together = jax.tree.map(lambda x, number=number: x[number], batch)
         rows = int(together.num_rows)
         scale = np.abs(alone.end_to_end).max()
         assert sf.StopReason(int(together.stop_reason)).name == alone.stop_reason == "converged"
@@ -47,7 +47,9 @@ def test_gradient_flow_in_a_trace_says_what_to_call(small_cost, small_network):
 
 @pytest.mark.parametrize("function", [sf.gradient_flow, sf.integrate])
 def test_an_unknown_keyword_is_answered_with_the_nearest(function, small_cost, small_network):
-    with pytest.raises(TypeError, match=rf"`save_att` is no argument of {function.__name__}. Did you mean `save_at`?"):
+    with pytest.raises(
+        TypeError, match=rf"`save_att` is no argument of {function.__name__}. Did you mean `save_at`?"
+    ):
         function(small_cost, small_network, save_att=[1.0])
     with pytest.raises(TypeError, match="Known: cost, network, rtol"):
         function(small_cost, small_network, xyzzy=1)
@@ -96,9 +98,7 @@ def test_draws_are_those_of_jax_random():
             expected = jax.random.normal(part, shape, float)
             np.testing.assert_array_equal(one, expected)
             np.testing.assert_allclose(two, expected, rtol=1e-15, atol=0)
-    np.testing.assert_array_equal(
-        permutation(key, 2, 100), jax.random.permutation(jax.random.split(key, 3)[2], 100)
-    )
+    np.testing.assert_array_equal(permutation(key, 2, 100), jax.random.permutation(jax.random.split(key, 3)[2], 100))
 
 
 def test_a_task_and_a_start_compile_few_programs(compilations):

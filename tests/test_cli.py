@@ -10,7 +10,8 @@ from saddleflow import cli
 
 def test_flow_on_a_random_task(tmp_path, run_cli):
     out = tmp_path / "run.nc"
-    arguments = ["flow", "--shape", "4x4", "--rank", "2", "--observed", ".75", "--width", "6", "--t1", "2", "--out", out]
+    task = ["--shape", "4x4", "--rank", "2", "--observed", ".75"]
+    arguments = ["flow", *task, "--width", "6", "--t1", "2", "--out", out]
     code, text, _ = run_cli(*arguments)
     assert code == 0
     assert "MatrixCompletion 4x4, depth 3, width 6" in text

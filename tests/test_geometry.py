@@ -64,7 +64,7 @@ def test_kernel_gives_the_flow_of_the_matrix():
 
 
 def test_kernel_of_a_wide_start_is_a_multiple_of_the_identity():
-    """L (w sigma^2)^(L-1) Id at a wide Gaussian start (theory notes, section 1)."""
+    """L (w sigma^2)^(L-1) Id at a wide Gaussian start (docs/theory.md, section 1)."""
     depth, width = 3, 2000
     network = sf.gaussian(jax.random.key(0), depth=depth, width=width, shape=(3, 3), gamma=1.0)
     matrix = jax.random.normal(jax.random.key(1), (3, 3))
