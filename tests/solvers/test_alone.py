@@ -13,7 +13,7 @@ import pytest
 from saddleflow import solvers
 
 PACKAGE = Path(solvers.__file__).parent
-PROJECT = PACKAGE.parents[1]
+PROJECT = Path(__file__).parents[2]
 
 
 def test_nothing_else_of_saddleflow_is_imported():
