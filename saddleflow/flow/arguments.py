@@ -20,12 +20,12 @@ from saddleflow._backend.checks import (
 )
 from saddleflow.flow import observables as obs
 from saddleflow.flow.graded import is_tiny
-from saddleflow.flow.jacobian import flow_jacobian
+from saddleflow.flow.jacobian import flow_jacobian, residual_newton
 from saddleflow.flow.state import Method, Settings
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
-from saddleflow.solvers import MAX_ASYMMETRY, CountingSolver, Rosenbrock, Switching, asymmetry
+from saddleflow.solvers import MAX_ASYMMETRY, NDF, CountingSolver, Rosenbrock, Switching, asymmetry
 
 # The error of an entry is weighed against max(|entry|, this share of the start's rms entry): relative to what
 # the start holds, at every initialisation scale.
@@ -33,6 +33,9 @@ START_SHARE = 0.2
 
 # The stiff method as it fits networks.
 STIFF = Rosenbrock(local_model=flow_jacobian, check_symmetry=False)
+
+# The method of long tails.
+TAIL = NDF(residual_newton)
 
 # Networks kept near saddles hold this many numbers at most (but four networks always).
 MAX_DIP_NUMBERS = 10_000_000
@@ -143,9 +146,20 @@ def settings_of(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) ->
     )
 
 
-def method_of(options: FlowOptions, graded: bool, num_dips: int = 0) -> Method:
-    """The part of a run that is compiled in; `num_dips` networks at most are kept, for `Trajectory.saddles`."""
+def method_of(options: FlowOptions, cost: Cost, graded: bool, num_dips: int = 0, tails: bool = True) -> Method:
+    """The part of a run that is compiled in.
+
+    Args:
+        options: of the run.
+        cost: its cost.
+        graded: in graded coordinates.
+        num_dips: networks kept at most, for `Trajectory.saddles`.
+        tails: compile the steps of tails in, too.
+    """
     solver = options.solver
+    # a chosen solver takes all steps; the tail's needs the residuals
+    has_residuals = eqx.filter_eval_shape(cost.curvature, jnp.zeros(cost.shape)) is not None
+    tail_solver = TAIL if solver is None and has_residuals else None
     if solver is None:
         # Graded coordinates are the stiff method's: a plateau among rounding is no place to be explicit.
         solver = STIFF if graded else Switching(STIFF)
@@ -159,6 +173,8 @@ def method_of(options: FlowOptions, graded: bool, num_dips: int = 0) -> Method:
         capacity=options.max_saves,
         saves_per_step=options.saves_per_step,
         num_dips=num_dips,
+        tail_solver=tail_solver,
+        tails=tails and tail_solver is not None,
     )
 
 

@@ -56,6 +56,11 @@ class Frame(eqx.Module):
         sizes = (network.shape[1], *network.hidden_widths, network.shape[0])
         return cls(tuple(jnp.eye(size) for size in sizes))
 
+    def apply(self, network: DeepLinearNetwork) -> DeepLinearNetwork:
+        """A network, turned into the frame."""
+        ends = zip(self.rotations, network.layers, self.rotations[1:], strict=False)
+        return DeepLinearNetwork(above @ layer @ below.T for below, layer, above in ends)
+
     def undo(self, network: DeepLinearNetwork) -> DeepLinearNetwork:
         """A network in the frame, back in the coordinates of the start."""
         ends = zip(self.rotations, network.layers, self.rotations[1:], strict=False)
@@ -109,10 +114,8 @@ def resolution(
     unlearned = jnp.exp(sizes[jnp.argmax(gaps) + 1]) if count > 1 else jnp.inf
     left, right = geometry.partial_products(network)
     matrix = left[0] @ network.layers[0]
-    gradient, curved = jax.jvp(cost.gradient, (matrix,), (matrix,))
-    stiffness = sum(jnp.sum(m**2) * jnp.sum(n**2) for m, n in zip(left, right, strict=True))
-    largest = stiffness * jnp.linalg.norm(curved) / jnp.linalg.norm(matrix)
-    rate = jnp.linalg.norm(gradient) * unlearned ** (network.depth - 2)
+    largest = geometry.stiffness(cost, network)
+    rate = jnp.linalg.norm(cost.gradient(matrix)) * unlearned ** (network.depth - 2)
     rounding = EPSILON * largest
     at_rest = jnp.any(gaps > 0) & (rounding * step_size > REST)
     strained = jnp.where(at_rest & (rounding > rate), strained + 1, 0)
@@ -162,6 +165,10 @@ class FramedCurvature(Curvature):
     def adjoint(self, values: Float[Array, " m"]) -> Float[Array, "n_out n_in"]:
         """`R^T u`, turned into the frame."""
         return self.frame.rotations[-1] @ self.curvature.adjoint(values) @ self.frame.rotations[0].T
+
+    def coefficients(self, matrix: Matrix) -> Float[Array, " m"]:
+        """Those of the matrix turned back."""
+        return self.curvature.coefficients(self.frame.undo_matrix(matrix))
 
     def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
         """The Gram matrix, the same in every frame."""

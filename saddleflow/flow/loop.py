@@ -6,6 +6,7 @@ difference of large times. diffrax supplies solver and controller; the loop is o
 and go on at any step (wall-clock budgets, meters, lanes) and diffrax saves h nowhere.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
+from optimistix import rms_norm
 
 from saddleflow.flow.clock import Clock
 from saddleflow.flow.dips import Dips
@@ -22,7 +24,7 @@ from saddleflow.flow.state import FlowState, Method, Row, Settings, StopReason
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
-from saddleflow.solvers import CountingSolver, PredictiveController, amplified
+from saddleflow.solvers import NDF, CountingSolver, NDFState, PredictiveController, amplified
 
 # This many rejections in a row shrink h by at least 1e-20: nothing but underflow or NaN does that.
 MAX_CONSECUTIVE_REJECTIONS = 60
@@ -39,6 +41,15 @@ STEP_SHARE = 0.1
 # Before an escape of five layers or more steps shrink by a factor that scatters: smaller ones save more in rejections
 # than they cost (L = 5 from alpha = 1e-4: 20 % rejected at the usual .9, 16 % at .8; fewer evaluations in all).
 DEEP_SAFETY = 0.8
+
+# On a tail the solver steps on and on, each step stiff and a short move: shorter, in units of its entries, than this
+# times rtol^(1/4), which is what a fourth-order method takes elsewhere (seen there: 29 such steps in a row at most, and
+# few of them so stiff; on tails hundreds).
+SHORT_MOVE, STIFF, PATIENCE = 0.25, 1e3, 16
+# The tail solver begins at order one, with so much of the last step, and gives up after so many rejections in a row.
+FIRST_SHARE, MAX_FAILURES = 0.1, 8
+# Then it is not asked again for so many steps.
+REST = 64
 
 # In graded coordinates the spaces are turned anew after this many steps, accepted or not.
 REGRADE = 50
@@ -82,6 +93,10 @@ def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Me
         num_rejected=jnp.zeros((), int),
         consecutive_rejections=jnp.zeros((), int),
         met_non_finite=jnp.zeros((), bool),
+        calm=jnp.zeros((), int),
+        on_tail=jnp.zeros((), bool),
+        jumped=jnp.zeros((), bool),
+        tail_state=None,
         strained=jnp.zeros((), int),
         reason=reason,
         rows=rows,
@@ -98,6 +113,8 @@ def advance(state: FlowState, cost: Cost, settings: Settings, method: Method, nu
     """
     if settings.save_at is None:
         state = jax.lax.cond(_has_room(state, method), lambda s: s, _thin, state)
+    if method.tails and state.tail_state is None:
+        state = replace(state, tail_state=_no_past(state, cost, method))
     dynamic, static = eqx.partition(state, eqx.is_array)
 
     def running(carry):
@@ -105,28 +122,89 @@ def advance(state: FlowState, cost: Cost, settings: Settings, method: Method, nu
         go_on = (taken < num_steps) & (dynamic.reason == StopReason.running)
         return go_on if settings.save_at is not None else go_on & _has_room(dynamic, method)
 
-    def step(carry):
-        taken, dynamic = carry
-        after = _step(eqx.combine(dynamic, static), cost, settings, method)
-        return taken + 1, eqx.filter(after, eqx.is_array)
+    def steps(on_tail, take):
+        """A loop of steps while it is the turn of one of the solvers."""
 
-    def due(carry):
-        _, dynamic = carry
-        return (dynamic.num_accepted + dynamic.num_rejected) % REGRADE == 0
+        def turn(carry):
+            return running(carry) & (carry[1].on_tail == on_tail)
 
-    def round_of_steps(carry):
-        # One step at least, then up to the next regrading: counted in the lane's own steps, so that neither
-        # bursts nor neighbours matter; and outside the inner loop, where a vmap cannot turn it into every step's.
-        taken, dynamic = carry
-        regrade = partial(_regrade, cost=cost)
-        graded = jax.lax.cond(due(carry), regrade, lambda s: s, eqx.combine(dynamic, static))
-        carry = (taken, eqx.filter(graded, eqx.is_array))
-        carry = jax.lax.cond(running(carry), step, lambda c: c, carry)
-        return jax.lax.while_loop(lambda c: running(c) & ~due(c), step, carry)
+        def step(carry):
+            taken, dynamic = carry
+            after = take(eqx.combine(dynamic, static), cost, settings, method)
+            return taken + 1, eqx.filter(after, eqx.is_array)
 
-    body = round_of_steps if method.graded else step
-    _, dynamic = jax.lax.while_loop(running, body, (jnp.zeros((), int), dynamic))
+        def due(carry):
+            _, dynamic = carry
+            return (dynamic.num_accepted + dynamic.num_rejected) % REGRADE == 0
+
+        def round_of_steps(carry):
+            # One step at least, then up to the next regrading: counted in the lane's own steps, so that neither
+            # bursts nor neighbours matter; and outside the inner loop, where a vmap cannot turn it into every step's.
+            taken, dynamic = carry
+            regrade = partial(_regrade, cost=cost)
+            graded = jax.lax.cond(due(carry), regrade, lambda s: s, eqx.combine(dynamic, static))
+            carry = (taken, eqx.filter(graded, eqx.is_array))
+            carry = jax.lax.cond(turn(carry), step, lambda c: c, carry)
+            return jax.lax.while_loop(lambda c: turn(c) & ~due(c), step, carry)
+
+        body = round_of_steps if method.graded else step
+        return lambda carry: jax.lax.while_loop(turn, body, carry)
+
+    plain, carry = steps(False, _plain_step), (jnp.zeros((), int), dynamic)
+    if method.tails:
+        tail = steps(True, _tail_step)
+        _, dynamic = jax.lax.while_loop(running, lambda carry: tail(plain(carry)), carry)
+    else:
+        _, dynamic = plain(carry)
     return eqx.combine(dynamic, static)
+
+
+def _plain_step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> FlowState:
+    """A step of the method's own solver; the tail solver's turn comes where many in a row were short and stiff."""
+    after = _step(state, cost, settings, method)
+    if method.tail_solver is None:
+        return after
+    keep = after.num_accepted > state.num_accepted
+    short = keep & (_mean_change(after.network, state.network, settings) < SHORT_MOVE * settings.rtol**0.25)
+    framed = cost if state.frame is None else FramedCost(cost, state.frame)
+    stiff = jax.lax.cond(
+        short,
+        lambda: jnp.minimum(state.step_size, settings.t1) * geometry.stiffness(framed, after.network) > STIFF,
+        lambda: jnp.asarray(False),
+    )
+    calm = jnp.where(keep, jnp.where(stiff, state.calm + 1, jnp.minimum(state.calm, 0)), state.calm)
+    calm = jnp.where(keep & (state.calm < 0), state.calm + 1, calm)
+    on_tail = calm >= PATIENCE
+    step_size = jnp.where(on_tail, FIRST_SHARE * after.step_size, after.step_size)
+    return replace(after, calm=jnp.where(on_tail, 0, calm), on_tail=on_tail, step_size=step_size)
+
+
+def _tail_step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> FlowState:
+    """A step of the tail solver, which begins where it has no past, and leaves off after many rejections."""
+    assert method.tail_solver is not None and state.tail_state is not None
+    begin = partial(_no_past, state, cost, method)
+    past = jax.lax.cond(state.tail_state.order == 0, begin, lambda: state.tail_state)
+    past = replace(past, order=jnp.maximum(past.order, 1), work=state.tail_state.work)
+    tail_method = replace(method, solver=method.tail_solver)
+    after = _step(replace(state, solver_state=past), cost, settings, tail_method)
+    past = after.solver_state
+    on_tail = past.failures < MAX_FAILURES
+    return replace(
+        after,
+        solver_state=state.solver_state,
+        tail_state=replace(past, order=jnp.where(on_tail, past.order, 0)),
+        calm=jnp.where(on_tail, 0, -REST),
+        on_tail=on_tail,
+        jumped=jnp.asarray(True),
+    )
+
+
+def _no_past(state: FlowState, cost: Cost, method: Method) -> NDFState:
+    """The tail solver's state at a network: of order zero, which says so."""
+    assert method.tail_solver is not None
+    cost = cost if state.frame is None else FramedCost(cost, state.frame)
+    past = method.tail_solver.init(_TERM, jnp.zeros(()), state.step_size, state.network, cost)
+    return replace(past, order=jnp.zeros_like(past.order))
 
 
 def _regrade(state: FlowState, cost: Cost) -> FlowState:
@@ -135,8 +213,12 @@ def _regrade(state: FlowState, cost: Cost) -> FlowState:
     network, frame, spectra = grade(state.network, state.frame)
     strained, lost = resolution(framed, state.network, spectra, state.step_size, state.strained)
     reason = jnp.where(lost & (state.reason == StopReason.running), StopReason.below_resolution, state.reason)
-    after = network, frame, strained, reason
-    return eqx.tree_at(lambda s: (s.network, s.frame, s.strained, s.reason), state, after)
+    past = state.tail_state
+    if past is not None:
+        turns = [new @ old.T for new, old in zip(frame.rotations, state.frame.rotations, strict=True)]
+        turned = jax.vmap(Frame(tuple(turns)).apply)(past.differences)
+        past = replace(past, differences=jax.tree.map(lambda d, w: d.at[0].set(w), turned, network))
+    return replace(state, network=network, frame=frame, tail_state=past, strained=strained, reason=reason)
 
 
 def observe(cost: Cost, network: DeepLinearNetwork, clock: Clock, method: Method, gradient_norm: Any = None) -> Row:
@@ -218,6 +300,10 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
         num_rejected=num_rejected,
         consecutive_rejections=rejections,
         met_non_finite=met_non_finite,
+        calm=state.calm,
+        on_tail=state.on_tail,
+        jumped=state.jumped & ~keep,
+        tail_state=state.tail_state,
         strained=state.strained,
         reason=reason,
         rows=rows,
@@ -231,7 +317,7 @@ def _attempt(state: FlowState, h: Float[Array, ""], cost: Cost, settings: Settin
     solver, controller = _numerics(method, settings, state.network)
     zero = jnp.zeros(())
     candidate, error, dense_info, solver_state, _ = solver.step(
-        _TERM, zero, h, state.network, cost, state.solver_state, False
+        _TERM, zero, h, state.network, cost, state.solver_state, state.jumped
     )
     matrix = candidate.end_to_end()
     finite = _all_finite(candidate) & jnp.isfinite(cost(matrix))
@@ -368,7 +454,9 @@ def _numerics(method: Method, settings: Settings, network: DeepLinearNetwork):
             atol = jax.tree.map(lambda layer: settings.atol + noise(layer), network)
         deep = method.graded and network.depth > 4
         safety = DEEP_SAFETY if deep else PredictiveController.safety
-        controller = PredictiveController(rtol=settings.rtol, atol=atol, safety=safety)
+        predicts = not isinstance(solver, NDF)
+        safety = safety if predicts else PredictiveController.safety
+        controller = PredictiveController(rtol=settings.rtol, atol=atol, safety=safety, predicts=predicts)
         # in graded coordinates entries are held to their own sizes, and A with them
         quantity_error = None if method.graded else geometry.end_to_end_error
         return solver.with_tolerances(settings.rtol, atol, quantity_error), controller
@@ -391,6 +479,12 @@ def _numerics(method: Method, settings: Settings, network: DeepLinearNetwork):
 
 def _order(solver: diffrax.AbstractAdaptiveSolver) -> Any:
     return solver.error_order(_TERM)
+
+
+def _mean_change(new: DeepLinearNetwork, old: DeepLinearNetwork, settings: Settings) -> Float[Array, ""]:
+    """Root mean square of the entries' changes, each relative to its size or the start's share of it."""
+    floor = settings.atol / settings.rtol
+    return rms_norm(jax.tree.map(lambda a, b: (a - b) / (jnp.abs(b) + floor), new, old))
 
 
 def _largest_change(new: DeepLinearNetwork, old: DeepLinearNetwork, settings: Settings) -> Float[Array, ""]:

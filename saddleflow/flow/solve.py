@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import diffrax
@@ -29,7 +30,6 @@ from saddleflow.flow.state import FlowState, Method, Settings, StopReason
 from saddleflow.flow.trajectory import Trajectory, assemble
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
-from saddleflow.solvers import CountingSolver
 
 # A burst is timed to last about this long, so that meters move and wall-clock budgets are kept.
 BURST_SECONDS = 0.2
@@ -75,7 +75,7 @@ def integrate(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> I
     """
     check_problem(cost, network, options)
     settings = settings_of(cost, network, options)
-    method = method_of(options, needs_grading(cost, network, options))
+    method = method_of(options, cost, needs_grading(cost, network, options))
     arrays, rest = eqx.partition((cost, network, settings, method), eqx.is_array)
     state = lane_by_lane(lambda arrays: _integrate(*eqx.combine(arrays, rest)))(arrays)
     return IntegratedFlow(
@@ -114,7 +114,9 @@ def solve(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> Traje
     make_room()
     check_problem(cost, network, options)
     settings = settings_of(cost, network, options)
-    method = method_of(options, needs_grading(cost, network, options), dip_capacity(network))
+    # what tails need is compiled where a tail begins
+    graded = needs_grading(cost, network, options)
+    method = method_of(options, cost, graded, dip_capacity(network), tails=False)
     begin = time.perf_counter()
     state, reason = _run(cost, network, settings, method, options)
     seconds = time.perf_counter() - begin
@@ -129,7 +131,7 @@ def solve(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> Traje
             "num_steps": num_steps,
             "num_accepted_steps": int(state.num_accepted),
             "num_rejected_steps": int(state.num_rejected),
-            **_work(method.solver, state.solver_state, num_steps),
+            **_work(state, method),
             "seconds": seconds,
         },
         configuration={
@@ -162,6 +164,8 @@ def _run(
             burst_begin = time.perf_counter()
             state = _advance(state, cost, settings, method, jnp.asarray(num_steps))
             running = int(state.reason) == StopReason.running
+            if running and bool(state.on_tail):
+                method = replace(method, tails=True)
             if running and time.perf_counter() - burst_begin < BURST_SECONDS / 2:
                 num_steps *= 2
             report(lambda state=state: _standing(cost, state), 0)
@@ -191,11 +195,12 @@ def _dips(state: FlowState) -> tuple[np.ndarray, DeepLinearNetwork] | None:
     return np.asarray(state.dips.times[:count]), jax.tree.map(lambda layer: layer[:count], state.dips.networks)
 
 
-def _work(solver: diffrax.AbstractSolver, solver_state: Any, num_steps: int) -> dict[str, Any]:
+def _work(state: FlowState, method: Method) -> dict[str, Any]:
     """Evaluations of a run, rejected steps included; None where diffrax's (implicit) solvers do not tell."""
-    if isinstance(solver, CountingSolver):
-        work = solver.work(solver_state)
+    solver, num_steps, work = method.solver, int(state.num_steps), state.work(method)
+    if work is not None:
         return {
+            "num_tail_steps": 0 if state.tail_state is None else int(state.tail_state.steps),
             "num_explicit_steps": int(work.explicit_steps),
             "num_vector_field_evaluations": int(work.vector_fields),
             "num_hessian_vector_products": int(work.products),

@@ -13,6 +13,7 @@ from saddleflow.flow.dips import Dips
 from saddleflow.flow.graded import Frame
 from saddleflow.flow.observables import Observable
 from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.solvers import NDF, CountingSolver, NDFState, Work
 
 
 class StopReason(IntEnum):
@@ -60,6 +61,8 @@ class Method(eqx.Module):
     capacity: int = eqx.field(static=True)  # rows held at most, where the solver's own steps are saved
     saves_per_step: int = eqx.field(static=True)  # rows of a step then, the last at its end
     num_dips: int = eqx.field(static=True)  # networks kept at most from where the gradient norm dips; 0: none
+    tail_solver: NDF | None = None  # takes over on long tails; None: nobody does
+    tails: bool = eqx.field(static=True, default=False)  # its steps are compiled in; else a run waits where they begin
 
 
 class Settings(eqx.Module):
@@ -87,6 +90,10 @@ class FlowState(eqx.Module):
     num_rejected: Int[Array, ""]
     consecutive_rejections: Int[Array, ""]
     met_non_finite: Bool[Array, ""]  # at the last rejection
+    calm: Int[Array, ""]  # stiff steps in a row, each a short move: a tail, if there are many
+    on_tail: Bool[Array, ""]  # the tail solver's turn
+    jumped: Bool[Array, ""]  # since the solver's last step another one has moved the network
+    tail_state: NDFState | None  # the tail solver's; of order 0 where it has no past
     strained: Int[Array, ""]  # turns into graded coordinates in a row that found rounding at work
     reason: Int[Array, ""]  # a `StopReason`
     rows: Row
@@ -102,6 +109,13 @@ class FlowState(eqx.Module):
     def num_steps(self) -> Int[Array, ""]:
         """Steps tried, accepted or not."""
         return self.num_accepted + self.num_rejected
+
+    def work(self, method: Method) -> Work | None:
+        """What the steps have cost; None for a solver that does not tell."""
+        if not isinstance(method.solver, CountingSolver):
+            return None
+        work = method.solver.work(self.solver_state)
+        return work if self.tail_state is None else work + self.tail_state.work
 
     def plain_network(self) -> DeepLinearNetwork:
         """The network in the coordinates of the start."""

@@ -31,6 +31,14 @@ class Curvature(eqx.Module):
     def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
         """`R K R^T` for the operator `K(V) = sum_l P_l V Q_l` given by symmetric (P_l), (Q_l)."""
 
+    def coefficients(self, matrix: Matrix) -> Float[Array, " m"]:
+        """The u with `R^T u` nearest to a matrix; a gradient of the cost is met exactly where curvature lets it."""
+        n_out, n_in = jnp.shape(matrix)
+        values, vectors = jnp.linalg.eigh(self.gram((jnp.eye(n_out),), (jnp.eye(n_in),)))
+        resolved = values > len(values) * jnp.finfo(values.dtype).eps * values[-1]
+        scale = jnp.where(resolved, 1 / jnp.where(resolved, values, 1.0), 0.0)
+        return vectors @ (scale * (vectors.T @ self.root(matrix)))
+
 
 class EntryCurvature(Curvature):
     """Residuals are single entries: `C''[V] = weight * V` there, zero elsewhere."""
@@ -47,6 +55,12 @@ class EntryCurvature(Curvature):
     def adjoint(self, values: Float[Array, " m"]) -> Float[Array, "n_out n_in"]:
         """Values put into their entries."""
         return jnp.zeros(self.shape).at[self.rows, self.columns].add(jnp.sqrt(self.weight) * values)
+
+    def coefficients(self, matrix: Matrix) -> Float[Array, " m"]:
+        """The entries over the roots of their weights."""
+        weighted = self.weight > 0
+        scale = jnp.where(weighted, 1 / jnp.sqrt(jnp.where(weighted, self.weight, 1.0)), 0.0)
+        return scale * matrix[self.rows, self.columns]
 
     def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
         """Entrywise products of the sampled Gram matrices."""
@@ -81,6 +95,10 @@ class ColumnCurvature(Curvature):
         """`u X^T` with the values as a matrix (n_out, k)."""
         return values.reshape(self.shape[0], -1) @ self.inputs.T
 
+    def coefficients(self, matrix: Matrix) -> Float[Array, " m"]:
+        """Row by row, by the pseudo-inverse of X."""
+        return (jnp.asarray(matrix) @ jnp.linalg.pinv(self.inputs).T).ravel()
+
     def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
         """Kronecker products of the Gram matrices."""
         size = self.shape[0] * self.inputs.shape[1]
@@ -108,6 +126,12 @@ class DenseCurvature(Curvature):
     def adjoint(self, values: Float[Array, " m"]) -> Float[Array, "n_out n_in"]:
         """`R^T u` as a matrix."""
         return (self.matrix_root.T @ values).reshape(self.shape)
+
+    def coefficients(self, matrix: Matrix) -> Float[Array, " m"]:
+        """By the rows of R, which are orthogonal."""
+        squares = jnp.sum(self.matrix_root**2, axis=1)
+        resolved = squares > len(squares) * jnp.finfo(squares.dtype).eps * jnp.max(squares)
+        return jnp.where(resolved, self.root(matrix) / jnp.where(resolved, squares, 1.0), 0.0)
 
     def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
         """`R K R^T` with K as a sum of Kronecker products."""

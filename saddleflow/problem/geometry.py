@@ -116,6 +116,15 @@ def neural_tangent_kernel(
     )
 
 
+def stiffness(cost: Cost, network: DeepLinearNetwork) -> Float[Array, ""]:
+    """About the fastest relaxation rate of the flow: the norm of the NTK times the curvature of C along A."""
+    left, right = partial_products(network)
+    matrix = left[0] @ network.layers[0]
+    _, curved = jax.jvp(cost.gradient, (matrix,), (matrix,))
+    kernel = sum(jnp.sum(m**2) * jnp.sum(n**2) for m, n in zip(left, right, strict=True))
+    return kernel * jnp.linalg.norm(curved) / jnp.linalg.norm(matrix)
+
+
 def norm(tree: DeepLinearNetwork) -> Float[Array, ""]:
     """Euclidean norm of a network (or gradient) as one vector of parameters; nothing underflows on the way."""
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in tree.layers]))

@@ -24,6 +24,7 @@ Solver and step controller get the same tolerances::
 from saddleflow.solvers.controller import PredictiveController, amplified
 from saddleflow.solvers.krylov import ConjugateBasis, SolveReport, conjugate_solve
 from saddleflow.solvers.local_model import MAX_ASYMMETRY, LocalModel, Plain, PlainModel, asymmetry, max_asymmetry
+from saddleflow.solvers.ndf import NDF, NDFState
 from saddleflow.solvers.rosenbrock import Rosenbrock
 from saddleflow.solvers.switching import Switching
 from saddleflow.solvers.tableaus import RODAS4, RODAS4P, RODAS5P, Tableau
@@ -31,12 +32,14 @@ from saddleflow.solvers.work import CountingSolver, Work
 
 __all__ = [
     "MAX_ASYMMETRY",
+    "NDF",
     "RODAS4",
     "RODAS4P",
     "RODAS5P",
     "ConjugateBasis",
     "CountingSolver",
     "LocalModel",
+    "NDFState",
     "Plain",
     "PlainModel",
     "PredictiveController",

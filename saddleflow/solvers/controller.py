@@ -118,6 +118,7 @@ class PredictiveController(AbstractAdaptiveStepSizeController):
         safety: share of the step size that is expected to just meet the tolerance, between 0 and 1.
         factormin: least factor from one step size to the next, between 0 and 1.
         factormax: largest one, above 1.
+        predicts: False: take the elementary choice alone; for a solver that asks for the next step itself (`NDF`).
 
     Raises:
         ValueError: an argument out of its range.
@@ -129,6 +130,7 @@ class PredictiveController(AbstractAdaptiveStepSizeController):
     safety: float = 0.9
     factormin: float = 0.2
     factormax: float = 8.0
+    predicts: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self):
         for name in ("rtol", "atol"):
@@ -161,7 +163,7 @@ class PredictiveController(AbstractAdaptiveStepSizeController):
         elementary = self.safety * positive ** (-1 / error_order)
         trend = jnp.where(state.size > 0, h / jnp.where(state.size > 0, state.size, 1.0), 1.0)
         predictive = elementary * trend * (state.error / positive) ** (1 / error_order)
-        known = keep & (state.size > 0)
+        known = keep & (state.size > 0) & self.predicts
         factor = jnp.where(known, jnp.minimum(elementary, predictive), elementary)
         factor = jnp.clip(factor, self.factormin, jnp.where(state.failed | ~keep, 1.0, self.factormax))
         new = PredictiveState(

@@ -1,9 +1,11 @@
 """What our solvers offer beyond diffrax's interface: they take the controller's tolerances and count their work."""
 
 import abc
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from diffrax import AbstractAdaptiveSolver
 from jaxtyping import Array, Int
@@ -29,6 +31,11 @@ class Work(eqx.Module):
     def none(cls) -> "Work":
         """Nothing yet."""
         return cls(*[jnp.zeros((), int)] * 7)
+
+    def __add__(self, other: "Work") -> "Work":
+        """What two solvers have cost."""
+        total = jax.tree.map(jnp.add, self, other)
+        return replace(total, largest_basis=jnp.maximum(self.largest_basis, other.largest_basis))
 
     def add(self, vector_fields: int, products: Int[Array, ""], preconditions: Int[Array, ""]) -> "Work":
         """One more implicit step; its Krylov basis has as many directions as products were taken."""

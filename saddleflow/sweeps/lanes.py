@@ -21,7 +21,7 @@ from saddleflow.flow.state import FlowState, Method, Settings, StopReason
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork, gaussian, layer_sizes, num_parameters
 from saddleflow.problem.symmetry import balancedness_drift
-from saddleflow.solvers import CountingSolver, Rosenbrock, Switching
+from saddleflow.solvers import Rosenbrock, Switching
 from saddleflow.sweeps.results import LaneResult, spread
 
 
@@ -92,7 +92,7 @@ def _result(running: Running, program: Program) -> LaneResult:
     costs = {"train_cost": jax.lax.map(cost, rows["end_to_end"])}
     if cost.has_test:
         costs["test_cost"] = jax.lax.map(cost.test, rows["end_to_end"])
-    work = method.solver.work(state.solver_state) if isinstance(method.solver, CountingSolver) else None
+    work = state.work(method)
     return LaneResult(
         rows=rows | costs,
         num_rows=num_rows,
