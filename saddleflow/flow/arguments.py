@@ -146,7 +146,7 @@ def settings_of(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) ->
     )
 
 
-def method_of(options: FlowOptions, cost: Cost, graded: bool, num_dips: int = 0, tails: bool = True) -> Method:
+def method_of(options: FlowOptions, cost: Cost, graded: bool, num_dips: int = 0, turns: Any = "both") -> Method:
     """The part of a run that is compiled in.
 
     Args:
@@ -154,12 +154,10 @@ def method_of(options: FlowOptions, cost: Cost, graded: bool, num_dips: int = 0,
         cost: its cost.
         graded: in graded coordinates.
         num_dips: networks kept at most, for `Trajectory.saddles`.
-        tails: compile the steps of tails in, too.
+        turns: whose steps to compile in; a run waits where those of the other solver begin.
     """
     solver = options.solver
-    # a chosen solver takes all steps; the tail's needs the residuals
     has_residuals = eqx.filter_eval_shape(cost.curvature, jnp.zeros(cost.shape)) is not None
-    tail_solver = TAIL if solver is None and has_residuals else None
     if solver is None:
         # Graded coordinates are the stiff method's: a plateau among rounding is no place to be explicit.
         solver = STIFF if graded else Switching(STIFF)
@@ -173,8 +171,8 @@ def method_of(options: FlowOptions, cost: Cost, graded: bool, num_dips: int = 0,
         capacity=options.max_saves,
         saves_per_step=options.saves_per_step,
         num_dips=num_dips,
-        tail_solver=tail_solver,
-        tails=tails and tail_solver is not None,
+        tail_solver=TAIL if has_residuals and isinstance(solver, CountingSolver) else None,
+        turns=turns,
     )
 
 

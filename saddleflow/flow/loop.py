@@ -81,7 +81,7 @@ def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Me
         due = settings.save_at[0] <= 0  # checked to be sorted and not negative: only the first can be 0
         rows = _write(rows, jnp.where(due, 0, capacity), first)
         num_rows = jnp.where(due, 1, 0)
-    return FlowState(
+    state = FlowState(
         network=network,
         frame=frame,
         clock=clock,
@@ -103,6 +103,7 @@ def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Me
         num_rows=num_rows,
         stride=jnp.ones((), int),
     )
+    return _with_tail(state, cost, method) if method.turns == "both" and method.tail_solver is not None else state
 
 
 def advance(state: FlowState, cost: Cost, settings: Settings, method: Method, num_steps: Int[Array, ""]) -> FlowState:
@@ -113,8 +114,8 @@ def advance(state: FlowState, cost: Cost, settings: Settings, method: Method, nu
     """
     if settings.save_at is None:
         state = jax.lax.cond(_has_room(state, method), lambda s: s, _thin, state)
-    if method.tails and state.tail_state is None:
-        state = replace(state, tail_state=_no_past(state, cost, method))
+    if method.turns == "tail" and state.tail_state is None:
+        state = _with_tail(state, cost, method)
     dynamic, static = eqx.partition(state, eqx.is_array)
 
     def running(carry):
@@ -150,12 +151,14 @@ def advance(state: FlowState, cost: Cost, settings: Settings, method: Method, nu
         body = round_of_steps if method.graded else step
         return lambda carry: jax.lax.while_loop(turn, body, carry)
 
-    plain, carry = steps(False, _plain_step), (jnp.zeros((), int), dynamic)
-    if method.tails:
-        tail = steps(True, _tail_step)
-        _, dynamic = jax.lax.while_loop(running, lambda carry: tail(plain(carry)), carry)
+    carry = jnp.zeros((), int), dynamic
+    if method.turns == "tail":
+        _, dynamic = steps(True, _tail_step)(carry)
+    elif method.turns == "plain" or method.tail_solver is None:
+        _, dynamic = steps(False, _plain_step)(carry)
     else:
-        _, dynamic = plain(carry)
+        plain, tail = steps(False, _plain_step), steps(True, _tail_step)
+        _, dynamic = jax.lax.while_loop(running, lambda carry: tail(plain(carry)), carry)
     return eqx.combine(dynamic, static)
 
 
@@ -197,6 +200,11 @@ def _tail_step(state: FlowState, cost: Cost, settings: Settings, method: Method)
         on_tail=on_tail,
         jumped=jnp.asarray(True),
     )
+
+
+def _with_tail(state: FlowState, cost: Cost, method: Method) -> FlowState:
+    """The state with room for the tail solver's."""
+    return replace(state, tail_state=_no_past(state, cost, method))
 
 
 def _no_past(state: FlowState, cost: Cost, method: Method) -> NDFState:

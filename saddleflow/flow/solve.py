@@ -33,6 +33,7 @@ from saddleflow.problem.network import DeepLinearNetwork
 
 # A burst is timed to last about this long, so that meters move and wall-clock budgets are kept.
 BURST_SECONDS = 0.2
+MAX_BURST = 2**20
 
 
 class IntegratedFlow(eqx.Module):
@@ -116,7 +117,7 @@ def solve(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> Traje
     settings = settings_of(cost, network, options)
     # what tails need is compiled where a tail begins
     graded = needs_grading(cost, network, options)
-    method = method_of(options, cost, graded, dip_capacity(network), tails=False)
+    method = method_of(options, cost, graded, dip_capacity(network), turns="plain")
     begin = time.perf_counter()
     state, reason = _run(cost, network, settings, method, options)
     seconds = time.perf_counter() - begin
@@ -163,11 +164,9 @@ def _run(
                 return state, StopReason.max_seconds
             burst_begin = time.perf_counter()
             state = _advance(state, cost, settings, method, jnp.asarray(num_steps))
-            running = int(state.reason) == StopReason.running
-            if running and bool(state.on_tail):
-                method = replace(method, tails=True)
-            if running and time.perf_counter() - burst_begin < BURST_SECONDS / 2:
-                num_steps *= 2
+            method = replace(method, turns="tail" if bool(state.on_tail) else "plain")
+            if time.perf_counter() - burst_begin < BURST_SECONDS / 2:
+                num_steps = min(2 * num_steps, MAX_BURST)
             report(lambda state=state: _standing(cost, state), 0)
     return state, StopReason(int(state.reason))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any
+from typing import Any, Literal
 
 import diffrax
 import equinox as eqx
@@ -62,7 +62,7 @@ class Method(eqx.Module):
     saves_per_step: int = eqx.field(static=True)  # rows of a step then, the last at its end
     num_dips: int = eqx.field(static=True)  # networks kept at most from where the gradient norm dips; 0: none
     tail_solver: NDF | None = None  # takes over on long tails; None: nobody does
-    tails: bool = eqx.field(static=True, default=False)  # its steps are compiled in; else a run waits where they begin
+    turns: Literal["plain", "tail", "both"] = eqx.field(static=True, default="both")  # whose steps are compiled in
 
 
 class Settings(eqx.Module):

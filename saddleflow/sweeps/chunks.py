@@ -236,7 +236,7 @@ def _narrow(cost: Cost, depth: int) -> DeepLinearNetwork:
 def _program(chunk: Chunk) -> Program:
     flow = _flow_options(chunk)
     return Program(
-        method=method_of(flow, chunk.graded),
+        method=method_of(flow, chunk.costs[0], chunk.graded, turns="plain"),
         save_at=flow.save_at,
         t1=np.asarray(np.inf if flow.t1 is None else flow.t1, float),
         max_steps=np.asarray(flow.max_steps),

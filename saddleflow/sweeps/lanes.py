@@ -6,7 +6,7 @@ beside it nor on its slot, its device or the order.
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -47,6 +47,11 @@ class Program(eqx.Module):
     width: int = eqx.field(static=True)
     shape: tuple[int, int] = eqx.field(static=True)  # of the end-to-end matrix
     num_rows: int = eqx.field(static=True)  # of a result
+
+
+def with_turns(program: Program, turns: Literal["plain", "tail", "both"]) -> Program:
+    """The program with other steps compiled in: see `Method.turns`."""
+    return replace(program, method=replace(program.method, turns=turns))
 
 
 class Running(eqx.Module):

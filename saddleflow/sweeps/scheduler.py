@@ -94,6 +94,10 @@ def run(
     for program, members in groups:
         size = lanes.forecast_memory(members[0][1], program)
         num_slots = slots or slots_per_program(devices[0], size)
+        if num_slots > 1:  # side by side, some lanes may be on a tail and others not
+            program = lanes.with_turns(program, "both")
+            size = lanes.forecast_memory(members[0][1], program)
+            num_slots = slots or slots_per_program(devices[0], size)
         num_filled = min(num_slots, -(-len(members) // (len(devices) * workers)))
         locks = {device: threading.Lock() for device in devices}
         waiting.append(_Waiting(program, deque(members), num_slots, num_filled, locks))
@@ -135,7 +139,9 @@ def _one_by_one(
             compiled = True
         running, before, active = lanes.begin(lane, program), 0, True
         while active and not stopped.is_set():
-            running, active, steps, result = lanes.advance(running, program, burst)
+            # what tails need is compiled where a tail begins
+            turns = "tail" if bool(running.state.on_tail) else "plain"
+            running, active, steps, result = lanes.advance(running, lanes.with_turns(program, turns), burst)
             taken = float(int(steps) - before)
             before = int(steps)
             report(Tally(useful=taken, computed=taken))
