@@ -112,10 +112,8 @@ def resolution(
     alive = sizes > jnp.log(1e-290)
     gaps = jnp.where(alive[1:], sizes[:-1] - sizes[1:], -jnp.inf)
     unlearned = jnp.exp(sizes[jnp.argmax(gaps) + 1]) if count > 1 else jnp.inf
-    left, right = geometry.partial_products(network)
-    matrix = left[0] @ network.layers[0]
     largest = geometry.stiffness(cost, network)
-    rate = jnp.linalg.norm(cost.gradient(matrix)) * unlearned ** (network.depth - 2)
+    rate = jnp.linalg.norm(cost.gradient(network.end_to_end())) * unlearned ** (network.depth - 2)
     rounding = EPSILON * largest
     at_rest = jnp.any(gaps > 0) & (rounding * step_size > REST)
     strained = jnp.where(at_rest & (rounding > rate), strained + 1, 0)

@@ -63,8 +63,8 @@ def residual_newton(terms: diffrax.AbstractTerm, time: Any, network: DeepLinearN
 
     With the Jacobian J of the residuals (weighted by the root of C'') and the coefficients r of the gradient,
     `f = -J^T r`, the update towards `dy = b + c f(y + dy)` by the Gauss-Newton part of the Hessian is
-    `b - J^T (1/c + J J^T)^-1 (J b + r)`: the stiff part of f, which cancels, is never formed. So long as the move of a
-    step is short the iteration converges whatever the stiffness.
+    `b - J^T (1/c + J J^T)^-1 (J b + r)`: the stiff part of f, which cancels, is never formed. So long as a step's
+    move is short the iteration converges whatever the stiffness.
 
     Derived; the push-through identity `(I + c J^T J)^-1 J^T = J^T (I + c J J^T)^-1` is textbook.
     """

@@ -42,8 +42,8 @@ STEP_SHARE = 0.1
 # than they cost (L = 5 from alpha = 1e-4: 20 % rejected at the usual .9, 16 % at .8; fewer evaluations in all).
 DEEP_SAFETY = 0.8
 
-# On a tail the solver steps on and on, each step stiff and a short move: shorter, in units of its entries, than this
-# times rtol^(1/4), which is what a fourth-order method takes elsewhere (seen there: 29 such steps in a row at most, and
+# On a tail the solver steps on and on, each step stiff and a short move: shorter, in units of the entries, than this
+# times rtol^(1/4), which is what a fourth-order method takes elsewhere (seen there: 29 such steps in a row at most,
 # few of them so stiff; on tails hundreds).
 SHORT_MOVE, STIFF, PATIENCE = 0.25, 1e3, 16
 # The tail solver begins at order one, with so much of the last step, and gives up after so many rejections in a row.
@@ -184,7 +184,8 @@ def _plain_step(state: FlowState, cost: Cost, settings: Settings, method: Method
 
 def _tail_step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> FlowState:
     """A step of the tail solver, which begins where it has no past, and leaves off after many rejections."""
-    assert method.tail_solver is not None and state.tail_state is not None
+    assert method.tail_solver is not None
+    assert state.tail_state is not None
     begin = partial(_no_past, state, cost, method)
     past = jax.lax.cond(state.tail_state.order == 0, begin, lambda: state.tail_state)
     past = replace(past, order=jnp.maximum(past.order, 1), work=state.tail_state.work)

@@ -75,7 +75,9 @@ class NDFInterpolation(AbstractLocalInterpolation):
         x = jnp.where(width == 0, 0.0, (t0 - self.t1) / jnp.where(width == 0, 1, width))
         places = jnp.arange(MAX_ORDER)
         factors = jnp.cumprod((x + places) / (places + 1))
-        weights = jnp.concatenate([jnp.ones(1, factors.dtype), factors, jnp.zeros(ROWS - MAX_ORDER - 1, factors.dtype)])
+        weights = jnp.concatenate(
+            [jnp.ones(1, factors.dtype), factors, jnp.zeros(ROWS - MAX_ORDER - 1, factors.dtype)]
+        )
         return _combined(jnp.where(jnp.arange(ROWS) <= self.order, weights, 0.0), self.differences)
 
 
