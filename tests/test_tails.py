@@ -12,8 +12,8 @@ import saddleflow as sf
 COST = sf.MatrixCompletion(np.array([[0.0, 1], [1, 0]]), np.array([[False, True], [True, True]]))
 TIMES = rows([1e4, 1e6, 1e9, 1e12])
 
-# A_00 at these times by scipy's Radau at 1e-12, on the two variables (log of the singular value, angle) of the balanced
-# symmetric flow of rank one.
+# A_00 at these times by SciPy's Radau at 1e-12, on the two variables of the balanced symmetric flow of rank one: the log
+# of its singular value, its angle.
 EXACT = {
     2: (34.052662325628454, 158.70858412397033, 1587.3979019531594, 15874.010204700231),
     3: (59.05513246284677, 333.1072836804743, 4442.46793333772, 59241.2920283355),
@@ -43,7 +43,7 @@ def tail(request):
 
 @pytest.mark.parametrize("rtol", [1e-4, 1e-6, 1e-8])
 def test_a_tail_holds_the_tolerance_to_the_end(tail, rtol):
-    """Within 10 rtol at every time; with linearly implicit steps alone 2,176 rtol off (L = 4, rtol 1e-6, t = 1e12)."""
+    """Within 10 rtol at every time; linearly implicit steps alone are 2,176 rtol off (L = 4, rtol 1e-6, t = 1e12)."""
     depth, run = tail
     trajectory = run(rtol)
     assert trajectory.stop_reason == "t1"

@@ -50,8 +50,8 @@ class Trajectory:
         stop_reason: why the run ended, the name of a `saddleflow.StopReason`, which says what each means.
         stats: num_steps, num_accepted_steps, num_rejected_steps; num_vector_field_evaluations and
             num_hessian_vector_products, rejected steps included (None where the solver does not tell); for the
-            stiff solver num_preconditioner_applications, mean_krylov_dimension and max_krylov_dimension (products
-            a step); balancedness_drift (largest |D_l(end) - D_l(0)|_F over the largest
+            stiff solver num_tail_steps (of the method of long tails), num_preconditioner_applications,
+            mean_krylov_dimension and max_krylov_dimension (products a step); balancedness_drift (largest |D_l(end) - D_l(0)|_F over the largest
             |W_l|_F^2), seconds.
         configuration: what ran: cost, network, solver, tolerances. Plain numbers and strings.
         reduced: the reduced network that ran (`saddleflow.width.projected`), else None; not saved.

@@ -75,9 +75,7 @@ class NDFInterpolation(AbstractLocalInterpolation):
         x = jnp.where(width == 0, 0.0, (t0 - self.t1) / jnp.where(width == 0, 1, width))
         places = jnp.arange(MAX_ORDER)
         factors = jnp.cumprod((x + places) / (places + 1))
-        weights = jnp.concatenate(
-            [jnp.ones(1, factors.dtype), factors, jnp.zeros(ROWS - MAX_ORDER - 1, factors.dtype)]
-        )
+        weights = jnp.ones(ROWS, factors.dtype).at[1 : MAX_ORDER + 1].set(factors)
         return _combined(jnp.where(jnp.arange(ROWS) <= self.order, weights, 0.0), self.differences)
 
 

@@ -41,7 +41,7 @@ def step(h, state):
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
 def test_order_of_convergence(order):
-    """From an exact past a step errs by the formula's constant times `h^(k + 1) d^(k + 1)y/dt^(k + 1)`, k the order."""
+    """From an exact past a step errs by the formula's constant times `h^(k + 1) d^(k + 1)y/dt^(k + 1)`."""
     sizes = 0.02 / 2.0 ** np.arange(3)
     errors = np.array([float(step(jnp.asarray(h), past(h, order))[0][0]) - exact(h) for h in sizes])
     measured = np.log2(errors[:-1] / errors[1:])
