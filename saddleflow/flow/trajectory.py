@@ -105,22 +105,30 @@ class Trajectory:
         """The saddles visited, in order of time, each with the stationary point behind it; computed once.
 
         Empty for a run without plateaus (lazy training); `repr` then says "no plateau". A start that is still on its
-        first plateau at the end has not visited it. Escapes that merge (equal or near-equal singular values) raise
-        the rank by more than one from a visit to the next.
+        first plateau at the end has not visited it. A saddle is a place, not a rank: escapes that merge (equal or
+        near-equal singular values) raise the rank by more than one from a visit to the next, and two visits may have
+        one rank, where the flow exchanges what it has learned.
 
             for visit in trajectory.saddles():
                 print(visit.rank, visit.cost, visit.escape_time, visit.index)
 
         Args:
-            stationary_points: False: what the saved rows alone show, at once; the fields of a visit from `distance`
-                on are then None.
+            stationary_points: False: what the saved rows alone show, at once; the fields of a visit from
+                `predicted_speed` on are then None, and the ranks a first guess.
         """
         return self._visits if not stationary_points else self._inspected
 
     @cached_property
     def _visits(self) -> list[SaddleVisit]:
-        depth = self.network.depth
-        return find_visits(self.clock, self.train_cost, self.gradient_norm, self.rank, depth)
+        return find_visits(
+            self.clock,
+            self.train_cost,
+            self.gradient_norm,
+            self.end_to_end,
+            self.rank,
+            self.rank_tolerance or 0.0,
+            self.network.depth,
+        )
 
     @cached_property
     def _inspected(self) -> list[SaddleVisit]:
