@@ -27,11 +27,13 @@ ALPHAS = {2: (1e-2, 1e-4, 1e-8, 1e-12), 3: (1e-2, 1e-3, 1e-4, 1e-8), 4: (1e-2, 1
 def plateau_gap(cost, path, theta, alpha):
     """Largest relative gap between plateaus and saddles; whether every rank has a plateau."""
     flow = sf.gradient_flow(cost, alpha * theta, rtol=1e-4, gradient_tolerance=1e-3, progress=False)
-    heights = {visit.rank: visit.cost for visit in flow.saddles(stationary_points=False)}
+    visits = flow.saddles(stationary_points=False)
     nearest = [np.argmin(np.linalg.norm(flow.end_to_end - s.end_to_end, axis=(1, 2))) for s in path.saddles]
-    costs = [heights.get(s.rank, flow.train_cost[row]) for s, row in zip(path.saddles, nearest, strict=True)]
-    gap = max(abs(cost - s.cost) / s.cost for cost, s in zip(costs, path.saddles, strict=True))
-    return gap, list(heights) == [s.rank for s in path.saddles]
+    gaps = []
+    for saddle, row in zip(path.saddles, nearest, strict=True):
+        heights = [visit.cost for visit in visits if visit.rank == saddle.rank] or [flow.train_cost[row]]
+        gaps.append(min(abs(height - saddle.cost) / saddle.cost for height in heights))
+    return max(gaps), [visit.rank for visit in visits] == [s.rank for s in path.saddles]
 
 
 def plateaus(num_tasks):

@@ -74,7 +74,7 @@ def gradient_flow(
         max_seconds: wall-clock budget in seconds, compilation included, kept to within about one burst (.2 s).
         gradient_tolerance: of the certificate, 1e-13 <= gradient_tolerance < 1.
         rank_tolerance: absolute cut for the numerical rank; None: a hundredth of the largest
-            singular value until the cost has fallen half-way.
+            singular value until the cost has fallen half-way, which counts learned noise too (`Trajectory.rank_gap`).
         graded: solve in graded coordinates (`saddleflow.flow.graded`), which tiny starts need; None decides by the
             start's size. The default solver only; what is returned is in the coordinates of the start either way.
         progress: show a meter on terminals and in notebooks.

@@ -13,6 +13,8 @@ NETWORK = sf.gaussian(jax.random.key(1), depth=3, width=6, shape=(4, 5), varianc
 def test_spectral_functions():
     values = np.array([[3.0, 0.05, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
     np.testing.assert_array_equal(obs.rank(values, 0.1), [1, 3, 0])
+    np.testing.assert_allclose(obs.rank_gap(values, obs.rank(values, 0.1)), [60.0, np.inf, np.nan])
+    assert obs.rank_gap(values[1, :2], np.array(1)) == 1.0
     np.testing.assert_allclose(obs.nuclear_norm(values), [3.05, 3.0, 0.0])
     np.testing.assert_allclose(obs.stable_rank(values), [1 + (0.05 / 3) ** 2, 3.0, 0.0])
     np.testing.assert_allclose(obs.effective_rank(values)[1:], [3.0, 0.0])

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from functools import cache
 
 import diffrax
@@ -10,7 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import saddleflow as sf
-from saddleflow.flow.visits import find_dips
+from saddleflow.flow.visits import find_dips, inspect, nearest
 from saddleflow.problem import geometry
 from saddleflow.problem.stationary import hessian_spectrum, polish
 
@@ -58,19 +59,80 @@ def dense_hessian(cost, network):
     return np.linalg.eigvalsh(np.asarray(hessian(cost, network)))
 
 
+def cost_of(gradient_norm, time):
+    """What a flow with these gradient norms makes of the cost, down to 1."""
+    fallen = np.concatenate([[0], np.cumsum((gradient_norm[1:] ** 2 + gradient_norm[:-1] ** 2) / 2 * np.diff(time))])
+    return 1 + fallen[-1] - fallen
+
+
+def humps(time):
+    """Gradient norms of three escapes, one after the other, each from 0.01 to about 1 and back."""
+    return 0.01 + 1.0 / (1 + np.exp(-20 * np.sin(1.5 * time) ** 2 + 6))
+
+
 def test_dips_are_found_and_noise_in_the_tail_is_not():
     time = np.linspace(0, 10, 401)
-    gradient_norm = 0.01 + 1.0 / (1 + np.exp(-20 * np.sin(1.5 * time) ** 2 + 6))
-    rank = np.searchsorted([2 * np.pi / 3 / 2, 2 * np.pi / 3 * 1.5], time)
-    rows = find_dips(gradient_norm, rank)
+    gradient_norm = humps(time)
+    period = 2 * np.pi / 3
+    cost = cost_of(gradient_norm, time)
+    # from the third dip on the cost hardly falls: those rises are noise
+    tail = np.searchsorted(time, 2 * period)
+    cost[tail:] = cost[tail] - 1e-3 * (cost[tail] - cost[tail:])
+    rank = np.searchsorted([period / 2, period * 1.5], time)
+    rows = find_dips(gradient_norm, cost, np.diff(time), rank)
     assert [rank[row] for row in rows] == [0, 1]
-    assert time[rows[1]] == pytest.approx(2 * np.pi / 3, abs=0.1)
+    assert time[rows[1]] == pytest.approx(period, abs=0.1)
+
+
+def test_a_saddle_is_a_place_and_not_a_rank():
+    """Dips between which the cost falls count each, whatever the rank; at one cost, they are one place."""
+    time = np.linspace(0, 2 * np.pi, 401)
+    gradient_norm, steps = humps(time), np.diff(time)
+    cost, rank = cost_of(gradient_norm, time), np.full(401, 2)
+    assert np.round(time[find_dips(gradient_norm, cost, steps, rank)], 1).tolist() == [2.1, 4.2]
+    rank[0] = 0  # out of the start the rank rises
+    assert len(find_dips(gradient_norm, cost, steps, np.minimum(rank, np.arange(401)))) == 3
+    still = np.full(401, 7.0)
+    assert find_dips(gradient_norm, still, steps, rank) == []
 
 
 def test_no_rise_no_dip():
     time = np.linspace(0, 1, 50)
-    assert find_dips(np.exp(-time), np.full(50, 3)) == []
-    assert find_dips(time[:2], np.array([0, 1])) == []
+    assert find_dips(np.exp(-time), np.exp(-2 * time), np.diff(time), np.full(50, 3)) == []
+    assert find_dips(time[:2], time[:2], np.ones(1), np.array([0, 1])) == []
+
+
+def test_a_rank_is_that_of_the_stationary_point():
+    """L = 5: on the second, short plateau the next direction has passed the rank tolerance already."""
+    inputs = np.random.default_rng(0).standard_normal((5, 10_000))
+    cost = sf.MeanSquaredError(inputs, np.diag([10.0, 20.0, 30.0, 40.0, 50.0]) @ inputs)
+    start = sf.gaussian(jax.random.key(0), depth=5, width=10, shape=(5, 5), gamma=1.5)
+    run = sf.gradient_flow(cost, start, progress=False)
+    visits = run.saddles()
+    assert run.rank[visits[1].row] == 2
+    assert visits[1].cost == pytest.approx(3025, rel=1e-3)
+    assert visits[1].stationary_cost == pytest.approx(3043.65, abs=0.01)
+    assert [visit.rank for visit in visits] == ranks(run) == [0, 1, 2, 3, 4]
+    # a guess too high ends at the same point, and says so
+    network = nearest(run.dips, visits[1])
+    assert inspect(replace(visits[1], rank=2), cost, network) == visits[1]
+
+
+def test_saddles_of_one_rank_are_all_listed():
+    """Three layers that learn 8, forget it for -20, learn 4, exchange it for -10: saddles at four known costs."""
+    basis = np.array([[1, 1, 1, 0], [1, -1, 0, 1], [-1, 0, 1, 1], [0, 1, -1, 1]]) / np.sqrt(3)
+    matrix = basis @ np.diag([-20.0, -10.0, 8.0, 4.0]) @ basis.T
+    noise = np.random.default_rng(3).standard_normal((3, 4, 4))
+    start = sf.DeepLinearNetwork([jnp.asarray(0.1 * np.eye(4) + 1e-9 * layer) for layer in noise])
+    run = sf.gradient_flow(sf.MeanSquaredError(2 * np.eye(4), 2 * matrix), start, rtol=1e-9, progress=False)
+    visits = run.saddles()
+    assert [visit.rank for visit in visits] == ranks(run) == [0, 1, 1, 2, 2, 3]
+    assert [visit.stationary_cost for visit in visits] == pytest.approx([580, 516, 180, 164, 80, 16])
+    assert visits[3].cost == pytest.approx(164.0, abs=1e-3)
+    assert visits[3].gradient_norm == pytest.approx(0.027, abs=1e-3)
+    learned = basis.T @ run.end_to_end[visits[3].row] @ basis
+    np.testing.assert_allclose(np.diag(learned), [-20, 0, 0, 4], atol=0.1)
+    assert run.num_escapes[-1] == 6
 
 
 @pytest.mark.parametrize("depth", [2, 3])

@@ -12,8 +12,8 @@ import saddleflow as sf
 COST = sf.MatrixCompletion(np.array([[0.0, 1], [1, 0]]), np.array([[False, True], [True, True]]))
 TIMES = rows([1e4, 1e6, 1e9, 1e12])
 
-# A_00 at these times by SciPy's Radau at 1e-12, on the two variables of the balanced symmetric flow of rank one: the log
-# of its singular value, its angle.
+# A_00 at these times by SciPy's Radau at 1e-12, on the two variables of the balanced symmetric flow of rank one: the
+# log of its singular value, its angle.
 EXACT = {
     2: (34.052662325628454, 158.70858412397033, 1587.3979019531594, 15874.010204700231),
     3: (59.05513246284677, 333.1072836804743, 4442.46793333772, 59241.2920283355),

@@ -41,7 +41,9 @@ def test_saving_and_loading_keeps_everything(trajectory, tmp_path):
     assert again.stop_reason == trajectory.stop_reason
     assert again.stats == trajectory.stats
     assert again.configuration == trajectory.configuration
-    assert repr(again) == repr(trajectory)
+    assert again.residual is None  # the cost is not in the file
+    assert repr(again) == repr(trajectory).partition("\n  residual")[0]
+    assert repr(sf.load(path, trajectory.cost)) == repr(trajectory)
 
 
 def test_dataset_has_names_units_and_provenance(trajectory):
@@ -86,6 +88,10 @@ def test_card_says_what_happened(trajectory):
     card = repr(trajectory)
     for words in ("MatrixCompletion 3x4, depth 3, width 20", "converged at t", "accepted", "rank 0 at cost", "test"):
         assert words in card
+    assert f"by a gap of {trajectory.rank_gap[-1]:.2g}" in card
+    assert f"|grad C(A)| {trajectory.residual.norm:.1e}, relative (as" in card
+    assert trajectory.residual.relative <= 1e-3
+    assert "left" not in card
 
 
 def test_plot_draws_what_was_computed(trajectory):
@@ -105,3 +111,51 @@ def test_without_test_set():
     assert trajectory.test_cost is None
     assert "test" not in repr(trajectory)
     assert "test_cost" not in trajectory.to_xarray()
+
+
+def weak(gradient_tolerance):
+    """A run towards strengths of 1000, 1 and .001."""
+    cost = sf.MeanSquaredError.teacher(np.diag([1e3, 1.0, 1e-3, 0.0]))
+    start = sf.gaussian(jax.random.key(0), depth=2, width=8, shape=(4, 4), variance=1e-7)
+    return sf.gradient_flow(cost, start, rtol=1e-4, gradient_tolerance=gradient_tolerance, progress=False)
+
+
+def test_converged_says_what_is_left_and_the_remedy_works():
+    early = weak(1e-4)
+    assert early.stop_reason == "converged"
+    assert early.rank[-1] == 1
+    assert early.residual.left == pytest.approx(2e-3, rel=1e-4)
+    assert early.residual.unit == pytest.approx(2e3, rel=1e-4)
+    assert "singular value 2.0e-03 outside the learned ones; take gradient_tolerance=1e-07" in repr(early)
+    late = weak(1e-7)
+    assert late.singular_values[-1, 2] == pytest.approx(1e-3, rel=0.2)
+    assert late.residual.left is None
+    assert "longer flow" not in repr(late)
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4])
+def test_a_tail_leaves_nothing(tolerance):
+    """A completion's gradient is large outside the learned directions all through the tail, and means nothing."""
+    cost = sf.MatrixCompletion.random(jax.random.key(1), shape=(3, 4), rank=2, observed=0.75)
+    start = sf.gaussian(jax.random.key(2), depth=3, width=20, shape=(3, 4), gamma=2.5)
+    run = sf.gradient_flow(cost, start, rtol=1e-4, gradient_tolerance=tolerance, max_saves=64, progress=False)
+    assert run.stop_reason == "converged"
+    assert run.residual.left is None
+
+
+def test_the_gap_says_that_a_noisy_rank_is_ill_defined():
+    rng = np.random.default_rng(0)
+    signal = rng.standard_normal((30, 2)) @ rng.standard_normal((2, 30))
+    start = sf.gaussian(jax.random.key(0), depth=2, width=30, shape=(30, 30), gamma=2.0)
+
+    def run(noise, **options):
+        target = signal + noise * rng.standard_normal((30, 30))
+        cost = sf.MeanSquaredError.teacher(target)
+        return sf.gradient_flow(cost, start, rtol=1e-3, gradient_tolerance=1e-2, progress=False, **options)
+
+    clean, noisy = run(0.0), run(0.1)
+    assert clean.rank[-1] == 2
+    assert clean.rank_gap[-1] > 50
+    assert noisy.rank[-1] > 10
+    assert noisy.rank_gap[-1] < 2
+    assert run(0.1, rank_tolerance=0.2 * np.sqrt(30)).rank[-1] == 2

@@ -111,6 +111,11 @@ def default_rank_tolerance(
     """A hundredth of the largest singular value until the cost has fallen half-way.
 
     Not of all the run: where observed entries leave it the freedom, a singular value grows without end.
+
+    The default fits targets whose singular values are of one order. It is a resolution, no statistical test: of a
+    teacher of rank 5 under noise the flow learns the noise as well, direction by direction, and what is above a
+    hundredth counts. `rank_gap` then is near 1, and an absolute tolerance between signal and noise (for n x m noise
+    of standard deviation sigma they part at `sigma (sqrt(n) + sqrt(m))`) gives the rank of the teacher.
     """
     finite = np.isfinite(train_cost) & np.isfinite(singular_values).all(axis=-1)
     values, costs = singular_values[finite], train_cost[finite]
@@ -118,6 +123,19 @@ def default_rank_tolerance(
         return 0.0
     half = np.argmax(costs <= (costs[0] + costs.min()) / 2)
     return float(RELATIVE_RANK_TOLERANCE * values[: half + 1].max())
+
+
+def rank_gap(
+    singular_values: Float[np.ndarray, "*time n"], ranks: Int[np.ndarray, "*time"]
+) -> Float[np.ndarray, "*time"]:
+    """The last singular value that counts over the first that does not.
+
+    Infinite where all count or the next is zero; NaN where none counts.
+    """
+    ends = [np.full((*ranks.shape, 1), end) for end in (np.nan, 0.0)]
+    padded = np.concatenate([ends[0], singular_values, ends[1]], axis=-1)
+    last, after = (np.take_along_axis(padded, ranks[..., None] + k, axis=-1)[..., 0] for k in (0, 1))
+    return np.where(after > 0, last / np.where(after > 0, after, 1.0), np.where(ranks > 0, np.inf, np.nan))
 
 
 def nuclear_norm(singular_values: Float[np.ndarray, "*time n"]) -> Float[np.ndarray, "*time"]:

@@ -21,6 +21,7 @@ from saddleflow._backend.checks import require
 from saddleflow._backend.files import written_whole
 from saddleflow.flow import observables as obs
 from saddleflow.flow.clock import SegmentedTime
+from saddleflow.flow.residual import Residual, residual
 from saddleflow.flow.visits import SaddleVisit, find_visits, inspect, nearest
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
@@ -51,13 +52,14 @@ class Trajectory:
         stats: num_steps, num_accepted_steps, num_rejected_steps; num_vector_field_evaluations and
             num_hessian_vector_products, rejected steps included (None where the solver does not tell); for the
             stiff solver num_tail_steps (of the method of long tails), num_preconditioner_applications,
-            mean_krylov_dimension and max_krylov_dimension (products a step); balancedness_drift (largest |D_l(end) - D_l(0)|_F over the largest
-            |W_l|_F^2), seconds.
+            mean_krylov_dimension and max_krylov_dimension (products a step); balancedness_drift (largest
+            |D_l(end) - D_l(0)|_F over the largest |W_l|_F^2), seconds.
         configuration: what ran: cost, network, solver, tolerances. Plain numbers and strings.
         reduced: the reduced network that ran (`saddleflow.width.projected`), else None; not saved.
         singular_values: of A, in descending order, shape (time, min(n_out, n_in)).
         rank_tolerance: singular values above it count for `rank`; given as None, a hundredth of the
-            largest singular value until the cost has fallen half-way.
+            largest singular value until the cost has fallen half-way. Of noisy data the flow learns the noise too, as
+            directions of their own, and this default counts them; `rank_gap` says how well the rank is defined.
     """
 
     time: Float[np.ndarray, " time"]
@@ -92,6 +94,25 @@ class Trajectory:
         return obs.rank(self.singular_values, self.rank_tolerance or 0.0)
 
     @property
+    def rank_gap(self) -> Float[np.ndarray, " time"]:
+        """The last singular value that counts for `rank` over the first that does not, shape (time,).
+
+        A large gap says that the rank is well defined; one near 1, that another `rank_tolerance` would give another
+        rank, as under noise. Infinite where all values count or the next is zero; NaN where none counts.
+        """
+        return obs.rank_gap(self.singular_values, self.rank)
+
+    @cached_property
+    def residual(self) -> Residual | None:
+        """The gradient of the cost at the end, and what it leaves to learn; None without a cost, or at a NaN.
+
+        trajectory.residual.norm, trajectory.residual.relative, trajectory.residual.left
+        """
+        if self.cost is None or not np.isfinite(self.end_to_end[[0, -1]]).all():
+            return None
+        return residual(self.cost, self.end_to_end[0], self.end_to_end[-1])
+
+    @property
     def nuclear_norm(self) -> Float[np.ndarray, " time"]:
         """Sum of the singular values of A, shape (time,)."""
         return obs.nuclear_norm(self.singular_values)
@@ -105,22 +126,30 @@ class Trajectory:
         """The saddles visited, in order of time, each with the stationary point behind it; computed once.
 
         Empty for a run without plateaus (lazy training); `repr` then says "no plateau". A start that is still on its
-        first plateau at the end has not visited it. Escapes that merge (equal or near-equal singular values) raise
-        the rank by more than one from a visit to the next.
+        first plateau at the end has not visited it. A saddle is a place, not a rank: escapes that merge (equal or
+        near-equal singular values) raise the rank by more than one from a visit to the next, and two visits may have
+        one rank, where the flow exchanges what it has learned.
 
             for visit in trajectory.saddles():
                 print(visit.rank, visit.cost, visit.escape_time, visit.index)
 
         Args:
-            stationary_points: False: what the saved rows alone show, at once; the fields of a visit from `distance`
-                on are then None.
+            stationary_points: False: what the saved rows alone show, at once; the fields of a visit from
+                `predicted_speed` on are then None, and the ranks a first guess.
         """
         return self._visits if not stationary_points else self._inspected
 
     @cached_property
     def _visits(self) -> list[SaddleVisit]:
-        depth = self.network.depth
-        return find_visits(self.clock, self.train_cost, self.gradient_norm, self.rank, depth)
+        return find_visits(
+            self.clock,
+            self.train_cost,
+            self.gradient_norm,
+            self.end_to_end,
+            self.rank,
+            self.rank_tolerance or 0.0,
+            self.network.depth,
+        )
 
     @cached_property
     def _inspected(self) -> list[SaddleVisit]:
@@ -160,6 +189,7 @@ class Trajectory:
         descent = "learning_rate" in run  # of gradient descent, not of a flow
         steps = f"learning rate {run['learning_rate']:.1e}" if descent else f"rtol {run['rtol']:.1e}"
         visits = ", ".join(f"rank {v.rank} at cost {v.cost:.4g}" for v in self._visits)
+        gap = self.rank_gap[-1]
         lines = [
             f"{run['cost']} {run['shape'][0]}x{run['shape'][1]}, depth {run['depth']}, width {run['width']}, "
             f"{run['num_parameters']} parameters",
@@ -168,16 +198,39 @@ class Trajectory:
             f"{stats['num_steps']} ({stats['num_accepted_steps']} accepted, "
             f"{stats['num_rejected_steps']} rejected), " + f"{work}{stats['seconds']:.2f} s",
             f"train {self.train_cost[-1]:.3e}{test}",
-            f"{self.rank[-1]} (singular values above {self.rank_tolerance:.2g})",
+            f"{self.rank[-1]} (singular values above {self.rank_tolerance:.2g}"
+            + (f", by a gap of {gap:.2g})" if np.isfinite(gap) else ")"),
             visits or "no plateau",
             f"balancedness kept to {stats['balancedness_drift']:.1e}",
         ]
         if self.reduction_error_estimate is not None:
             widths = ", ".join(map(str, run["reduced_widths"]))
             lines[0] += f", reduced to ({widths}) with error {self.reduction_error_estimate:.1e} in A"
-        names = ("task", "solver", "end", "steps", "cost", "rank", "saddles", "invariant")
+        names = ["task", "solver", "end", "steps", "cost", "rank", "saddles", "invariant"]
+        for name, line in self._residual_lines():
+            names.append(name)
+            lines.append(line)
         body = "\n".join(f"  {name:<9} : {text}" for name, text in zip(names, lines, strict=True))
         return f"Trajectory\n{body}"
+
+    def _residual_lines(self) -> list[tuple[str, str]]:
+        """What the card says of the gradient at the end; of a run without its cost, nothing."""
+        rest = self.residual
+        if rest is None:
+            return []
+        lines = [
+            ("residual", f"|grad C(A)| {rest.norm:.1e}, relative (as in gradient_tolerance) {rest.relative:.1e}")
+        ]
+        if self.stop_reason == "converged" and rest.left is not None:
+            remedy = 0.1 * rest.left / rest.unit
+            lines.append(
+                (
+                    "left",
+                    f"a direction that a longer flow would learn: grad C(A) has the singular value {rest.left:.1e} "
+                    f"outside the learned ones; take gradient_tolerance={remedy:.0e}",
+                )
+            )
+        return lines
 
     def plot(self, *, axis: str = "t") -> Figure:
         """Train and test cost above, singular values of A below; plateaus shaded and marked by their rank.

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,16 @@ SHARE_OF_DROP = 0.1
 # What counts as having left a plateau, of its cost.
 LEAST_DROP = 1e-6
 
+# A rise of the gradient norm is the flow's own where the cost falls as `dC/dt = -|grad|^2` says. Rows that resolve an
+# escape agree with that to within a third; where the rise is the solver's noise, less than a fiftieth is true.
+SHARE_OF_SLOPE = 0.2
+
+# A direction of A that grows tenfold along itself before the next plateau has not been learned on this one.
+LEARNED_SHARE = 0.1
+
+# What polishing leaves of a direction that a stationary point has not, of the largest singular value of A, at most.
+RANK_OF_POINT = 1e-8
+
 # The speed of an escape is measured where the gradient norm lies between these shares of its peak: grown far enough
 # to point along the escape direction, and still small.
 SPEED_WINDOW = (1e-3, 0.2)
@@ -37,7 +47,8 @@ class SaddleVisit:
     cost and the network (from `distance` on) is None for a trajectory that was loaded without its cost.
 
     Attributes:
-        rank: numerical rank of A on the plateau.
+        rank: rank of A at the stationary point, where there is one; else the number of directions that the rows show
+            as learned at the dip: above the rank tolerance, and not about to grow tenfold in this escape.
         cost: train cost at the dip of the gradient norm: the height of the plateau.
         time: time of the dip.
         gradient_norm: the least gradient norm (in theta) of the visit.
@@ -49,7 +60,7 @@ class SaddleVisit:
         escape_speed: measured speed s of the escape, from the law `d|theta|/dt = s |theta|^(L-1)` of the deviation
             from the saddle (see `saddleflow.theory.escape_norm`); NaN where the rows do not resolve it.
         predicted_speed: the optimal speed `L^(-(L-2)/2) s_1(grad C(A))` at the stationary point.
-        distance: Euclidean distance in theta from the dip to the nearest stationary point of that rank.
+        distance: Euclidean distance in theta from the dip to the nearest stationary point.
         stationary_cost: train cost at the stationary point.
         index: number of negative eigenvalues of the Hessian there.
         hessian_range: its least and its largest eigenvalue.
@@ -76,12 +87,25 @@ class SaddleVisit:
 
 def find_dips(
     gradient_norm: Float[np.ndarray, " time"],
+    train_cost: Float[np.ndarray, " time"],
+    steps: Float[np.ndarray, " time_minus_1"],
     rank: Int[np.ndarray, " time"],
 ) -> list[int]:
     """Rows of the plateaus along a trajectory, in order; none for a run without plateaus (lazy training).
 
-    The start counts when the gradient norm grows out of it by `MIN_DIP`; the end never does: a run that is still
-    slow there has not left. Of several dips at one rank the deepest counts.
+    A saddle is a place, not a rank: from one dip to the next, or to the end, the flow has left where the cost has
+    fallen by more than rounding and either the rank has risen or the cost has fallen as the gradient norms say (else
+    they are noise of the solver: it dips often at one saddle, and in the tail). Of several dips at one place the
+    deepest counts.
+
+    The start counts when the gradient norm grows out of it by `MIN_DIP` and the rank by one: a large random start is
+    no saddle. The end never does: a run that is still slow there has not left.
+
+    Args:
+        gradient_norm: |grad_theta C| of the rows.
+        train_cost: C of the rows.
+        steps: times between the rows.
+        rank: numerical rank of A of the rows.
     """
     usable = gradient_norm > 0
     if usable.sum() < 3:
@@ -91,27 +115,54 @@ def find_dips(
     # a wall in front lets the start count as a dip; nothing behind keeps the end from counting
     padded = np.concatenate([[depth.min() - 2 * np.log(MIN_DIP)], depth])
     peaks, _ = scipy.signal.find_peaks(padded, prominence=np.log(MIN_DIP))
-    # a saddle has been left only where the rank rises afterwards; dips in the tail are solver noise
-    dips = [int(i) for i in indices[peaks - 1] if rank[i] < rank[-1]]
-    return [min(group, key=lambda i: gradient_norm[i]) for _, group in groupby(dips, lambda i: rank[i])]
+    fallen = _cost_by_slope(gradient_norm, steps)
+
+    def left(here: int, there: int) -> bool:
+        drop = train_cost[here] - train_cost[there]
+        real = drop > SHARE_OF_SLOPE * np.sum(fallen[here:there])
+        return bool(drop > LEAST_DROP * train_cost[here] and (real or rank[there] > rank[here]))
+
+    places, rows = [], []
+    for here, there in pairwise([*(int(i) for i in indices[peaks - 1]), len(rank) - 1]):
+        rows.append(here)
+        if left(here, there):
+            places.append(min(rows, key=lambda row: gradient_norm[row]))
+            rows = []
+    if places and _at_the_start(train_cost, places) and rank[places[0]] >= rank[-1]:
+        places = places[1:]
+    return places
+
+
+def _cost_by_slope(
+    gradient_norm: Float[np.ndarray, " time"], steps: Float[np.ndarray, " time_minus_1"]
+) -> Float[np.ndarray, " time_minus_1"]:
+    """What the cost falls by between rows, by the trapezoidal rule on `dC/dt = -|grad|^2`."""
+    with np.errstate(over="ignore", invalid="ignore"):  # just before a blow-up
+        return 0.5 * (gradient_norm[1:] ** 2 + gradient_norm[:-1] ** 2) * steps
+
+
+def _at_the_start(train_cost: Float[np.ndarray, " time"], places: list[int]) -> bool:
+    """Whether the first place is the start's own plateau."""
+    here, there = places[0], [*places, len(train_cost) - 1][1]
+    return bool(train_cost[0] - train_cost[here] <= SHARE_OF_DROP * (train_cost[here] - train_cost[there]))
 
 
 def find_visits(
     clock: SegmentedTime,
     train_cost: Float[np.ndarray, " time"],
     gradient_norm: Float[np.ndarray, " time"],
+    end_to_end: Float[np.ndarray, "time n_out n_in"],
     rank: Int[np.ndarray, " time"],
+    rank_tolerance: float,
     depth: int,
 ) -> list[SaddleVisit]:
     """The visits as the rows of a trajectory show them, in order of time; empty without plateaus."""
-    dips = find_dips(gradient_norm, rank)
+    dips = find_dips(gradient_norm, train_cost, clock.steps, rank)
     last = len(train_cost) - 1
     visits: list[SaddleVisit] = []
     enter = 0.0
     for here, there in pairwise([*dips, last]):
         top, drop = train_cost[here], train_cost[here] - train_cost[there]
-        if not drop > LEAST_DROP * top:
-            break  # the run ended before it left
 
         def crossing(share: float, here=here, there=there, top=top, drop=drop) -> tuple[int, float]:
             return _crossing(clock, train_cost, gradient_norm, here, there, top - share * drop)
@@ -119,7 +170,7 @@ def find_visits(
         leave, escape, settled = crossing(SHARE_OF_DROP), crossing(0.5), crossing(1 - SHARE_OF_DROP)
         visits.append(
             SaddleVisit(
-                rank=int(rank[here]),
+                rank=_learned(end_to_end[here], end_to_end[settled[0] + 1], rank_tolerance),
                 cost=float(top),
                 time=float(clock.time[here]),
                 gradient_norm=float(gradient_norm[here]),
@@ -135,21 +186,38 @@ def find_visits(
     return visits
 
 
+def _learned(here: Float[np.ndarray, "n_out n_in"], later: Float[np.ndarray, "n_out n_in"], tolerance: float) -> int:
+    """Number of directions learned on a plateau, from A there and after the escape.
+
+    On a short plateau the direction that escapes has passed the tolerance already. It is told by its growth, along
+    itself: by size, singular values change places.
+    """
+    left, values, right = np.linalg.svd(here, full_matrices=False)
+    grown = np.abs(np.sum((left.T @ later) * right, axis=1))
+    return int(np.sum((values > tolerance) & (values > LEARNED_SHARE * grown)))
+
+
 def inspect(visit: SaddleVisit, cost: Cost, network: DeepLinearNetwork) -> SaddleVisit:
-    """The visit with what the nearest stationary point of its rank tells.
+    """The visit with what the nearest stationary point tells, its rank included.
 
     Args:
         visit: from `find_visits`.
         cost: the cost of the run.
         network: the network near the dip.
     """
-    point = polish(cost, network, rank=visit.rank)
+    rank = visit.rank
+    point = polish(cost, network, rank=rank)
+    while bool(point.converged) and _rank_of_point(point.network) < rank:
+        # a direction that the point has not: without it the point is sharper, and so is its Hessian
+        rank = _rank_of_point(point.network)
+        point = polish(cost, network, rank=rank)
     if not bool(point.converged):
         return visit
     matrix = point.network.end_to_end()
-    spectrum = hessian_spectrum(cost, point.network, visit.rank)
+    spectrum = hessian_spectrum(cost, point.network, rank)
     return replace(
         visit,
+        rank=rank,
         predicted_speed=escape_speed(np.asarray(cost.gradient(matrix)), network.depth),
         distance=float(point.distance),
         stationary_cost=float(cost(matrix)),
@@ -157,6 +225,11 @@ def inspect(visit: SaddleVisit, cost: Cost, network: DeepLinearNetwork) -> Saddl
         hessian_range=(spectrum.least, spectrum.largest),
         strict=spectrum.index > 0,
     )
+
+
+def _rank_of_point(network: DeepLinearNetwork) -> int:
+    values = np.linalg.svd(np.asarray(network.end_to_end()), compute_uv=False)
+    return int(np.sum(values > RANK_OF_POINT * values[0]))
 
 
 def nearest(dips: tuple[np.ndarray, DeepLinearNetwork], visit: SaddleVisit) -> DeepLinearNetwork | None:

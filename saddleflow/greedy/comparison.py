@@ -202,7 +202,7 @@ def compare(cost: Cost, trajectory: Trajectory, path: GreedyPath) -> list[StageC
         f"have the trajectory's depth {trajectory.network.depth}",
         path.points[0].network.depth,
     )
-    plateaus = {visit.rank: visit.cost for visit in trajectory.saddles(stationary_points=False)}
+    visits = trajectory.saddles(stationary_points=False)
     flow = Curve(cost, trajectory)  # refuses a trajectory without networks
     assert trajectory.networks is not None
     comparisons = []
@@ -220,10 +220,11 @@ def compare(cost: Cost, trajectory: Trajectory, path: GreedyPath) -> list[StageC
         reference = _lifted(ours.at(times[inside]), frames)
         difference = [a - b for a, b in zip(network, reference, strict=True)]
         matrices = _product(network), _product(reference)
+        gaps = [abs(visit.cost - saddle.cost) / saddle.cost for visit in visits if visit.rank == saddle.rank]
         comparisons.append(
             StageComparison(
                 stage=index,
-                cost_gap=abs(plateaus.get(saddle.rank, np.nan) - saddle.cost) / saddle.cost,
+                cost_gap=min(gaps, default=np.nan),
                 time_shift=shift,
                 matrix_distance=_largest(matrices[0] - matrices[1]) / _largest(matrices[1]),
                 parameter_distance=_largest_norm(difference) / _largest_norm(reference),
