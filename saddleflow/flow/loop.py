@@ -43,13 +43,13 @@ STEP_SHARE = 0.1
 DEEP_SAFETY = 0.8
 
 # On a tail the solver steps on and on, each step stiff and a short move: shorter, in units of the entries, than this
-# times rtol^(1/4), which is what a fourth-order method takes elsewhere (seen there: 29 such steps in a row at most,
-# few of them so stiff; on tails hundreds).
-SHORT_MOVE, STIFF, PATIENCE = 0.25, 1e3, 16
+# times rtol^(1/4), which is what a fourth-order method takes elsewhere. One step in `WATCH` is looked at, and so many
+# such ones in a row are a tail (elsewhere 29 short steps in a row were seen, few of them stiff; on tails hundreds).
+SHORT_MOVE, STIFF, WATCH, PATIENCE = 0.25, 1e4, 8, 4
 # The tail solver begins at order one, with so much of the last step, and gives up after so many rejections in a row.
 FIRST_SHARE, MAX_FAILURES = 0.1, 8
-# Then it is not asked again for so many steps.
-REST = 64
+# Then so many looks pass before it is asked again.
+REST = 8
 
 # In graded coordinates the spaces are turned anew after this many steps, accepted or not.
 REGRADE = 50
@@ -167,19 +167,19 @@ def _plain_step(state: FlowState, cost: Cost, settings: Settings, method: Method
     after = _step(state, cost, settings, method)
     if method.tail_solver is None:
         return after
-    keep = after.num_accepted > state.num_accepted
-    short = keep & (_mean_change(after.network, state.network, settings) < SHORT_MOVE * settings.rtol**0.25)
-    framed = cost if state.frame is None else FramedCost(cost, state.frame)
-    stiff = jax.lax.cond(
-        short,
-        lambda: jnp.minimum(state.step_size, settings.t1) * geometry.stiffness(framed, after.network) > STIFF,
-        lambda: jnp.asarray(False),
-    )
-    calm = jnp.where(keep, jnp.where(stiff, state.calm + 1, jnp.minimum(state.calm, 0)), state.calm)
-    calm = jnp.where(keep & (state.calm < 0), state.calm + 1, calm)
+    due = (after.num_accepted > state.num_accepted) & (after.num_accepted % WATCH == 0)
+    calm = jax.lax.cond(due, lambda: _calm(state, after, cost, settings), lambda: state.calm)
     on_tail = calm >= PATIENCE
     step_size = jnp.where(on_tail, FIRST_SHARE * after.step_size, after.step_size)
     return replace(after, calm=jnp.where(on_tail, 0, calm), on_tail=on_tail, step_size=step_size)
+
+
+def _calm(before: FlowState, after: FlowState, cost: Cost, settings: Settings) -> Int[Array, ""]:
+    """How many steps in a row, of those looked at, were stiff and short; less than zero: not to be counted yet."""
+    cost = cost if before.frame is None else FramedCost(cost, before.frame)
+    short = _mean_change(after.network, before.network, settings) < SHORT_MOVE * settings.rtol**0.25
+    stiff = before.step_size * geometry.stiffness(cost, after.network) > STIFF
+    return jnp.where((before.calm < 0) | (short & stiff), before.calm + 1, 0)
 
 
 def _tail_step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> FlowState:
