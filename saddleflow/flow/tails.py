@@ -2,9 +2,9 @@
 
 Where C has its infimum at infinity, |A| grows like a power of time, or like a logarithm (separable data), and the
 gradient fades as on the way to a minimum. The two differ in how the growth goes on while its speed `v = d|A|/dt`
-fades. Where |A| (its part that C does not bound, `Cost.unbounded`) tends to a limit as `t^-q`, the growth per e-fold of
-v fades as `v^(q/(1+q))`, for exponential convergence as v; for a logarithm it stays the same, for a power it rises.
-Speed stands for time here, so that neither the length of plateaus before nor the unit of time matters.
+fades. Where |A| (its part that C does not bound, `Cost.unbounded`) tends to a limit as `t^-q`, the growth per e-fold
+of v fades as `v^(q/(1+q))`, for exponential convergence as v; for a logarithm it stays the same, for a power it
+rises. Speed stands for time here, so that neither the length of plateaus before nor the unit of time matters.
 """
 
 import equinox as eqx
