@@ -139,6 +139,10 @@ class FramedCost(Cost):
         """The test cost."""
         return self.cost.test(self.frame.undo_matrix(matrix))
 
+    def unbounded(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
+        """The part that can grow, in the coordinates of the start: only its norm is of use."""
+        return self.cost.unbounded(self.frame.undo_matrix(matrix))
+
     def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
         """The gradient, in the frame."""
         plain = self.cost.gradient(self.frame.undo_matrix(matrix))

@@ -20,6 +20,7 @@ from optimistix import rms_norm
 from saddleflow.flow.clock import Clock
 from saddleflow.flow.dips import Dips
 from saddleflow.flow.graded import Frame, FramedCost, grade, noise, resolution
+from saddleflow.flow.growth import Growth
 from saddleflow.flow.state import FlowState, Method, Row, Settings, StopReason
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
@@ -59,17 +60,20 @@ def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Me
     """The state before the first step; stops at once where the field is not finite or the cost is minimal."""
     solver, controller = _numerics(method, settings, network)
     zero, one = jnp.zeros(()), jnp.ones(())
-    gradient, at_rest = geometry.at_rest(cost, network, method.graded)
+    gradient, at_rest, rounded = geometry.at_rest(cost, network, method.graded)
     # A first step that moves the network by a hundredth. (diffrax's own guess falls back on an absolute 1e-6
     # where things move slowly, which a run in other units would notice.)
     step_size = jnp.where(gradient > 0, 0.01 * geometry.norm(network) / gradient, one)
     _, controller_state = controller.init(_TERM, zero, one, network, step_size, cost, solver.func, _order(solver))
     matrix = network.end_to_end()
     finite = jnp.isfinite(gradient) & jnp.isfinite(cost(matrix))
+    certified = _converged(cost, matrix, settings)
+    stays, rests = _rest(at_rest, settings, method)
     reason = _first_of(
         (StopReason.non_finite, ~finite),
-        (StopReason.converged, _converged(cost, matrix, settings)),
-        (StopReason.stationary_saddle, at_rest),
+        (StopReason.converged, certified | rests & rounded),
+        (StopReason.stationary_saddle, rests),
+        (StopReason.t1, stays),
     )
     clock, frame = Clock.start(), Frame.of(network) if method.graded else None
     first = observe(cost, network, clock, method)
@@ -79,14 +83,18 @@ def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Me
         rows, num_rows = _write(rows, jnp.zeros((), int), first), jnp.ones((), int)
     else:
         due = settings.save_at[0] <= 0  # checked to be sorted and not negative: only the first can be 0
-        rows = _write(rows, jnp.where(due, 0, capacity), first)
-        num_rows = jnp.where(due, 1, 0)
+        every = jax.tree.map(lambda x: jnp.broadcast_to(x, (capacity, *x.shape)), first)
+        every = every | {"time": settings.save_at, "within": settings.save_at}
+        rows = _kept(stays, every, _write(rows, jnp.where(due, 0, capacity), first))
+        num_rows = jnp.where(stays, capacity, jnp.where(due, 1, 0))
+        clock = _kept(stays, clock.after(settings.t1), clock)
     state = FlowState(
         network=network,
         frame=frame,
         clock=clock,
         step_size=jnp.asarray(step_size),
         dips=Dips.start(network, frame, gradient, method.num_dips) if method.num_dips else None,
+        growth=Growth.start(jnp.linalg.norm(cost.unbounded(matrix))),
         solver_state=_arrays(solver.init(_TERM, zero, step_size, network, cost)),
         controller_state=_arrays(controller_state),
         num_accepted=jnp.zeros((), int),
@@ -275,10 +283,16 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     tried = _attempt(state, h, cost, settings, method)
     network, keep = tried.network, tried.keep
     clock = _kept(keep, state.clock.tick(h, tried.next_size), state.clock)
-    gradient, at_rest = geometry.at_rest(cost, network, method.graded)
+    gradient, at_rest, rounded = geometry.at_rest(cost, network, method.graded)
+    growth = state.growth.follow(jnp.linalg.norm(cost.unbounded(tried.matrix)), h, keep)
+    grows = growth.lasts(jnp.linalg.norm(tried.matrix))
+    stays, rests = _rest(keep & at_rest & ~grows, settings, method)
+    certified = keep & _converged(cost, tried.matrix, settings)
     interpolation = method.solver.interpolation_cls(t0=jnp.zeros(()), t1=h, **tried.dense_info)
     if settings.save_at is not None:
-        rows, num_rows = _save_between(state, h, lands, keep, interpolation, cost, settings, method)
+        resting = network, stays
+        rows, num_rows = _save_between(state, h, lands, keep, interpolation, resting, cost, settings, method)
+        clock = _kept(stays, clock.after(settings.t1 - clock.time), clock)
     else:
         end_time = jnp.where(lands, settings.t1, clock.time)
         end_point = network, clock, end_time, gradient
@@ -288,14 +302,15 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     num_accepted, num_rejected = state.num_accepted + keep, state.num_rejected + (1 - keep)
     stuck = (rejections > MAX_CONSECUTIVE_REJECTIONS) | ~_moved(state, network, keep, settings)
     reason = _first_of(
-        (StopReason.converged, keep & _converged(cost, tried.matrix, settings)),
+        (StopReason.diverges, grows & (certified | keep & at_rest & (settings.save_at is None))),
+        (StopReason.converged, certified | rests & rounded),
         (StopReason.non_finite, gradient > LARGEST_GRADIENT),
         (StopReason.stop, keep & _stops(state.frame, network, clock, method)),
-        (StopReason.t1, keep & lands),
+        (StopReason.t1, keep & lands | stays),
         (StopReason.non_finite, stuck & met_non_finite),
         (StopReason.step_size_underflow, stuck),
         (StopReason.max_steps, num_accepted + num_rejected >= settings.max_steps),
-        (StopReason.stationary_saddle, keep & at_rest),
+        (StopReason.stationary_saddle, rests),
     )
     return FlowState(
         network=network,
@@ -303,6 +318,7 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
         clock=clock,
         step_size=tried.next_size,
         dips=state.dips and state.dips.follow(network, state.frame, gradient, clock.time, keep),
+        growth=growth,
         solver_state=tried.solver_state,
         controller_state=tried.controller_state,
         num_accepted=num_accepted,
@@ -380,11 +396,12 @@ def _kept(keep: Any, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
 
 
-def _save_between(state, h, lands, keep, interpolation, cost, settings, method):
-    """Rows for all asked times within the step just taken, by the solver's dense output."""
+def _save_between(state, h, lands, keep, interpolation, resting, cost, settings, method):
+    """Rows for all asked times within the step, by dense output; all that remain where the network stays."""
     save_at, begin = settings.save_at, state.clock.time
     count = save_at.shape[0]
-    end = jnp.where(lands, settings.t1, begin + h)
+    end_point, stays = resting
+    end = jnp.where(lands | stays, settings.t1, begin + h)
 
     def due(carry):
         _, index = carry
@@ -393,9 +410,8 @@ def _save_between(state, h, lands, keep, interpolation, cost, settings, method):
     def save(carry):
         rows, index = carry
         after = save_at[index] - begin
-        row = observe(cost, interpolation.evaluate(after), state.clock.after(after), method) | {
-            "time": save_at[index]
-        }
+        here = _kept(stays & (after > h), end_point, interpolation.evaluate(after))
+        row = observe(cost, here, state.clock.after(after), method) | {"time": save_at[index]}
         return _write(rows, index, row), index + 1
 
     return jax.lax.while_loop(due, save, (state.rows, state.num_rows))
@@ -452,6 +468,17 @@ def _write(rows: Row, index: Int[Array, ""], row: Row) -> Row:
 def _converged(cost: Cost, matrix: Float[Array, "n_out n_in"], settings: Settings) -> Bool[Array, ""]:
     # For a convex C a vanishing gradient in A is a certificate; one in theta is only a saddle, perhaps.
     return jnp.linalg.norm(cost.gradient(matrix)) <= settings.gradient_tolerance
+
+
+def _rest(at_rest: Bool[Array, ""], settings: Settings, method: Method) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
+    """What rest means: that the network stays as it is up to t1, or that the run ends.
+
+    Rows at asked times are all there: those of a network at rest are known, unless `stop` has to be asked.
+    """
+    never = jnp.asarray(False)
+    if settings.save_at is None:
+        return never, at_rest
+    return (at_rest if method.stop is None else never), never
 
 
 def _numerics(method: Method, settings: Settings, network: DeepLinearNetwork):

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from saddleflow.flow.clock import Clock
 from saddleflow.flow.dips import Dips
 from saddleflow.flow.graded import Frame
+from saddleflow.flow.growth import Growth
 from saddleflow.flow.observables import Observable
 from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.solvers import NDF, CountingSolver, NDFState, Work
@@ -36,7 +37,7 @@ class StopReason(IntEnum):
         return member
 
     running = 0, "The flow goes on; no result ever says so."
-    converged = 1, "grad C(A) is zero to the tolerance: a certified minimum of the convex C."
+    converged = 1, "grad C(A) is zero to the tolerance or to rounding: a certified minimum of the convex C."
     t1 = 2, "The end of the time interval is reached."
     max_steps = 3, "The steps allowed are used up."
     step_size_underflow = 4, "No step is short enough for the tolerance."
@@ -45,6 +46,7 @@ class StopReason(IntEnum):
     max_seconds = 7, "The wall-clock budget is used up."
     stationary_saddle = 8, "The gradient in theta is zero up to rounding, but grad C(A) is not."
     below_resolution = 9, "Rounding would decide the next escape."
+    diverges = 10, "C falls towards its infimum while A grows without bound."
 
 
 Row = dict[str, Any]
@@ -84,6 +86,7 @@ class FlowState(eqx.Module):
     clock: Clock
     step_size: Float[Array, ""]
     dips: Dips | None
+    growth: Growth
     solver_state: PyTree
     controller_state: PyTree
     num_accepted: Int[Array, ""]

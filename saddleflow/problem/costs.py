@@ -66,6 +66,13 @@ class Cost(eqx.Module):
         """Whether there is a test set."""
         return True
 
+    def unbounded(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
+        """The part of A that can grow without bound while C(A) does not: where a flow that diverges is looked for.
+
+        The default, all of A, is always right; less spares slow convergence the suspicion.
+        """
+        return jnp.asarray(matrix)
+
     def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
         """The gradient of C at A, same shape as A."""
         return jax.grad(self.__call__)(matrix)
@@ -167,6 +174,10 @@ class MatrixCompletion(Cost):
     def has_test(self) -> bool:
         """Whether any entry is held out."""
         return self._has_test
+
+    def unbounded(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
+        """The entries that are not observed."""
+        return jnp.where(self.observed, 0.0, matrix)
 
     def __call__(self, matrix: Matrix) -> Float[Array, ""]:
         """The train cost: mean squared error over the observed entries."""
@@ -287,6 +298,11 @@ class MeanSquaredError(Cost):
         """Whether a test set was given."""
         return self.test_set is not None
 
+    def unbounded(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
+        """What A does to inputs that are orthogonal to all samples; zero for n_in samples and more."""
+        basis = self.train_set.basis
+        return jnp.zeros_like(matrix) if basis is None else jnp.asarray(matrix) - (matrix @ basis) @ basis.T
+
     def __call__(self, matrix: Matrix) -> Float[Array, ""]:
         """The train cost, per sample and summed over outputs."""
         return self.train_set.mean_squared_error(matrix)
@@ -316,6 +332,7 @@ class _Samples(eqx.Module):
     root: Float[Array, "n_in columns"]
     aim: Float[Array, "n_out columns"]
     floor: Float[Array, ""]
+    basis: Float[Array, "n_in columns"] | None  # orthonormal, of the samples' span; None: n_in samples or more
 
     def __init__(self, inputs_name: str, inputs: Any, outputs_name: str, outputs: Any):
         for name, samples in ((inputs_name, inputs), (outputs_name, outputs)):
@@ -333,6 +350,7 @@ class _Samples(eqx.Module):
         q, r = jnp.linalg.qr(jnp.asarray(inputs).T / jnp.sqrt(count))
         scaled = jnp.asarray(outputs) / jnp.sqrt(count)
         self.root = r.T
+        self.basis = jnp.linalg.qr(self.root)[0] if count < len(inputs) else None
         self.aim = scaled @ q
         self.floor = jnp.sum((scaled - self.aim @ q.T) ** 2)
 

@@ -148,8 +148,10 @@ def end_to_end_error(
     return jnp.where(size > 0, jnp.linalg.norm(change) / jnp.where(size > 0, size, 1.0), 0.0)
 
 
-def at_rest(cost: Cost, network: DeepLinearNetwork, graded: bool) -> tuple[Float[Array, ""], Bool[Array, ""]]:
-    """The norm of the gradient, and whether it is zero or a cancellation that rounding leaves.
+def at_rest(
+    cost: Cost, network: DeepLinearNetwork, graded: bool
+) -> tuple[Float[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
+    """The norm of the gradient, whether it is zero or a cancellation that rounding leaves, and whether grad C(A) is.
 
     In graded coordinates that is asked of every entry: a tiny force on an unlearned direction, computed from small
     numbers alone, is not taken for the rounding of a learned one. In others each entry has the rounding of all. The
@@ -173,4 +175,5 @@ def at_rest(cost: Cost, network: DeepLinearNetwork, graded: bool) -> tuple[Float
     # what the terms cannot exceed costs little, and nearly always says enough
     bounds = [jnp.linalg.norm(m) * jnp.linalg.norm(n) for m, n in zip(left, right, strict=True)]
     bound = jnp.linalg.norm(sizes) * jnp.linalg.norm(jnp.stack(bounds))
-    return size, jax.lax.cond((bound > 0) & (size > 2 * ROUNDING * bound), lambda: jnp.asarray(False), cancels)
+    resting = jax.lax.cond((bound > 0) & (size > 2 * ROUNDING * bound), lambda: jnp.asarray(False), cancels)
+    return size, resting, jnp.linalg.norm(matrix_gradient) <= ROUNDING * jnp.linalg.norm(sizes)
