@@ -23,6 +23,7 @@ class Dips(eqx.Module):
     rising: Bool[Array, ""]
     networks: DeepLinearNetwork  # of the confirmed dips: a leading axis of dips, coordinates of the start
     times: Float[Array, " dips"]
+    peaks: Float[Array, " dips"]  # times of the highest gradient norm of the rises that followed
     count: Int[Array, ""]  # may exceed the number of those kept
 
     @classmethod
@@ -33,7 +34,15 @@ class Dips(eqx.Module):
         empty = jax.tree.map(lambda layer: jnp.zeros((capacity, *layer.shape)), network)
         zero = jnp.zeros(())
         return cls(
-            network, frame, gradient_norm, zero, jnp.zeros((), bool), empty, jnp.zeros(capacity), jnp.zeros((), int)
+            network=network,
+            frame=frame,
+            gradient_norm=gradient_norm,
+            time=zero,
+            rising=jnp.zeros((), bool),
+            networks=empty,
+            times=jnp.zeros(capacity),
+            peaks=jnp.zeros(capacity),
+            count=jnp.zeros((), int),
         )
 
     def follow(
@@ -67,5 +76,6 @@ class Dips(eqx.Module):
             (self.rising | confirmed) & ~falls,
             jax.tree.map(lambda kept, layer: kept.at[place].set(layer, mode="drop"), self.networks, row),
             self.times.at[place].set(self.time, mode="drop"),
+            self.peaks.at[jnp.where(higher, self.count - 1, place)].set(time, mode="drop"),
             self.count + confirmed,
         )

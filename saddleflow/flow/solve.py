@@ -28,6 +28,7 @@ from saddleflow.flow.arguments import (
 )
 from saddleflow.flow.state import FlowState, Method, Settings, StopReason
 from saddleflow.flow.trajectory import Trajectory, assemble
+from saddleflow.flow.twin import Escape, escapes, first_unresolved, has_symmetry, perturbed, up_to
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
 
@@ -114,6 +115,32 @@ def solve(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> Traje
     """
     make_room()
     check_problem(cost, network, options)
+    trajectory, peaks = _solved(cost, network, options)
+    escape = _unresolved(trajectory, peaks, cost, network, options)
+    if escape is None:
+        return trajectory
+    return up_to(cost, trajectory, escape, options.observables, add_end=options.save_at is None)
+
+
+def _unresolved(
+    trajectory: Trajectory,
+    peaks: Float[np.ndarray, " dips"],
+    cost: Cost,
+    network: DeepLinearNetwork,
+    options: FlowOptions,
+) -> Escape | None:
+    """The first saddle that the run has left on rounding; looked for where the start has a symmetry."""
+    run = escapes(cost, trajectory, peaks)
+    if not run or trajectory.stop_reason == StopReason.max_seconds.name or not has_symmetry(network):
+        return None
+    twin = _solved(cost, perturbed(network), replace(options, progress=False))
+    return first_unresolved(run, escapes(cost, *twin))
+
+
+def _solved(
+    cost: Cost, network: DeepLinearNetwork, options: FlowOptions
+) -> tuple[Trajectory, Float[np.ndarray, " dips"]]:
+    """The run as the solver has it, and the times of the highest gradient norms after its dips."""
     settings = settings_of(cost, network, options)
     # what tails need is compiled where a tail begins
     graded = needs_grading(cost, network, options)
@@ -121,8 +148,8 @@ def solve(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> Traje
     begin = time.perf_counter()
     state, reason = _run(cost, network, settings, method, options)
     seconds = time.perf_counter() - begin
-    num_steps = int(state.num_steps)
-    return assemble(
+    num_steps, dips = int(state.num_steps), _dips(state)
+    trajectory = assemble(
         cost,
         network,
         state.plain_network(),
@@ -147,8 +174,10 @@ def solve(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> Traje
         capacity=len(state.rows["time"]) + 1,
         durations=np.asarray(state.clock.durations),
         rank_tolerance=options.rank_tolerance,
-        dips=_dips(state),
+        dips=dips,
     )
+    peaks = np.zeros(0) if state.dips is None else np.asarray(state.dips.peaks)[: len(state.dips.times)]
+    return trajectory, peaks[: int(0 if state.dips is None else state.dips.count)]
 
 
 def _run(
@@ -180,7 +209,8 @@ def _standing(cost: Cost, state: FlowState) -> str:
 def _rows(cost: Cost, state: FlowState, settings: Settings, method: Method) -> dict[str, Any]:
     """The rows saved, the end among them."""
     rows = jax.tree.map(lambda x: np.asarray(x)[: int(state.num_rows)], state.rows)
-    if settings.save_at is None and loop.ends_between_rows(state, method):
+    none = int(state.num_rows) == 0  # ended before the first asked time
+    if none or (settings.save_at is None and loop.ends_between_rows(state, method)):
         last = _observe(cost, state.plain_network(), state.clock, method)
         rows = jax.tree.map(lambda x, y: np.concatenate([x, np.asarray(y)[None]]), rows, last)
     return rows | {"network": jax.tree.map(on_device, rows.get("network"))}

@@ -1,0 +1,162 @@
+"""Whether rounding decided an escape: the flow is run again from a start that differs by some roundings.
+
+A start with a symmetry (equal layers, balanced ones, a rank too low) may lie on the way into a saddle that the exact
+flow never leaves. In floating point it leaves all the same, on rounding that has grown, and nothing in the run itself
+tells. From a start whose entries differ by many roundings it then leaves at another time, since what grew was more to
+begin with. An escape that was above rounding does not notice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from saddleflow.flow.clock import SegmentedTime
+from saddleflow.flow.observables import Observable
+from saddleflow.flow.state import StopReason
+from saddleflow.flow.trajectory import Trajectory
+from saddleflow.problem import geometry
+from saddleflow.problem.costs import Cost
+from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.problem.symmetry import balancedness
+
+EPSILON = 2.0**-52
+
+# Relative changes of the twin's entries.
+PERTURBATION = 1e5 * EPSILON
+
+# Below it, relative to the largest, a conserved matrix or a singular value of A is a rounding.
+ROUNDED = 1e-12
+
+# Times from escape to escape that differ by more than this share are not the flow's. (A rounding is 36 e-folds below
+# one, the twin's changes 25.)
+SHARE_OF_STAY = 0.1
+
+# Dips of the gradient norm whose costs differ by less than this share are at one saddle.
+SHARE_OF_COST = 1e-3
+
+
+@dataclass(frozen=True)
+class Escape:
+    """A saddle that a run has left.
+
+    Attributes:
+        dip: number of the first dip of the gradient norm there.
+        cost: train cost there.
+        time: of the highest gradient norm after it.
+    """
+
+    dip: int
+    cost: float
+    time: float
+
+
+def has_symmetry(network: DeepLinearNetwork) -> bool:
+    """Whether a start is balanced to rounding, or A of a lower rank than its widths allow.
+
+    Random starts are neither, and all that is learned from them was above rounding from the beginning.
+    """
+    layers = [np.asarray(layer) for layer in network.layers]
+    scale = max(float(np.sum(np.square(layer))) for layer in layers)
+    drift = max(float(np.abs(matrix).max()) for matrix in balancedness(DeepLinearNetwork(layers)))
+    if drift <= ROUNDED * scale:
+        return True
+    values = np.linalg.svd(np.asarray(network.end_to_end()), compute_uv=False)
+    full = min(*network.hidden_widths, len(values))
+    return bool(values[full - 1] <= ROUNDED * values[0])
+
+
+def perturbed(network: DeepLinearNetwork) -> DeepLinearNetwork:
+    """The start with every entry changed by about 1e5 roundings; zeros stay zeros."""
+    draw = np.random.default_rng(0)
+    factors = [1 + PERTURBATION * draw.standard_normal(layer.shape) for layer in network.layers]
+    return jax.tree.map(lambda layer, factor: jnp.asarray(layer * factor), network, DeepLinearNetwork(factors))
+
+
+def escapes(cost: Cost, trajectory: Trajectory, peaks: Float[np.ndarray, " dips"]) -> list[Escape]:
+    """The escapes of a run, by the networks kept at the dips of its gradient norm: rows may be few.
+
+    Args:
+        cost: the cost of the run.
+        trajectory: the run.
+        peaks: times of the highest gradient norms after the dips.
+    """
+    found: list[Escape] = []
+    if trajectory.dips is None:
+        return found
+    for dip, (network, time) in enumerate(zip(_kept(trajectory.dips[1], len(peaks)), peaks, strict=True)):
+        here = float(cost(network.end_to_end()))
+        if found and here > (1 - SHARE_OF_COST) * found[-1].cost:
+            found[-1] = replace(found[-1], time=float(time))  # still there
+        else:
+            found.append(Escape(dip, here, float(time)))
+    if found and float(trajectory.train_cost[-1]) > (1 - SHARE_OF_COST) * found[-1].cost:
+        found.pop()  # not left
+    return found
+
+
+def _kept(networks: DeepLinearNetwork, count: int) -> list[DeepLinearNetwork]:
+    return [jax.tree.map(lambda layer, dip=dip: jnp.asarray(layer[dip]), networks) for dip in range(count)]
+
+
+def first_unresolved(run: Sequence[Escape], twin: Sequence[Escape]) -> Escape | None:
+    """The first escape that comes at another time in the twin, or to another saddle, or not at all."""
+    before = other_before = 0.0
+    for index, here in enumerate(run):
+        if index >= len(twin):
+            return here
+        other = twin[index]
+        stay, other_stay = here.time - before, other.time - other_before
+        elsewhere = abs(other.cost - here.cost) > 10 * SHARE_OF_COST * here.cost
+        if elsewhere:
+            return run[max(index - 1, 0)]
+        if abs(other_stay - stay) > SHARE_OF_STAY * stay:
+            return here
+        before, other_before = here.time, other.time
+    return None
+
+
+def up_to(
+    cost: Cost, trajectory: Trajectory, escape: Escape, observables: dict[str, Observable], *, add_end: bool
+) -> Trajectory:
+    """The trajectory as far as a saddle, with the network kept there; it ends "below_resolution".
+
+    Args:
+        cost: the cost of the run.
+        trajectory: the run.
+        escape: the saddle.
+        observables: what its rows record.
+        add_end: add the saddle as a row; always done where there is no other.
+    """
+    assert trajectory.dips is not None
+    times, networks = trajectory.dips
+    network, time = _kept(networks, escape.dip + 1)[-1], float(times[escape.dip])
+    count = int(np.searchsorted(trajectory.time, time))
+    add_end = add_end or count == 0
+
+    def cut(values: Any, end: Any) -> np.ndarray:
+        kept = np.asarray(values)[:count]
+        return np.concatenate([kept, np.asarray(end)[None]]) if add_end else kept
+
+    clock, matrix, last = trajectory.clock, network.end_to_end(), max(count - 1, 0)
+    within = clock.within[last] + time - trajectory.time[last]
+    return replace(
+        trajectory,
+        time=cut(trajectory.time, time),
+        end_to_end=cut(trajectory.end_to_end, matrix),
+        train_cost=cut(trajectory.train_cost, cost(matrix)),
+        test_cost=None if trajectory.test_cost is None else cut(trajectory.test_cost, cost.test(matrix)),
+        gradient_norm=cut(trajectory.gradient_norm, geometry.norm(geometry.gradient(cost, network))),
+        observables={
+            name: cut(values, observables[name](cost, network)) for name, values in trajectory.observables.items()
+        },
+        network=network,
+        networks=None if trajectory.networks is None else jax.tree.map(cut, trajectory.networks, network),
+        stop_reason=StopReason.below_resolution.name,
+        clock=SegmentedTime(cut(clock.segment, clock.segment[last]), cut(clock.within, within), clock.durations),
+        dips=(times[: escape.dip], jax.tree.map(lambda layer: layer[: escape.dip], networks)),
+    )

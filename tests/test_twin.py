@@ -1,0 +1,59 @@
+"""Escapes that rounding decides: the run stays at the saddle, and says so."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import saddleflow as sf
+
+TARGET = np.diag([-20.0, -10, 8, 4])
+BASIS = np.array([[1, 1, 1, 0], [1, -1, 0, 1], [-1, 0, 1, 1], [0, 1, -1, 1]]) / np.sqrt(3)
+# Equal symmetric layers stay so, A = W^3 stays positive: -20 and -10 are never learned.
+EQUAL = sf.DeepLinearNetwork([1e-3 * jnp.eye(4)] * 3)
+
+
+def cost(basis):
+    return sf.MeanSquaredError(2 * np.eye(4), 2 * basis @ TARGET @ basis.T)
+
+
+def test_graded_coordinates_do_not_leave_a_saddle_on_rounding():
+    """The exact flow ends at C = 500 like 1/t; the solver goes on to C = 0."""
+    run = sf.gradient_flow(cost(np.eye(4)), EQUAL, progress=False)
+    assert run.stop_reason == "below_resolution"
+    np.testing.assert_allclose(run.train_cost[-1], 500, rtol=1e-9)
+    np.testing.assert_allclose(run.end_to_end[-1], np.diag([0, 0, 8, 4]), atol=1e-6)
+    np.testing.assert_array_equal(run.network.end_to_end(), run.end_to_end[-1])
+    assert [visit.rank for visit in run.saddles(stationary_points=False)] == [0, 1]
+    assert len(run.time) == len(run.train_cost) == len(run.clock.time)
+
+
+def test_plain_coordinates_keep_a_symmetry_that_zeros_protect():
+    run = sf.gradient_flow(cost(np.eye(4)), EQUAL, graded=False, progress=False)
+    assert run.stop_reason == "stationary_saddle"
+    np.testing.assert_allclose(run.train_cost[-1], 500, rtol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("graded", [None, False])
+def test_in_a_rotated_basis_nothing_protects_it(graded):
+    """The first direction is learned as the exact flow learns it; what follows is rounding in any coordinates."""
+    run = sf.gradient_flow(cost(BASIS), EQUAL, graded=graded, progress=False, max_steps=12_000)
+    assert run.stop_reason == "below_resolution"
+    np.testing.assert_allclose(run.train_cost[-1], 516, rtol=1e-4)
+
+
+def test_asked_times_end_at_the_saddle_too():
+    times = [1.0, 60.0, 100.0, 1e4, 1e15]
+    run = sf.gradient_flow(cost(np.eye(4)), EQUAL, save_at=times, progress=False)
+    assert run.stop_reason == "below_resolution"
+    np.testing.assert_array_equal(run.time, times[:4])
+
+
+@pytest.mark.parametrize("alpha", [1e-2, 1e-6])
+def test_balanced_starts_of_full_rank_are_resolved(alpha):
+    task = sf.MatrixCompletion.random(jax.random.key(1), shape=(5, 5), rank=3, observed=1.0)
+    matrix = alpha**3 * jax.random.normal(jax.random.key(11), (5, 5))
+    run = sf.gradient_flow(task, sf.balanced(matrix, depth=3, width=5), rtol=1e-4, progress=False)
+    assert run.stop_reason == "converged"
+    assert len(run.saddles(stationary_points=False)) == 3
