@@ -127,3 +127,37 @@ def test_asked_times_on_a_saddle_are_rows(graded):
     assert run.stop_reason == "t1"
     np.testing.assert_array_equal(run.time, [1.0, 1e3, 1e30])
     np.testing.assert_allclose(run.end_to_end, np.broadcast_to(np.diag([2.0, 0]), (3, 2, 2)), atol=1e-14)
+
+
+@pytest.mark.parametrize("seed", [13, 16])
+@pytest.mark.parametrize("scale", [30.0, 100.0])
+def test_layers_of_very_different_sizes_are_solved(seed, scale):
+    """A small layer between huge ones: a change within its tolerance is a large one of A."""
+    cost = sf.MatrixCompletion.random(jax.random.key(3), shape=(1, 5), rank=1, observed=0.8)
+    first, second, last = sf.gaussian(jax.random.key(seed), depth=3, width=2, shape=(1, 5), variance=1.0).layers
+    start = sf.DeepLinearNetwork([scale * first, scale * second, 3 * last])
+    run = sf.gradient_flow(cost, start, **QUIET)
+    assert run.stop_reason == "converged"
+    assert run.stats["num_steps"] < 300
+
+
+class LogCosh(sf.Cost):
+    """Flat far from its minimum: there its curvature is rounding."""
+
+    target: jax.Array
+
+    @property
+    def shape(self):
+        return self.target.shape
+
+    def __call__(self, matrix):
+        return jnp.sum(jnp.logaddexp(matrix - self.target, self.target - matrix))
+
+    def test(self, matrix):
+        return self(matrix)
+
+
+def test_a_cost_that_is_flat_at_the_start_is_not_refused():
+    start = sf.gaussian(jax.random.key(0), depth=2, width=3, shape=(2, 3), variance=2e3)
+    run = sf.gradient_flow(LogCosh(jnp.ones((2, 3))), start, t1=1.0, **QUIET)
+    assert run.stop_reason in ("t1", "converged")

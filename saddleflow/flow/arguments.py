@@ -122,7 +122,9 @@ def check_problem(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) 
         require_finite(f"network.layers[{index}]", layer)
     symmetric = options.solver is None or isinstance(options.solver, CountingSolver)
     if symmetric and is_concrete(network.layers[0]):
-        skew = _asymmetry(_MATRIX_TERM, 0.0, network.end_to_end(), cost)
+        # at a huge start the curvature may be rounding
+        matrix = network.end_to_end()
+        skew = jnp.fmin(*(_asymmetry(_MATRIX_TERM, 0.0, a, cost) for a in (matrix, jnp.zeros_like(matrix))))
         require(
             not is_concrete(skew) or not skew > MAX_ASYMMETRY,
             "cost",

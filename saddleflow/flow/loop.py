@@ -300,7 +300,7 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     rejections = jnp.where(keep, 0, state.consecutive_rejections + 1)
     met_non_finite = jnp.where(keep, state.met_non_finite, ~tried.finite)
     num_accepted, num_rejected = state.num_accepted + keep, state.num_rejected + (1 - keep)
-    stuck = (rejections > MAX_CONSECUTIVE_REJECTIONS) | ~_moved(state, network, keep, settings)
+    stuck = (rejections > MAX_CONSECUTIVE_REJECTIONS) | ~_moved(state, network, keep, h * gradient, settings)
     reason = _first_of(
         (StopReason.diverges, grows & (certified | keep & at_rest & (settings.save_at is None))),
         (StopReason.converged, certified | rests & rounded),
@@ -376,10 +376,16 @@ def _first_of(*cases: tuple[StopReason, Bool[Array, ""]]) -> Int[Array, ""]:
     return jnp.select(conditions, [jnp.asarray(int(reason)) for reason, _ in cases], int(StopReason.running))
 
 
-def _moved(state: FlowState, network: DeepLinearNetwork, keep: Any, settings: Settings) -> Bool[Array, ""]:
-    """Whether the step moved anything: creeping towards a wall, rejected ones alternate with too short ones."""
+def _moved(
+    state: FlowState, network: DeepLinearNetwork, keep: Any, reach: Float[Array, ""], settings: Settings
+) -> Bool[Array, ""]:
+    """Whether the step moved anything: creeping towards a wall, rejected ones alternate with too short ones.
+
+    Too short are those that would move nothing if nothing held them: `reach` is the step times the force. On a
+    plateau long ones may move nothing either, where rounding is all that is left to relax.
+    """
     return jax.lax.cond(
-        keep & (state.consecutive_rejections > 0),
+        keep & (state.consecutive_rejections > 0) & (reach <= EPSILON * geometry.norm(network)),
         lambda: _largest_change(network, state.network, settings) > EPSILON,
         lambda: jnp.asarray(True),
     )

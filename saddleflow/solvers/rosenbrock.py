@@ -16,13 +16,16 @@ from jaxtyping import Array, Float, PyTree
 
 from saddleflow.solvers._checks import is_concrete, require, require_integer
 from saddleflow.solvers._precision import in_dtype, require_one_dtype, state_dtype
-from saddleflow.solvers.controller import RelativeError, amplified, check_tolerance, tolerances_like
+from saddleflow.solvers.controller import ALLOWANCE, RelativeError, amplified, check_tolerance, tolerances_like
 from saddleflow.solvers.krylov import ConjugateBasis, SolveReport, conjugate_solve
 from saddleflow.solvers.local_model import LocalModel, Plain, asymmetry, max_asymmetry
 from saddleflow.solvers.tableaus import RODAS4, Tableau
 from saddleflow.solvers.work import CountingSolver, Work
 
 State = PyTree[Float[Array, "..."]]
+
+# A quantity of the state tightens the linear solves where changes within the entries' tolerances exceed its own so far.
+STRAINED = 10.0
 
 
 def combine(coefficients: Float[Array, " stages"], stages: Any, start: Any = None) -> Any:
@@ -162,7 +165,12 @@ class Rosenbrock(CountingSolver):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         del made_jump  # nothing is carried over but counters
-        tab, (rtol, atol), dtype = self.tableau, self.tolerances(), state_dtype(y0)
+        y1, error, dense, work, result = self.step_by_entries(terms, t0, t1, y0, args, solver_state)
+        return y1, amplified(error, y0, y1, *self.tolerances(), self.quantity_error), dense, work, result
+
+    def step_by_entries(self, terms, t0, t1, y0, args, solver_state):
+        """A step whose error is that of the entries alone."""
+        tab, dtype = self.tableau, state_dtype(y0)
         h = jnp.asarray(t1 - t0)
         stages, argument, solves = self._stages(terms, jnp.asarray(t0, h.dtype), h, y0, args)
         last = jtu.tree_map(lambda u: u[-1], stages)
@@ -170,8 +178,7 @@ class Rosenbrock(CountingSolver):
         sound = solves.converged
         for leaf in jtu.tree_leaves(y1):
             sound = sound & jnp.all(jnp.isfinite(leaf))
-        error = amplified(last, y0, y1, rtol, atol, self.quantity_error)
-        y_error = jtu.tree_map(lambda e: jnp.where(sound, e, jnp.inf), error)
+        y_error = jtu.tree_map(lambda e: jnp.where(sound, e, jnp.inf), last)
         k = tuple(combine(row, stages) for row in tab.dense_rows(dtype))
         work = solver_state.add(tab.stages, solves.products, solves.preconditions)
         return y1, y_error, {"y0": y0, "y1": y1, "k": k}, work, RESULTS.successful
@@ -213,6 +220,23 @@ class Rosenbrock(CountingSolver):
         (stages, _, argument, _, total), _ = jax.lax.scan(stage, carry, tab.rows(step.dtype))
         return stages, argument, total
 
+    def _strain(self, y0: State) -> Array | float:
+        """By how much the quantity asks for more than the entries' tolerances, where it is `STRAINED` and more.
+
+        Where the state's parts differ much in size, a change within the tolerance of a small one may be most of it.
+        """
+        if self.quantity_error is None:
+            return 1.0
+        rtol, atol = self.tolerances()
+
+        def leaf(y, absolute):
+            signs = jnp.sign(jnp.cos(jnp.arange(1.0, y.size + 1) ** 2)).reshape(y.shape).astype(y.dtype)
+            return signs * (absolute + in_dtype(rtol, y.dtype) * jnp.abs(y))
+
+        change = jtu.tree_map(leaf, y0, tolerances_like(atol, y0))
+        error = self.quantity_error(y0, y0, change) / (ALLOWANCE * in_dtype(rtol, state_dtype(y0)))
+        return jnp.maximum(jnp.where(jnp.isfinite(error), error, 1.0) / STRAINED, 1.0)
+
     def _solver(self, model: LocalModel, shift: Array, y0: State) -> Callable[..., Any]:
         """A function of basis, right-hand side and whether to solve at all, for one matrix `I - shift J`."""
         rtol, atol = self.tolerances()
@@ -230,8 +254,10 @@ class Rosenbrock(CountingSolver):
         def norm(z):
             return jnp.sqrt(jnp.sum(weights * z * z))
 
+        tolerance = self.linear_tolerance / self._strain(y0)
+
         def solve(basis, rhs, active):
-            limits = self.linear_tolerance, self.max_products
+            limits = tolerance, self.max_products
             return conjugate_solve(basis, matrix, precondition, rhs, norm, *limits, active, self.scan_kind)
 
         return solve

@@ -178,14 +178,12 @@ class Switching(CountingSolver):
         age = jnp.where(fresh, 0, solver_state.age + 1)
         known = solver_state.slope_known & ~jnp.asarray(made_jump)
         zeros = jtu.tree_map(jnp.zeros_like, y0)
-        # the error of the quantity is looked at once, for either method
-        entrywise = dataclasses.replace(self.stiff, quantity_error=None)
 
         def padded(*rows):
             return jnp.concatenate([jnp.stack(rows), jnp.zeros((STAGES - len(rows), *rows[0].shape), rows[0].dtype)])
 
         def implicit():
-            y1, error, dense, work, _ = entrywise.step(terms, t0, t1, y0, args, solver_state.work, False)
+            y1, error, dense, work, _ = self.stiff.step_by_entries(terms, t0, t1, y0, args, solver_state.work)
             return y1, error, jtu.tree_map(padded, *dense["k"]), work, zeros
 
         def explicit():
