@@ -24,7 +24,7 @@ from saddleflow.solvers.work import CountingSolver, Work
 
 State = PyTree[Float[Array, "..."]]
 
-# A quantity of the state tightens the linear solves where changes within the entries' tolerances exceed its own so far.
+# A quantity of the state tightens linear solves where changes within the entries' tolerances exceed its own so far.
 STRAINED = 10.0
 
 
