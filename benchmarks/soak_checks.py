@@ -228,8 +228,9 @@ def _judge(
 ) -> Iterator[Violation]:
     """Compare A at times: to `allowed` rtol of the largest |A| so far, or what the start's last digits make of it."""
     rtol, worst = flow.options["rtol"], None
-    # where A is a cancellation, what Gaussian layers of these norms would make
-    norms = [np.linalg.norm(layer) for layer in flow.start]
+    # where A is a cancellation, what Gaussian layers of these norms would make; a zero layer counts like the others
+    sizes = [np.linalg.norm(layer) for layer in flow.start]
+    norms = [size or np.mean(sizes) for size in sizes]
     largest = math.prod(norms) / math.sqrt(math.prod(flow.program.sizes[1:-1]))
     for t, a, b in rows:
         largest = max(largest, float(np.linalg.norm(a)))
@@ -251,12 +252,15 @@ def _amplification(flow: Flow, time: float, rtol: float) -> float:
         return 1.0
     fine = {"rtol": max(1e-3 * rtol, 1e-12), "max_steps": 10 * flow.options["max_steps"]}
     fine |= {"save_at": np.full(len(flow.options["save_at"]), time)} if flow.program.dense_output else {"t1": time}
-    first = run(flow, **fine).end_to_end[-1]
-    changes = []
+    starts = [flow.start]
     for _ in range(3):
-        layers = [layer * (1 + rtol * flow.rng.standard_normal(layer.shape)) for layer in flow.start]
-        changes.append(np.linalg.norm(run(flow, layers=layers, **fine).end_to_end[-1] - first))
-    return float(np.nanmax(changes)) / (rtol * max(float(np.linalg.norm(first)), 1e-300))
+        starts.append([layer * (1 + rtol * flow.rng.standard_normal(layer.shape)) for layer in flow.start])
+    ends = [run(flow, layers=layers, **fine) for layers in starts]
+    if any(end.stop_reason != "t1" for end in ends):
+        return np.inf  # nothing to compare with
+    first, *others = (np.asarray(end.end_to_end[-1]) for end in ends)
+    changes = [np.linalg.norm(other - first) for other in others]
+    return float(np.max(changes)) / (rtol * max(float(np.linalg.norm(first)), 1e-300))
 
 
 def _reference(flow: Flow, trajectory: sf.Trajectory, twin: Twin) -> Iterator[Violation]:

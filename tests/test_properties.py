@@ -8,6 +8,7 @@ compiled: everything else is free.
 import math
 import os
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hypothesis.extra.numpy import arrays
 from problems import completion, rows
 
 import saddleflow as sf
+from saddleflow.flow.arguments import FlowOptions, check_problem
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 for name, examples in (("suite", 12), ("large", 500)):
@@ -182,13 +184,28 @@ def test_files_keep_every_bit(tmp_path_factory, task, start, t1):
         np.testing.assert_array_equal(a, b)
 
 
-@given(tasks(), starts(powers(-12, -4)), rtols)
-def test_tiny_starts_end_with_a_reason(task, start, rtol):
+@given(seeds, powers(-12, -4), rtols)
+def test_tiny_starts_end_with_a_reason(seed, alpha, rtol):
     """In graded coordinates: a minimum, a saddle, or an honest word."""
-    cost, start = cost_of(task), network_of(start)
+    cost, start = tame(seed, alpha)
     trajectory = sf.gradient_flow(cost, start, rtol=rtol, max_steps=MAX_STEPS, graded=True, progress=False)
     check_ends(cost, trajectory, 1e-4)
     assert trajectory.stats["balancedness_drift"] < 10 * rtol
+
+
+@pytest.mark.xfail(strict=True, reason="rounding of what is learned keeps steps short on the last plateau")
+def test_a_tiny_start_with_many_equal_entries_leaves_every_plateau():
+    """From alpha = 1e-6 it converges in 402 steps; from 1e-9 it ends `step_size_underflow`, or no step is long."""
+    target = np.full((SIZE, SIZE), -1.796875)
+    target[[1, 2, 2, 3], [0, 1, 2, 1]] = 0.3059082, 0.0, -1.88085938, -1.08300781
+    cost = cost_of((11.572588180440759, target, [15, 13, 4, 12, 1, 6, 3, 14, 9, 10, 0, 5, 2, 11, 8, 7]))
+    first, middle, last = np.full((6, 4), 0.61914062), np.full((6, 6), -0.33129883), np.zeros((4, 6))
+    first[1, 2] = 0.0
+    middle[[0, 1, 1, 1, 2, 2], [0, 0, 3, 4, 4, 5]] = 0.63671875, 0.0, 0.0, 0.63085938, -0.96923828, -1.67773438
+    middle[[3, 4, 4, 5, 5, 5], [1, 4, 5, 0, 1, 4]] = -0.3449707, 1.68066406, 0.75976562, 1.30761719, 1.0, -0.0647583
+    last[[0, 1, 1], [1, 0, 2]] = -0.250976562, -0.29296875, 1.00135803e-5
+    start = sf.DeepLinearNetwork(1e-9 * layer for layer in (first, middle, last))
+    assert sf.gradient_flow(cost, start, rtol=1e-4, max_steps=1500).stop_reason == "converged"
 
 
 @given(arrays(float, (SIZE, SIZE), elements=entries), powers(-10, 10))
@@ -209,3 +226,40 @@ def test_all_rows_come_back_where_a_flow_comes_to_rest():
     assert len(trajectory.time) == 4
     assert trajectory.stop_reason == "t1"
     assert math.isclose(trajectory.end_to_end[-1, 0, 0], 1)
+
+
+@pytest.mark.xfail(strict=True, reason="no rows, and `repr` asks for the last one")
+def test_a_run_that_rests_from_the_start_prints():
+    cost = sf.MatrixCompletion(np.array([[1.0]]), np.array([[True]]))
+    trajectory = sf.gradient_flow(cost, sf.DeepLinearNetwork([np.zeros((1, 1))] * 2), save_at=[1.0, 1e3, 1e6, 1e9])
+    assert "stationary_saddle" in repr(trajectory)
+
+
+@pytest.mark.xfail(strict=True, reason="linear solves know the error weights of two huge layers, not what A needs")
+def test_a_small_layer_beside_huge_ones_moves():
+    """Ends `step_size_underflow` after 43 steps, some of which have moved nothing although the gradient is 8."""
+    cost = sf.MatrixCompletion.random(jax.random.key(3), shape=(1, 5), rank=1, observed=0.8)
+    start = sf.gaussian(jax.random.key(13), depth=3, width=2, shape=(1, 5), variance=1.0)
+    layers = [factor * layer for factor, layer in zip((100, 100, 10), start.layers, strict=True)]
+    assert sf.gradient_flow(cost, sf.DeepLinearNetwork(layers), max_steps=3000).stop_reason == "converged"
+
+
+class LogCosh(sf.Cost):
+    """A sound cost, whose second derivatives underflow far from the target."""
+
+    @property
+    def shape(self):
+        return 2, 2
+
+    def __call__(self, matrix):
+        rows = matrix @ jnp.array([[1.0, 0.3, 0.5], [0.2, 1.0, -0.7]])
+        return jnp.sum(jnp.logaddexp(rows, -rows))
+
+    def test(self, matrix):
+        return self(matrix)
+
+
+@pytest.mark.xfail(strict=True, reason="rounding is compared with rounding where second derivatives underflow")
+def test_a_sound_cost_is_not_refused_far_from_its_minimum():
+    start = sf.DeepLinearNetwork([np.array([[30.0, 21.0], [11.0, 40.0]]), np.array([[25.0, -17.0], [8.0, 33.0]])])
+    check_problem(LogCosh(), start, FlowOptions())
