@@ -218,7 +218,6 @@ def test_balanced_networks_are_balanced_and_factor_their_matrix(matrix, unit):
         assert np.abs(difference).max() <= 1e-14 * size ** (2 / DEPTH)
 
 
-@pytest.mark.xfail(strict=True, reason="at rest in a minimum a run says `stationary_saddle`, drops rows")
 def test_all_rows_come_back_where_a_flow_comes_to_rest():
     cost = sf.MatrixCompletion(np.array([[1.0]]), np.array([[True]]))
     start = sf.balanced(jnp.array([[0.1]]), depth=2, width=1)
@@ -228,16 +227,13 @@ def test_all_rows_come_back_where_a_flow_comes_to_rest():
     assert math.isclose(trajectory.end_to_end[-1, 0, 0], 1)
 
 
-@pytest.mark.xfail(strict=True, reason="no rows, and `repr` asks for the last one")
 def test_a_run_that_rests_from_the_start_prints():
     cost = sf.MatrixCompletion(np.array([[1.0]]), np.array([[True]]))
     trajectory = sf.gradient_flow(cost, sf.DeepLinearNetwork([np.zeros((1, 1))] * 2), save_at=[1.0, 1e3, 1e6, 1e9])
-    assert "stationary_saddle" in repr(trajectory)
+    assert "t1 at t = 1e+09" in repr(trajectory)
 
 
-@pytest.mark.xfail(strict=True, reason="linear solves know the error weights of two huge layers, not what A needs")
 def test_a_small_layer_beside_huge_ones_moves():
-    """Ends `step_size_underflow` after 43 steps, some of which have moved nothing although the gradient is 8."""
     cost = sf.MatrixCompletion.random(jax.random.key(3), shape=(1, 5), rank=1, observed=0.8)
     start = sf.gaussian(jax.random.key(13), depth=3, width=2, shape=(1, 5), variance=1.0)
     layers = [factor * layer for factor, layer in zip((100, 100, 10), start.layers, strict=True)]
@@ -259,7 +255,6 @@ class LogCosh(sf.Cost):
         return self(matrix)
 
 
-@pytest.mark.xfail(strict=True, reason="rounding is compared with rounding where second derivatives underflow")
 def test_a_sound_cost_is_not_refused_far_from_its_minimum():
     start = sf.DeepLinearNetwork([np.array([[30.0, 21.0], [11.0, 40.0]]), np.array([[25.0, -17.0], [8.0, 33.0]])])
     check_problem(LogCosh(), start, FlowOptions())

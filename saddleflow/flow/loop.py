@@ -29,6 +29,8 @@ from saddleflow.solvers import NDF, CountingSolver, NDFState, PredictiveControll
 
 # This many rejections in a row shrink h by at least 1e-20: nothing but underflow or NaN does that.
 MAX_CONSECUTIVE_REJECTIONS = 60
+# Nor so many steps in a row that move nothing, each after a rejection.
+MAX_UNMOVED = 20
 EPSILON = 2.0**-52
 
 # Beyond it squares, and with them norms and inner products, are not finite.
@@ -100,6 +102,7 @@ def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Me
         num_accepted=jnp.zeros((), int),
         num_rejected=jnp.zeros((), int),
         consecutive_rejections=jnp.zeros((), int),
+        unmoved=jnp.zeros((), int),
         met_non_finite=jnp.zeros((), bool),
         calm=jnp.zeros((), int),
         on_tail=jnp.zeros((), bool),
@@ -300,7 +303,8 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     rejections = jnp.where(keep, 0, state.consecutive_rejections + 1)
     met_non_finite = jnp.where(keep, state.met_non_finite, ~tried.finite)
     num_accepted, num_rejected = state.num_accepted + keep, state.num_rejected + (1 - keep)
-    stuck = (rejections > MAX_CONSECUTIVE_REJECTIONS) | ~_moved(state, network, keep, h * gradient, settings)
+    unmoved = _unmoved(state, network, keep, settings)
+    stuck = (rejections > MAX_CONSECUTIVE_REJECTIONS) | (unmoved > MAX_UNMOVED)
     reason = _first_of(
         (StopReason.diverges, grows & (certified | keep & at_rest & (settings.save_at is None))),
         (StopReason.converged, certified | rests & rounded),
@@ -324,6 +328,7 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
         num_accepted=num_accepted,
         num_rejected=num_rejected,
         consecutive_rejections=rejections,
+        unmoved=unmoved,
         met_non_finite=met_non_finite,
         calm=state.calm,
         on_tail=state.on_tail,
@@ -376,19 +381,17 @@ def _first_of(*cases: tuple[StopReason, Bool[Array, ""]]) -> Int[Array, ""]:
     return jnp.select(conditions, [jnp.asarray(int(reason)) for reason, _ in cases], int(StopReason.running))
 
 
-def _moved(
-    state: FlowState, network: DeepLinearNetwork, keep: Any, reach: Float[Array, ""], settings: Settings
-) -> Bool[Array, ""]:
-    """Whether the step moved anything: creeping towards a wall, rejected ones alternate with too short ones.
+def _unmoved(state: FlowState, network: DeepLinearNetwork, keep: Any, settings: Settings) -> Int[Array, ""]:
+    """How many accepted steps in a row, each after a rejection, moved nothing: a run creeps towards a wall so.
 
-    Too short are those that would move nothing if nothing held them: `reach` is the step times the force. On a
-    plateau long ones may move nothing either, where rounding is all that is left to relax.
+    One alone says little: where rounding is all that is left to relax, long steps move nothing either.
     """
-    return jax.lax.cond(
-        keep & (state.consecutive_rejections > 0) & (reach <= EPSILON * geometry.norm(network)),
-        lambda: _largest_change(network, state.network, settings) > EPSILON,
-        lambda: jnp.asarray(True),
+    still = jax.lax.cond(
+        keep & (state.consecutive_rejections > 0),
+        lambda: _largest_change(network, state.network, settings) <= EPSILON,
+        lambda: jnp.asarray(False),
     )
+    return jnp.where(keep, jnp.where(still, state.unmoved + 1, 0), state.unmoved)
 
 
 def _stops(frame: Frame | None, network: DeepLinearNetwork, clock: Clock, method: Method) -> Bool[Array, ""]:
