@@ -265,6 +265,8 @@ def _amplification(flow: Flow, time: float, rtol: float) -> float:
 
 def _reference(flow: Flow, trajectory: sf.Trajectory, twin: Twin) -> Iterator[Violation]:
     """A at some rows against SciPy's LSODA at 1e-12 on all parameters, where that is short enough."""
+    if not len(trajectory.time):
+        return  # nothing asked for was reached
     rows = np.unique(np.linspace(0, len(trajectory.time) - 1, 8).astype(int))
     rows = rows[trajectory.time[rows] > 0]
     if not len(rows) or _largest(flow) == 0 or not np.isfinite(trajectory.end_to_end[rows]).all():

@@ -258,3 +258,16 @@ class LogCosh(sf.Cost):
 def test_a_sound_cost_is_not_refused_far_from_its_minimum():
     start = sf.DeepLinearNetwork([np.array([[30.0, 21.0], [11.0, 40.0]]), np.array([[25.0, -17.0], [8.0, 33.0]])])
     check_problem(LogCosh(), start, FlowOptions())
+
+
+@pytest.mark.xfail(strict=True, reason="the tail solver takes a plateau for a tail, and errs on what grows there")
+def test_a_plateau_is_no_tail():
+    """The third escape, within 10 rtol of that at rtol 1e-9 in graded coordinates; with the tail solver 106 off."""
+    rng = np.random.default_rng(1)
+    inputs = rng.standard_normal((3, 7))
+    outputs = np.outer(rng.standard_normal(3), rng.standard_normal(3)) @ inputs + 0.3 * rng.standard_normal((3, 7))
+    cost = sf.MeanSquaredError(inputs * np.array([[1.0], [0.3], [0.1]]), outputs)
+    start = sf.DeepLinearNetwork([0.06 * rng.standard_normal((3, 3)) for _ in range(5)])
+    trajectory = sf.gradient_flow(cost, start, rtol=1e-6, graded=False)
+    time = trajectory.saddles(stationary_points=False)[-1].escape_time
+    assert abs(time / 1771570.8593 - 1) < 1e-5
