@@ -260,7 +260,6 @@ def test_a_sound_cost_is_not_refused_far_from_its_minimum():
     check_problem(LogCosh(), start, FlowOptions())
 
 
-@pytest.mark.xfail(strict=True, reason="the tail solver takes a plateau for a tail, and errs on what grows there")
 def test_a_plateau_is_no_tail():
     """The third escape, within 10 rtol of that at rtol 1e-9 in graded coordinates; with the tail solver 106 off."""
     rng = np.random.default_rng(1)

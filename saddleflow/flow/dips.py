@@ -24,6 +24,10 @@ class Dips(eqx.Module):
     networks: DeepLinearNetwork  # of the confirmed dips: a leading axis of dips, coordinates of the start
     times: Float[Array, " dips"]
     peaks: Float[Array, " dips"]  # times of the highest gradient norm of the rises that followed
+    falls: Float[Array, " dips"]  # what the cost has fallen by until the dip, by the gradient norms
+    last: Float[Array, ""]  # gradient norm after the last accepted step
+    fall: Float[Array, ""]  # what the cost has fallen by until then: the integral of |grad|^2, trapezoidal
+    fall_at_low: Float[Array, ""]  # until the lowest point since the last rise
     count: Int[Array, ""]  # may exceed the number of those kept
 
     @classmethod
@@ -42,6 +46,10 @@ class Dips(eqx.Module):
             networks=empty,
             times=jnp.zeros(capacity),
             peaks=jnp.zeros(capacity),
+            falls=jnp.zeros(capacity),
+            last=gradient_norm,
+            fall=zero,
+            fall_at_low=zero,
             count=jnp.zeros((), int),
         )
 
@@ -51,6 +59,7 @@ class Dips(eqx.Module):
         frame: Frame | None,
         gradient_norm: Float[Array, ""],
         time: Float[Array, ""],
+        step: Float[Array, ""],
         accepted: Bool[Array, ""],
     ) -> "Dips":
         """The state after one more step."""
@@ -59,6 +68,7 @@ class Dips(eqx.Module):
         higher = accepted & self.rising & (gradient_norm > self.gradient_norm)
         falls = accepted & self.rising & (MIN_DIP * gradient_norm < self.gradient_norm)
         here = lower | falls
+        fall = self.fall + jnp.where(accepted, 0.5 * step * (self.last**2 + gradient_norm**2), 0.0)
 
         def chosen(new: PyTree, old: PyTree) -> PyTree:
             return jax.tree.map(lambda a, b: jnp.where(here, a, b), new, old)
@@ -77,5 +87,9 @@ class Dips(eqx.Module):
             jax.tree.map(lambda kept, layer: kept.at[place].set(layer, mode="drop"), self.networks, row),
             self.times.at[place].set(self.time, mode="drop"),
             self.peaks.at[jnp.where(higher, self.count - 1, place)].set(time, mode="drop"),
+            self.falls.at[place].set(self.fall_at_low, mode="drop"),
+            jnp.where(accepted, gradient_norm, self.last),
+            fall,
+            jnp.where(here, fall, self.fall_at_low),
             self.count + confirmed,
         )

@@ -29,7 +29,7 @@ from saddleflow.solvers import NDF, CountingSolver, NDFState, PredictiveControll
 
 # This many rejections in a row shrink h by at least 1e-20: nothing but underflow or NaN does that.
 MAX_CONSECUTIVE_REJECTIONS = 60
-# Nor so many steps in a row that move nothing, each after a rejection.
+# Nor so many steps that move nothing, each after a rejection.
 MAX_UNMOVED = 20
 EPSILON = 2.0**-52
 
@@ -49,6 +49,8 @@ DEEP_SAFETY = 0.8
 # times rtol^(1/4), which is what a fourth-order method takes elsewhere. One step in `WATCH` is looked at, and so many
 # such ones in a row are a tail (elsewhere 29 short steps in a row were seen, few of them stiff; on tails hundreds).
 SHORT_MOVE, STIFF, WATCH, PATIENCE = 0.25, 1e4, 8, 4
+# There A creeps, too: by this share of the network's move at least. On a plateau it rests.
+CREEP = 0.5
 # The tail solver begins at order one, with so much of the last step, and gives up after so many rejections in a row.
 FIRST_SHARE, MAX_FAILURES = 0.1, 8
 # Then so many looks pass before it is asked again.
@@ -188,9 +190,16 @@ def _plain_step(state: FlowState, cost: Cost, settings: Settings, method: Method
 def _calm(before: FlowState, after: FlowState, cost: Cost, settings: Settings) -> Int[Array, ""]:
     """How many steps in a row, of those looked at, were stiff and short; less than zero: not to be counted yet."""
     cost = cost if before.frame is None else FramedCost(cost, before.frame)
-    short = _mean_change(after.network, before.network, settings) < SHORT_MOVE * settings.rtol**0.25
+    move = _mean_change(after.network, before.network, settings)
+    short = (move < SHORT_MOVE * settings.rtol**0.25) & ~_a_plateau(before, after, move, CREEP)
     stiff = before.step_size * geometry.stiffness(cost, after.network) > STIFF
     return jnp.where((before.calm < 0) | (short & stiff), before.calm + 1, 0)
+
+
+def _a_plateau(before: FlowState, after: FlowState, move: Float[Array, ""], share: float) -> Bool[Array, ""]:
+    """Whether A rests while the network moves: what grows then is small, and only the usual solver cares enough."""
+    was, now = before.network.end_to_end(), after.network.end_to_end()
+    return jnp.linalg.norm(now - was) < share * move * jnp.linalg.norm(now)
 
 
 def _tail_step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> FlowState:
@@ -203,7 +212,13 @@ def _tail_step(state: FlowState, cost: Cost, settings: Settings, method: Method)
     tail_method = replace(method, solver=method.tail_solver)
     after = _step(replace(state, solver_state=past), cost, settings, tail_method)
     past = after.solver_state
-    on_tail = past.failures < MAX_FAILURES
+    due = (after.num_accepted > state.num_accepted) & (after.num_accepted % WATCH == 0)
+    plateau = jax.lax.cond(
+        due,
+        lambda: _a_plateau(state, after, _mean_change(after.network, state.network, settings), CREEP / 5),
+        lambda: jnp.asarray(False),
+    )
+    on_tail = (past.failures < MAX_FAILURES) & ~plateau
     return replace(
         after,
         solver_state=state.solver_state,
@@ -321,7 +336,7 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
         frame=state.frame,
         clock=clock,
         step_size=tried.next_size,
-        dips=state.dips and state.dips.follow(network, state.frame, gradient, clock.time, keep),
+        dips=state.dips and state.dips.follow(network, state.frame, gradient, clock.time, h, keep),
         growth=growth,
         solver_state=tried.solver_state,
         controller_state=tried.controller_state,
@@ -382,16 +397,17 @@ def _first_of(*cases: tuple[StopReason, Bool[Array, ""]]) -> Int[Array, ""]:
 
 
 def _unmoved(state: FlowState, network: DeepLinearNetwork, keep: Any, settings: Settings) -> Int[Array, ""]:
-    """How many accepted steps in a row, each after a rejection, moved nothing: a run creeps towards a wall so.
+    """How many steps after a rejection moved nothing, and none between them moved: a run creeps towards a wall so.
 
     One alone says little: where rounding is all that is left to relax, long steps move nothing either.
     """
     still = jax.lax.cond(
-        keep & (state.consecutive_rejections > 0),
+        keep & ((state.consecutive_rejections > 0) | (state.unmoved > 0)),
         lambda: _largest_change(network, state.network, settings) <= EPSILON,
         lambda: jnp.asarray(False),
     )
-    return jnp.where(keep, jnp.where(still, state.unmoved + 1, 0), state.unmoved)
+    more = state.unmoved + (state.consecutive_rejections > 0)
+    return jnp.where(keep, jnp.where(still, more, 0), state.unmoved)
 
 
 def _stops(frame: Frame | None, network: DeepLinearNetwork, clock: Clock, method: Method) -> Bool[Array, ""]:

@@ -26,6 +26,7 @@ from saddleflow.flow.arguments import (
     scales,
     settings_of,
 )
+from saddleflow.flow.dips import Dips
 from saddleflow.flow.state import FlowState, Method, Settings, StopReason
 from saddleflow.flow.trajectory import Trajectory, assemble
 from saddleflow.flow.twin import Escape, escapes, first_unresolved, has_symmetry, perturbed, up_to
@@ -115,32 +116,26 @@ def solve(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> Traje
     """
     make_room()
     check_problem(cost, network, options)
-    trajectory, peaks = _solved(cost, network, options)
-    escape = _unresolved(trajectory, peaks, cost, network, options)
+    trajectory, dips = _solved(cost, network, options)
+    escape = _unresolved(trajectory, dips, cost, network, options)
     if escape is None:
         return trajectory
     return up_to(cost, trajectory, escape, options.observables, add_end=options.save_at is None)
 
 
 def _unresolved(
-    trajectory: Trajectory,
-    peaks: Float[np.ndarray, " dips"],
-    cost: Cost,
-    network: DeepLinearNetwork,
-    options: FlowOptions,
+    trajectory: Trajectory, dips: Dips | None, cost: Cost, network: DeepLinearNetwork, options: FlowOptions
 ) -> Escape | None:
     """The first saddle that the run has left on rounding; looked for where the start has a symmetry."""
-    run = escapes(cost, trajectory, peaks)
+    run = escapes(cost, trajectory, dips)
     if not run or trajectory.stop_reason == StopReason.max_seconds.name or not has_symmetry(network):
         return None
     twin = _solved(cost, perturbed(network), replace(options, progress=False))
     return first_unresolved(run, escapes(cost, *twin))
 
 
-def _solved(
-    cost: Cost, network: DeepLinearNetwork, options: FlowOptions
-) -> tuple[Trajectory, Float[np.ndarray, " dips"]]:
-    """The run as the solver has it, and the times of the highest gradient norms after its dips."""
+def _solved(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> tuple[Trajectory, Dips | None]:
+    """The run as the solver has it, and what the loop has kept of its dips."""
     settings = settings_of(cost, network, options)
     # what tails need is compiled where a tail begins
     graded = needs_grading(cost, network, options)
@@ -148,7 +143,7 @@ def _solved(
     begin = time.perf_counter()
     state, reason = _run(cost, network, settings, method, options)
     seconds = time.perf_counter() - begin
-    num_steps, dips = int(state.num_steps), _dips(state)
+    num_steps = int(state.num_steps)
     trajectory = assemble(
         cost,
         network,
@@ -174,10 +169,9 @@ def _solved(
         capacity=len(state.rows["time"]) + 1,
         durations=np.asarray(state.clock.durations),
         rank_tolerance=options.rank_tolerance,
-        dips=dips,
+        dips=_dips(state),
     )
-    peaks = np.zeros(0) if state.dips is None else np.asarray(state.dips.peaks)[: len(state.dips.times)]
-    return trajectory, peaks[: int(0 if state.dips is None else state.dips.count)]
+    return trajectory, state.dips
 
 
 def _run(

@@ -92,7 +92,7 @@ class FlowState(eqx.Module):
     num_accepted: Int[Array, ""]
     num_rejected: Int[Array, ""]
     consecutive_rejections: Int[Array, ""]
-    unmoved: Int[Array, ""]  # accepted steps in a row that moved nothing, each after a rejection
+    unmoved: Int[Array, ""]  # accepted steps in a row that moved nothing, those after a rejection
     met_non_finite: Bool[Array, ""]  # at the last rejection
     calm: Int[Array, ""]  # stiff steps in a row, each a short move: a tail, if there are many
     on_tail: Bool[Array, ""]  # the tail solver's turn

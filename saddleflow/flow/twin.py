@@ -13,12 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from saddleflow.flow.clock import SegmentedTime
+from saddleflow.flow.dips import Dips
 from saddleflow.flow.observables import Observable
 from saddleflow.flow.state import StopReason
 from saddleflow.flow.trajectory import Trajectory
+from saddleflow.flow.visits import SHARE_OF_SLOPE
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
@@ -36,7 +37,7 @@ ROUNDED = 1e-12
 # one, the twin's changes 25.)
 SHARE_OF_STAY = 0.1
 
-# Dips of the gradient norm whose costs differ by less than this share are at one saddle.
+# Dips of the gradient norm whose costs differ by less than this share of the first one's are at one saddle.
 SHARE_OF_COST = 1e-3
 
 
@@ -77,25 +78,29 @@ def perturbed(network: DeepLinearNetwork) -> DeepLinearNetwork:
     return jax.tree.map(lambda layer, factor: jnp.asarray(layer * factor), network, DeepLinearNetwork(factors))
 
 
-def escapes(cost: Cost, trajectory: Trajectory, peaks: Float[np.ndarray, " dips"]) -> list[Escape]:
-    """The escapes of a run, by the networks kept at the dips of its gradient norm: rows may be few.
+def escapes(cost: Cost, trajectory: Trajectory, dips: Dips | None) -> list[Escape]:
+    """The escapes of a run, by the dips of its gradient norm: rows may be few.
+
+    Two dips in a row are two saddles where the cost has fallen between them, by as much as the gradient norms say:
+    on tails and at rest what rises and dips is the solver's noise.
 
     Args:
         cost: the cost of the run.
         trajectory: the run.
-        peaks: times of the highest gradient norms after the dips.
+        dips: what the loop has kept of its dips.
     """
     found: list[Escape] = []
-    if trajectory.dips is None:
+    if dips is None or trajectory.dips is None:
         return found
-    for dip, (network, time) in enumerate(zip(_kept(trajectory.dips[1], len(peaks)), peaks, strict=True)):
-        here = float(cost(network.end_to_end()))
-        if found and here > (1 - SHARE_OF_COST) * found[-1].cost:
-            found[-1] = replace(found[-1], time=float(time))  # still there
-        else:
-            found.append(Escape(dip, here, float(time)))
-    if found and float(trajectory.train_cost[-1]) > (1 - SHARE_OF_COST) * found[-1].cost:
-        found.pop()  # not left
+    networks = _kept(trajectory.dips[1], len(trajectory.dips[0]))
+    costs = [float(cost(network.end_to_end())) for network in networks] + [float(trajectory.train_cost[-1])]
+    falls = [*np.asarray(dips.falls)[: len(networks)], float(dips.fall)]
+    first = 0
+    for dip, peak in enumerate(np.asarray(dips.peaks)[: len(networks)]):
+        fall = costs[dip] - costs[dip + 1]
+        if fall > SHARE_OF_COST * costs[0] and fall > SHARE_OF_SLOPE * (falls[dip + 1] - falls[dip]):
+            found.append(Escape(first, costs[first], float(peak)))
+            first = dip + 1
     return found
 
 
