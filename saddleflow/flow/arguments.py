@@ -159,7 +159,6 @@ def method_of(options: FlowOptions, cost: Cost, graded: bool, num_dips: int = 0,
         turns: whose steps to compile in; a run waits where those of the other solver begin.
     """
     solver = options.solver
-    has_residuals = eqx.filter_eval_shape(cost.curvature, jnp.zeros(cost.shape)) is not None
     if solver is None:
         # Graded coordinates are the stiff method's: a plateau among rounding is no place to be explicit.
         solver = STIFF if graded else Switching(STIFF)
@@ -173,9 +172,14 @@ def method_of(options: FlowOptions, cost: Cost, graded: bool, num_dips: int = 0,
         capacity=options.max_saves,
         saves_per_step=options.saves_per_step,
         num_dips=num_dips,
-        tail_solver=TAIL if has_residuals and isinstance(solver, CountingSolver) else None,
+        tail_solver=TAIL if isinstance(solver, CountingSolver) and _has_residuals(cost) else None,
         turns=turns,
     )
+
+
+def _has_residuals(cost: Cost) -> bool:
+    """Whether the cost tells its residuals; those of some are too many."""
+    return eqx.filter_eval_shape(cost.curvature, jnp.zeros(cost.shape)) is not None
 
 
 def needs_grading(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> bool:

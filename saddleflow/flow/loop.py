@@ -319,15 +319,16 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     met_non_finite = jnp.where(keep, state.met_non_finite, ~tried.finite)
     num_accepted, num_rejected = state.num_accepted + keep, state.num_rejected + (1 - keep)
     unmoved = _unmoved(state, network, keep, settings)
-    stuck = (rejections > MAX_CONSECUTIVE_REJECTIONS) | (unmoved > MAX_UNMOVED)
+    stuck, creeps = rejections > MAX_CONSECUTIVE_REJECTIONS, unmoved > MAX_UNMOVED
     reason = _first_of(
         (StopReason.diverges, grows & (certified | keep & at_rest & (settings.save_at is None))),
         (StopReason.converged, certified | rests & rounded),
         (StopReason.non_finite, gradient > LARGEST_GRADIENT),
         (StopReason.stop, keep & _stops(state.frame, network, clock, method)),
         (StopReason.t1, keep & lands | stays),
-        (StopReason.non_finite, stuck & met_non_finite),
+        (StopReason.non_finite, (stuck | creeps) & met_non_finite),
         (StopReason.step_size_underflow, stuck),
+        (StopReason.below_resolution, creeps),  # steps move less than rounding, and longer ones fail
         (StopReason.max_steps, num_accepted + num_rejected >= settings.max_steps),
         (StopReason.stationary_saddle, rests),
     )
