@@ -116,7 +116,10 @@ def solve(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> Traje
     """
     make_room()
     check_problem(cost, network, options)
+    begin = time.perf_counter()
     trajectory, dips = _solved(cost, network, options)
+    if options.max_seconds is not None:
+        options = replace(options, max_seconds=max(options.max_seconds - (time.perf_counter() - begin), 1e-3))
     escape = _unresolved(trajectory, dips, cost, network, options)
     if escape is None:
         return trajectory
@@ -127,11 +130,11 @@ def _unresolved(
     trajectory: Trajectory, dips: Dips | None, cost: Cost, network: DeepLinearNetwork, options: FlowOptions
 ) -> Escape | None:
     """The first saddle that the run has left on rounding; looked for where the start has a symmetry."""
-    run = escapes(cost, trajectory, dips)
-    if not run or trajectory.stop_reason == StopReason.max_seconds.name or not has_symmetry(network):
+    out_of_time, run = StopReason.max_seconds.name, escapes(cost, trajectory, dips)
+    if not run or trajectory.stop_reason == out_of_time or not has_symmetry(network):
         return None
-    twin = _solved(cost, perturbed(network), replace(options, progress=False))
-    return first_unresolved(run, escapes(cost, *twin))
+    twin, its_dips = _solved(cost, perturbed(network), replace(options, progress=False))
+    return None if twin.stop_reason == out_of_time else first_unresolved(run, escapes(cost, twin, its_dips))
 
 
 def _solved(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> tuple[Trajectory, Dips | None]:
