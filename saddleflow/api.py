@@ -61,9 +61,11 @@ def gradient_flow(
             is solved as carefully as theta_0. A is held to 10 rtol where errors of many entries add up in it.
         t1: end of the run, in time of the flow; None runs until something else ends it.
         save_at: sorted times to save at (dense output); None saves the solver's own steps, thinned to at
-            most `max_saves` rows, start and end always among them.
+            most `max_saves` rows, start and end always among them. A run that ends before the first time asked for
+            has the row of its end.
         solver: any adaptive diffrax solver; default: `saddleflow.solvers.Switching`, which takes matrix-free
             stiff steps and explicit ones as the flow demands (from tiny starts its stiff part alone, `Rosenbrock`).
+            Both hand over to `NDF` on long tails (docs/tails.md).
         observables: a mapping from names to functions (cost, network) -> array, or names of registered ones
             (`saddleflow.observables.REGISTRY`), evaluated inside the loop at every saved time.
         stop: a function (time, network) -> boolean that ends the run after an accepted step ("stop").
