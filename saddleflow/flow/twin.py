@@ -98,7 +98,7 @@ def escapes(cost: Cost, trajectory: Trajectory, dips: Dips | None) -> list[Escap
     first = 0
     for dip, peak in enumerate(np.asarray(dips.peaks)[: len(networks)]):
         fall = costs[dip] - costs[dip + 1]
-        if fall > SHARE_OF_COST * costs[0] and fall > SHARE_OF_SLOPE * (falls[dip + 1] - falls[dip]):
+        if fall > SHARE_OF_COST * abs(costs[0]) and fall > SHARE_OF_SLOPE * (falls[dip + 1] - falls[dip]):
             found.append(Escape(first, costs[first], float(peak)))
             first = dip + 1
     return found
@@ -116,7 +116,7 @@ def first_unresolved(run: Sequence[Escape], twin: Sequence[Escape]) -> Escape | 
             return here
         other = twin[index]
         stay, other_stay = here.time - before, other.time - other_before
-        elsewhere = abs(other.cost - here.cost) > 10 * SHARE_OF_COST * here.cost
+        elsewhere = abs(other.cost - here.cost) > 10 * SHARE_OF_COST * abs(here.cost)
         if elsewhere:
             return run[max(index - 1, 0)]
         if abs(other_stay - stay) > SHARE_OF_STAY * stay:
