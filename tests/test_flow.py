@@ -168,9 +168,10 @@ def test_named_ends(small_cost, small_network):
 
 def test_wall_clock_budget(small_cost, small_network):
     slow = {"rtol": 1e-13, "solver": diffrax.Tsit5()}
-    whole = sf.gradient_flow(small_cost, small_network, **slow)  # compiles, and takes some seconds
+    for _ in range(2):  # the first run compiles
+        whole = sf.gradient_flow(small_cost, small_network, **slow)
     assert whole.stop_reason == "converged"
-    short = sf.gradient_flow(small_cost, small_network, **slow, max_seconds=whole.stats["seconds"] / 4)
+    short = sf.gradient_flow(small_cost, small_network, **slow, max_seconds=whole.stats["seconds"] / 3)
     assert short.stop_reason == "max_seconds"
     assert 0 < short.stats["num_steps"] < whole.stats["num_steps"]
     none = sf.gradient_flow(small_cost, small_network, **slow, max_seconds=1e-6)
