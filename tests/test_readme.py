@@ -90,7 +90,11 @@ def test_all_blocks_run(page, tmp_path, monkeypatch):
     """In order, in one process; without those that need a cluster, or take minutes at a width of a million."""
     monkeypatch.chdir(tmp_path)
     names = {}
-    for source in blocks(PROJECT / page):
-        if "cluster" not in source and "10**6" not in source:
-            run(source, names)
+    runnable = [source for source in blocks(PROJECT / page) if "cluster" not in source and "10**6" not in source]
+    assert runnable
+    for source in runnable:
+        for numbers, printed in run(source, names):
+            assert [to_the_digits_of(n, p) for n, p in zip(numbers, printed, strict=True)] == list(
+                map(Decimal, numbers)
+            )
     plt.close("all")
