@@ -26,7 +26,7 @@ from rich.table import Table
 
 from saddleflow._backend.files import written_whole
 from saddleflow.flow import plotting
-from saddleflow.flow.jacobian import flow_jacobian
+from saddleflow.flow.landscape import local_model
 from saddleflow.solvers import RODAS5P, Rosenbrock
 
 try:
@@ -41,8 +41,8 @@ CONTENDERS: tuple[Peer, ...] = (
     Saddleflow(OURS),
     CVODE(),
     Saddleflow(PLAIN, Rosenbrock(), parts="plain"),
-    Saddleflow("saddleflow Rodas4", Rosenbrock(local_model=flow_jacobian)),
-    Saddleflow("saddleflow Rodas5P", Rosenbrock(local_model=flow_jacobian, tableau=RODAS5P)),
+    Saddleflow("saddleflow Rodas4", Rosenbrock(local_model=local_model)),
+    Saddleflow("saddleflow Rodas5P", Rosenbrock(local_model=local_model, tableau=RODAS5P)),
     RKC(),
 )
 OTHERS: tuple[Peer, ...] = (

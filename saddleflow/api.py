@@ -1,28 +1,36 @@
 """What users call to solve a flow: `gradient_flow`, and `integrate` for their own `jit` and `vmap`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import diffrax
+import equinox as eqx
 from jaxtyping import Array, Bool
 
-from saddleflow._backend.checks import is_concrete, named_arguments
+from saddleflow._backend.checks import is_concrete, named_arguments, require
 from saddleflow._backend.devices import one_lapack_thread
 from saddleflow.flow import solve
 from saddleflow.flow.arguments import FlowOptions
+from saddleflow.flow.model_trajectory import ModelTrajectory
+from saddleflow.flow.models import solve_model
 from saddleflow.flow.solve import IntegratedFlow
 from saddleflow.flow.trajectory import Trajectory
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.problem.objective import BareLoss, Objective
 from saddleflow.width.adaptive import reduce_where_smaller, solve_reduced
 from saddleflow.width.projected import ReducedNetwork
 
 
+@overload
+def gradient_flow(cost: Cost, network: DeepLinearNetwork | ReducedNetwork, **options: Any) -> Trajectory: ...
+@overload
+def gradient_flow(cost: Objective | Callable[[Any], Any], network: Any, **options: Any) -> ModelTrajectory: ...
 @named_arguments
 @one_lapack_thread()
-def gradient_flow(
-    cost: Cost,
-    network: DeepLinearNetwork | ReducedNetwork,
+def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
+    cost: Any,
+    network: Any,
     *,
     rtol: float = 1e-6,
     t1: float | None = None,
@@ -40,25 +48,40 @@ def gradient_flow(
     graded: bool | None = None,
     progress: bool = True,
     reduce_width: str | None = None,
-) -> Trajectory:
-    """Solve `dtheta/dt = -grad C(A(theta))` from the network, to the end or to a named reason.
+    trainable: Any = eqx.is_inexact_array,
+    preconditioner: str = "auto",
+) -> Trajectory | ModelTrajectory:
+    """Solve the gradient flow `dtheta/dt = -grad loss(theta)`, to the end or to a named reason.
 
-    The run ends "converged" only with a certificate: `|grad C(A)|_F` at most `gradient_tolerance` times its
-    value at A = 0 (or at the start, where that is zero), which for a convex C means a minimum. A saddle, where only
-    the gradient in theta vanishes, never ends a run that way. With `save_at` the run always goes on to the
-    last of the times.
+    Of a deep linear network, `gradient_flow(cost, network)`, the loss is C(A(theta)). Of any other model it is an
+    objective, `gradient_flow(objective, model)`, or a bare function, `gradient_flow(loss, model)`.
+
+    A run of a network ends "converged" only with a certificate: `|grad C(A)|_F` at most `gradient_tolerance` times
+    its value at A = 0 (or at the start, where that is zero), which for a convex C means a minimum. A saddle, where
+    only the gradient in theta vanishes, never ends a run that way. With `save_at` the run always goes on to the last
+    of the times.
 
         cost = sf.MatrixCompletion.random(jax.random.key(0))
         start = sf.gaussian(jax.random.key(1), depth=3, width=50, shape=cost.shape, gamma=1.5)
         trajectory = sf.gradient_flow(cost, start)
 
+    So does a run of a model, by grad C in its outputs f. Without that certificate (a minimum that does not fit the
+    data, a regulariser, a bare loss) it ends "stationary" where its gradient is zero up to rounding and its Hessian
+    has no negative eigenvalue, else "stationary_saddle".
+
+        objective = sf.regression(lambda model, x: model(x), inputs, targets)     # (N, 5) and (N, 1)
+        model = eqx.nn.MLP(5, 1, 10, 1, jnp.tanh, key=jax.random.key(0))
+        trajectory = sf.gradient_flow(objective, model, t1=1e3)
+
     Args:
-        cost: the convex cost C.
+        cost: the convex cost C of a network; an `Objective`, or a function from the model to a number.
         network: the start theta_0, layers in float64; or a reduced one (`reduce_width`, `sample_reduced`), whose
-            run is repeated in larger bases until the estimated error of A is below its tolerance.
+            run is repeated in larger bases until the estimated error of A is below its tolerance. Or a model: any
+            pytree with arrays in float64, such as an `equinox.Module`.
         rtol: relative tolerance, 1e-13 <= rtol < 1. Every entry is controlled relative to its own size or a
-            share of the start's typical entry, whichever is larger: free of any scale, so alpha * theta_0
-            is solved as carefully as theta_0. A is held to 10 rtol where errors of many entries add up in it.
+            share of the start's typical entry (of a model, in its own array), whichever is larger: free of any scale,
+            so alpha * theta_0 is solved as carefully as theta_0. A, or the outputs of a model, are held to 10 rtol
+            where errors of many entries add up in them.
         t1: end of the run, in time of the flow; None runs until something else ends it.
         save_at: sorted times to save at (dense output); None saves the solver's own steps, thinned to at
             most `max_saves` rows, start and end always among them. A run that ends before the first time asked for
@@ -82,6 +105,11 @@ def gradient_flow(
         progress: show a meter on terminals and in notebooks.
         reduce_width: "auto" reduces the width where the small network is smaller than half the full one, to
             an error in A of at most 10 * rtol of the largest |A|.
+        trainable: of a model, an equinox filter for the arrays that move: a function of a leaf, or a pytree of
+            booleans. The others stay as they are.
+        preconditioner: of a model, how the stiff part of the flow is inverted: "gauss_newton" by the Jacobian of its
+            outputs, "hessian" by the dense Hessian, "none"; "auto" decides by the numbers of residuals and
+            parameters. Results agree to the tolerance, times differ.
 
     Returns:
         The trajectory, whatever happened: a failed run ends with its reason, not with an exception, and keeps
@@ -90,12 +118,6 @@ def gradient_flow(
     Raises:
         ValueError: bad arguments, named with value and remedy; a call under `jit` or `vmap`.
     """
-    small: Any = network.network if isinstance(network, ReducedNetwork) else network
-    if not is_concrete(small.layers[0]):
-        raise ValueError(
-            "`network` must be concrete, but got a tracer: gradient_flow runs on the host, outside of jit and vmap. "
-            "Call saddleflow.integrate there, the same flow as a pure function of arrays."
-        )
     options = FlowOptions(
         rtol=rtol,
         t1=t1,
@@ -113,10 +135,38 @@ def gradient_flow(
         graded=graded,
         progress=progress,
     )
+    if not isinstance(cost, Cost):
+        require(reduce_width is None, "reduce_width", "be None: only networks have a width to reduce", reduce_width)
+        objective = _objective(cost)
+        return solve_model(objective, network, options, trainable=trainable, preconditioner=preconditioner)
+    _check_network(network)
     start = reduce_where_smaller(network, reduce_width)
     if isinstance(start, ReducedNetwork):
         return solve_reduced(cost, start, options)
     return solve.solve(cost, start, options)
+
+
+def _objective(given: Any) -> Objective:
+    """The objective of a model: itself, or a bare loss."""
+    if isinstance(given, Objective):
+        return given
+    require(callable(given), "cost", "be a saddleflow cost, an objective or a function of the model", given)
+    return BareLoss(given)
+
+
+def _check_network(network: Any) -> None:
+    """Refuse what is no network, and tracers."""
+    if not isinstance(network, DeepLinearNetwork | ReducedNetwork):
+        raise ValueError(
+            f"`network` must be a deep linear network with a cost of matrices, but got {type(network).__name__}. "
+            "Of another model say what its outputs are: sf.Objective(cost, outputs)."
+        )
+    small = network.network if isinstance(network, ReducedNetwork) else network
+    if not is_concrete(small.layers[0]):
+        raise ValueError(
+            "`network` must be concrete, but got a tracer: gradient_flow runs on the host, outside of jit and vmap. "
+            "Call saddleflow.integrate there, the same flow as a pure function of arrays."
+        )
 
 
 @named_arguments

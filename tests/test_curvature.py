@@ -7,6 +7,7 @@ from problems import costs
 
 import saddleflow as sf
 from saddleflow.problem import geometry
+from saddleflow.problem.costs import affordable_curvature
 
 NETWORK = sf.gaussian(jax.random.key(1), depth=3, width=5, shape=(4, 3), variance=0.5)
 MATRIX = NETWORK.end_to_end()
@@ -57,6 +58,7 @@ def test_traced_masks_bound_the_residuals():
     np.testing.assert_allclose(ours, expected, atol=1e-13)
 
 
-def test_too_many_residuals_have_no_root():
+def test_too_many_residuals_are_not_worth_a_factorisation():
     big = sf.MatrixCompletion.random(jax.random.key(0), shape=(40, 40), rank=2)
-    assert big.curvature(big.target) is None
+    assert big.curvature(big.target).num_residuals == 1280
+    assert affordable_curvature(big, big.target) is None

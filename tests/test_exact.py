@@ -9,14 +9,14 @@ from problems import rows
 
 import saddleflow as sf
 from saddleflow import theory
-from saddleflow.flow.jacobian import flow_jacobian
+from saddleflow.flow.landscape import local_model
 from saddleflow.problem.geometry import gradient_flow_field
 from saddleflow.solvers import Rosenbrock
 
 RTOLS = (1e-4, 1e-6, 1e-8)
 SOLVERS = {
     "default": None,
-    "Rosenbrock": Rosenbrock(local_model=flow_jacobian, check_symmetry=False),
+    "Rosenbrock": Rosenbrock(local_model=local_model, check_symmetry=False),
     "Tsit5": diffrax.Tsit5(),
 }
 solvers = pytest.mark.parametrize("solver", list(SOLVERS.values()), ids=list(SOLVERS))

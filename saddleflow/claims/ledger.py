@@ -20,7 +20,7 @@ from rich.table import Table
 from saddleflow._backend.checks import require
 from saddleflow._backend.files import written_whole
 from saddleflow._backend.meters import Report, meter
-from saddleflow.flow.trajectory import versions
+from saddleflow.flow.history import versions
 
 if TYPE_CHECKING:
     import xarray as xr

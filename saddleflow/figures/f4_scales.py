@@ -23,7 +23,7 @@ import numpy as np
 from saddleflow._backend.checks import require
 from saddleflow.api import gradient_flow
 from saddleflow.figures import common
-from saddleflow.flow.trajectory import versions
+from saddleflow.flow.history import versions
 from saddleflow.problem.network import gaussian
 
 if TYPE_CHECKING:

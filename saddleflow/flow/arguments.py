@@ -20,9 +20,8 @@ from saddleflow._backend.checks import (
 )
 from saddleflow.flow import observables as obs
 from saddleflow.flow.graded import is_tiny
-from saddleflow.flow.jacobian import flow_jacobian, residual_newton
+from saddleflow.flow.landscape import Landscape, local_model, newton
 from saddleflow.flow.state import Method, Settings
-from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.solvers import MAX_ASYMMETRY, NDF, CountingSolver, Rosenbrock, Switching, asymmetry
@@ -31,11 +30,11 @@ from saddleflow.solvers import MAX_ASYMMETRY, NDF, CountingSolver, Rosenbrock, S
 # the start holds, at every initialisation scale.
 START_SHARE = 0.2
 
-# The stiff method as it fits networks.
-STIFF = Rosenbrock(local_model=flow_jacobian, check_symmetry=False)
+# The stiff method as it fits landscapes.
+STIFF = Rosenbrock(local_model=local_model, check_symmetry=False)
 
 # The method of long tails.
-TAIL = NDF(residual_newton)
+TAIL = NDF(newton)
 
 # Networks kept near saddles hold this many numbers at most (but four networks always).
 MAX_DIP_NUMBERS = 10_000_000
@@ -120,23 +119,31 @@ def check_problem(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) 
     )
     for index, layer in enumerate(network.layers):
         require_finite(f"network.layers[{index}]", layer)
-    symmetric = options.solver is None or isinstance(options.solver, CountingSolver)
-    if symmetric and is_concrete(network.layers[0]):
-        # at a huge start the curvature may be rounding
-        matrix = network.end_to_end()
-        skew = jnp.fmin(*(_asymmetry(_MATRIX_TERM, 0.0, a, cost) for a in (matrix, jnp.zeros_like(matrix))))
-        require(
-            not is_concrete(skew) or not skew > MAX_ASYMMETRY,
-            "cost",
-            "have a `gradient` that is the gradient of some function",
-            f"one whose derivative is not symmetric (relative asymmetry {skew:.1e})",
-            "Leave `gradient` to automatic differentiation, or take another solver, such as diffrax.Tsit5().",
-        )
+    if needs_symmetry(options) and is_concrete(network.layers[0]):
+        require_gradient(cost, network.end_to_end())
 
 
-def settings_of(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> Settings:
-    """The numbers of a run from a network."""
-    rms, scale = scales(cost, network)
+def needs_symmetry(options: FlowOptions) -> bool:
+    """Whether the solver takes only fields that are gradients."""
+    return options.solver is None or isinstance(options.solver, CountingSolver)
+
+
+def require_gradient(cost: Cost, matrix: Float[Array, "n_out n_in"]) -> None:
+    """Refuse a cost whose `gradient` is no gradient: its derivative is not symmetric."""
+    # at a huge matrix the curvature may be rounding
+    skew = jnp.fmin(*(_asymmetry(_MATRIX_TERM, 0.0, a, cost) for a in (matrix, jnp.zeros_like(matrix))))
+    require(
+        not is_concrete(skew) or not skew > MAX_ASYMMETRY,
+        "cost",
+        "have a `gradient` that is the gradient of some function",
+        f"one whose derivative is not symmetric (relative asymmetry {skew:.1e})",
+        "Leave `gradient` to automatic differentiation, or take another solver, such as diffrax.Tsit5().",
+    )
+
+
+def settings_of(landscape: Landscape, parameters: Any, options: FlowOptions) -> Settings:
+    """The numbers of a run from a start."""
+    rms, unit = scales(landscape, parameters)
     save_at = None if options.save_at is None else jnp.asarray(options.save_at)
     return Settings(
         rtol=jnp.asarray(options.rtol, float),
@@ -144,16 +151,18 @@ def settings_of(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) ->
         t1=jnp.asarray(jnp.inf if options.t1 is None else options.t1, float),
         save_at=save_at,
         max_steps=jnp.asarray(options.max_steps),
-        gradient_tolerance=jnp.asarray(-1.0) if save_at is not None else options.gradient_tolerance * scale,
+        gradient_tolerance=jnp.asarray(-1.0) if save_at is not None else options.gradient_tolerance * unit,
     )
 
 
-def method_of(options: FlowOptions, cost: Cost, graded: bool, num_dips: int = 0, turns: Any = "both") -> Method:
+def method_of(
+    options: FlowOptions, landscape: Landscape, graded: bool, num_dips: int = 0, turns: Any = "both"
+) -> Method:
     """The part of a run that is compiled in.
 
     Args:
         options: of the run.
-        cost: its cost.
+        landscape: its landscape.
         graded: in graded coordinates.
         num_dips: networks kept at most, for `Trajectory.saddles`.
         turns: whose steps to compile in; a run waits where those of the other solver begin.
@@ -172,14 +181,9 @@ def method_of(options: FlowOptions, cost: Cost, graded: bool, num_dips: int = 0,
         capacity=options.max_saves,
         saves_per_step=options.saves_per_step,
         num_dips=num_dips,
-        tail_solver=TAIL if isinstance(solver, CountingSolver) and _has_residuals(cost) else None,
+        tail_solver=TAIL if isinstance(solver, CountingSolver) and landscape.has_residuals() else None,
         turns=turns,
     )
-
-
-def _has_residuals(cost: Cost) -> bool:
-    """Whether the cost tells its residuals; those of some are too many."""
-    return eqx.filter_eval_shape(cost.curvature, jnp.zeros(cost.shape)) is not None
 
 
 def needs_grading(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> bool:
@@ -195,12 +199,9 @@ def dip_capacity(network: DeepLinearNetwork) -> int:
 
 
 @eqx.filter_jit  # one by one its operations take longer to compile than to run
-def scales(cost: Cost, network: DeepLinearNetwork) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Root mean square entry of the start, and the norm of grad C that convergence is measured by."""
-    rms = geometry.norm(network) / math.sqrt(network.num_parameters)
-    # Not the start's gradient: a huge start would then be certified far from any minimum.
-    at_zero = jnp.linalg.norm(cost.gradient(jnp.zeros(cost.shape)))
-    return rms, jnp.where(at_zero > 0, at_zero, jnp.linalg.norm(cost.gradient(network.end_to_end())))
+def scales(landscape: Landscape, parameters: Any) -> tuple[Float[Array, "*entries"], Float[Array, ""]]:
+    """Root mean square entries of the start, and the norm that convergence is measured by."""
+    return landscape.scales(parameters)
 
 
 # On matrices, not on networks: a small start would hide an asymmetry in a Jacobian of its own size.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from saddleflow.flow.graded import Frame
-from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.flow.landscape import Parameters
 
 # A visit to a saddle is a dip of the gradient norm by at least this factor below its surroundings on both sides.
 # Passing near a saddle of a stretched landscape dips far deeper; solver noise on a fast stretch stays well above.
@@ -16,12 +16,12 @@ MIN_DIP = 3.0
 class Dips(eqx.Module):
     """The lowest point since the last rise, and the networks of the dips that a rise has confirmed."""
 
-    network: DeepLinearNetwork  # at the lowest gradient norm since the last rise, in its frame
+    network: Parameters  # at the lowest gradient norm since the last rise, in its frame
     frame: Frame | None
     gradient_norm: Float[Array, ""]  # the lowest; while rising, the highest
     time: Float[Array, ""]
     rising: Bool[Array, ""]
-    networks: DeepLinearNetwork  # of the confirmed dips: a leading axis of dips, coordinates of the start
+    networks: Parameters  # of the confirmed dips: a leading axis of dips, coordinates of the start
     times: Float[Array, " dips"]
     peaks: Float[Array, " dips"]  # times of the highest gradient norm of the rises that followed
     falls: Float[Array, " dips"]  # what the cost has fallen by until the dip, by the gradient norms
@@ -32,7 +32,7 @@ class Dips(eqx.Module):
 
     @classmethod
     def start(
-        cls, network: DeepLinearNetwork, frame: Frame | None, gradient_norm: Float[Array, ""], capacity: int
+        cls, network: Parameters, frame: Frame | None, gradient_norm: Float[Array, ""], capacity: int
     ) -> "Dips":
         """The start is the lowest point so far."""
         empty = jax.tree.map(lambda layer: jnp.zeros((capacity, *layer.shape)), network)
@@ -55,7 +55,7 @@ class Dips(eqx.Module):
 
     def follow(
         self,
-        network: DeepLinearNetwork,
+        network: Parameters,
         frame: Frame | None,
         gradient_norm: Float[Array, ""],
         time: Float[Array, ""],
@@ -73,7 +73,7 @@ class Dips(eqx.Module):
         def chosen(new: PyTree, old: PyTree) -> PyTree:
             return jax.tree.map(lambda a, b: jnp.where(here, a, b), new, old)
 
-        def plain() -> DeepLinearNetwork:
+        def plain() -> Parameters:
             return self.network if self.frame is None else self.frame.undo(self.network)
 
         row = jax.lax.cond(confirmed, plain, lambda: jax.tree.map(jnp.zeros_like, self.network))

@@ -160,6 +160,11 @@ class FramedCurvature(Curvature):
     curvature: Curvature
     frame: Frame
 
+    @property
+    def num_residuals(self) -> int:
+        """The number of residuals, the same in every frame."""
+        return self.curvature.num_residuals
+
     def root(self, matrix: Matrix) -> Float[Array, " m"]:
         """`R V` of the matrix turned back."""
         return self.curvature.root(self.frame.undo_matrix(matrix))

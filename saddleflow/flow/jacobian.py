@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from saddleflow._backend.linalg import lane_by_lane, qr
 from saddleflow.problem import geometry
-from saddleflow.problem.costs import Cost
+from saddleflow.problem.costs import Cost, affordable_curvature
 from saddleflow.problem.curvature import Curvature
 from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.solvers import LocalModel, Plain
@@ -41,13 +41,13 @@ def _woodbury(time: Any, network: DeepLinearNetwork, cost: Cost) -> Any:
     """Preconditioner in the network's own coordinates."""
     del time
     left, right = geometry.partial_products(network)
-    curvature = cost.curvature(left[0] @ network.layers[0])
+    curvature = affordable_curvature(cost, left[0] @ network.layers[0])
     if curvature is None:
         return None
     gram = _gram(curvature, left, right)
 
     def prepare(shift):
-        inverse = _shifted_inverse(gram, shift)
+        inverse = shifted_inverse(gram, shift)
 
         def apply(v: DeepLinearNetwork) -> DeepLinearNetwork:
             values = inverse @ curvature.root(geometry.push_forward(left, right, v))
@@ -101,7 +101,7 @@ def _gram(curvature: Curvature, left, right) -> Float[Array, "m m"]:
 
 
 @lane_by_lane
-def _shifted_inverse(gram: Float[Array, "m m"], shift: Float[Array, ""]) -> Float[Array, "m m"]:
+def shifted_inverse(gram: Float[Array, "m m"], shift: Float[Array, ""]) -> Float[Array, "m m"]:
     """`(1/shift + K)^-1`, explicit since it is small; zero, which switches it off, where it cannot be had."""
     identity = jnp.eye(len(gram))
     gram = jnp.where(jnp.all(jnp.isfinite(gram)), gram, 0.0)
@@ -146,7 +146,7 @@ class CompressedJacobian(LocalModel):
         matrix = left[0] @ network.layers[0]
         gradient, hessian = jax.linearize(cost.gradient, matrix)
         frames = tuple((*qr(m.T), *qr(n)) for m, n in zip(left[1:-1], right[1:-1], strict=True))
-        return cls(network, left, right, frames, gradient, hessian, cost.curvature(matrix))
+        return cls(network, left, right, frames, gradient, hessian, affordable_curvature(cost, matrix))
 
     def _split(self, z: Vector):
         """First layer, [(X, Y) of the hidden ones], last layer."""
@@ -185,7 +185,7 @@ class CompressedJacobian(LocalModel):
         curvature = self.curvature
         if curvature is None:
             return None
-        inverse = _shifted_inverse(_gram(curvature, self.left, self.right), shift)
+        inverse = shifted_inverse(_gram(curvature, self.left, self.right), shift)
 
         def apply(z: Vector) -> Vector:
             first, pairs, last = self._split(z)

@@ -19,12 +19,11 @@ from optimistix import rms_norm
 
 from saddleflow.flow.clock import Clock
 from saddleflow.flow.dips import Dips
-from saddleflow.flow.graded import Frame, FramedCost, grade, noise, resolution
+from saddleflow.flow.graded import Frame, grade, noise, resolution
 from saddleflow.flow.growth import Growth
+from saddleflow.flow.landscape import FLOW, Landscape, NetworkLandscape, Parameters
 from saddleflow.flow.state import FlowState, Method, Row, Settings, StopReason
 from saddleflow.problem import geometry
-from saddleflow.problem.costs import Cost
-from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.solvers import NDF, CountingSolver, NDFState, PredictiveController, amplified
 
 # This many rejections in a row shrink h by at least 1e-20: nothing but underflow or NaN does that.
@@ -60,27 +59,29 @@ REST = 8
 REGRADE = 50
 
 
-def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Method) -> FlowState:
+def start(landscape: Landscape, parameters: Parameters, settings: Settings, method: Method) -> FlowState:
     """The state before the first step; stops at once where the field is not finite or the cost is minimal."""
-    solver, controller = _numerics(method, settings, network)
+    solver, controller = _numerics(method, settings, landscape, parameters)
     zero, one = jnp.zeros(()), jnp.ones(())
-    gradient, at_rest, rounded = geometry.at_rest(cost, network, method.graded)
-    # A first step that moves the network by a hundredth. (diffrax's own guess falls back on an absolute 1e-6
+    gradient, at_rest, rounded = landscape.at_rest(parameters, method.graded)
+    # A first step that moves the parameters by a hundredth. (diffrax's own guess falls back on an absolute 1e-6
     # where things move slowly, which a run in other units would notice.)
-    step_size = jnp.where(gradient > 0, 0.01 * geometry.norm(network) / gradient, one)
-    _, controller_state = controller.init(_TERM, zero, one, network, step_size, cost, solver.func, _order(solver))
-    matrix = network.end_to_end()
-    finite = jnp.isfinite(gradient) & jnp.isfinite(cost(matrix))
-    certified = _converged(cost, matrix, settings)
+    step_size = jnp.where(gradient > 0, 0.01 * landscape.length(parameters) / gradient, one)
+    _, controller_state = controller.init(
+        FLOW, zero, one, parameters, step_size, landscape, solver.func, _order(solver)
+    )
+    outputs = landscape.outputs(parameters)
+    finite = jnp.isfinite(gradient) & jnp.isfinite(landscape.loss(parameters, outputs))
+    certified = _converged(landscape, outputs, settings)
     stays, rests = _rest(at_rest, settings, method)
     reason = _first_of(
         (StopReason.non_finite, ~finite),
         (StopReason.converged, certified | rests & rounded),
-        (StopReason.stationary_saddle, rests),
+        (_rest_reason(landscape), rests),
         (StopReason.t1, stays),
     )
-    clock, frame = Clock.start(), Frame.of(network) if method.graded else None
-    first = observe(cost, network, clock, method)
+    clock, frame = Clock.start(), Frame.of(parameters) if method.graded else None
+    first = observe(landscape, parameters, clock, method)
     capacity = method.capacity if settings.save_at is None else settings.save_at.shape[0]
     rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), first)
     if settings.save_at is None:
@@ -93,13 +94,13 @@ def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Me
         num_rows = jnp.where(stays, capacity, jnp.where(due, 1, 0))
         clock = _kept(stays, clock.after(settings.t1), clock)
     state = FlowState(
-        network=network,
+        parameters=parameters,
         frame=frame,
         clock=clock,
         step_size=jnp.asarray(step_size),
-        dips=Dips.start(network, frame, gradient, method.num_dips) if method.num_dips else None,
-        growth=Growth.start(jnp.linalg.norm(cost.unbounded(matrix))),
-        solver_state=_arrays(solver.init(_TERM, zero, step_size, network, cost)),
+        dips=Dips.start(parameters, frame, gradient, method.num_dips) if method.num_dips else None,
+        growth=Growth.start(landscape.unbounded(parameters, outputs)),
+        solver_state=_arrays(solver.init(FLOW, zero, step_size, parameters, landscape)),
         controller_state=_arrays(controller_state),
         num_accepted=jnp.zeros((), int),
         num_rejected=jnp.zeros((), int),
@@ -116,10 +117,13 @@ def start(cost: Cost, network: DeepLinearNetwork, settings: Settings, method: Me
         num_rows=num_rows,
         stride=jnp.ones((), int),
     )
-    return _with_tail(state, cost, method) if method.turns == "both" and method.tail_solver is not None else state
+    with_tail = method.turns == "both" and method.tail_solver is not None
+    return _with_tail(state, landscape, method) if with_tail else state
 
 
-def advance(state: FlowState, cost: Cost, settings: Settings, method: Method, num_steps: Int[Array, ""]) -> FlowState:
+def advance(
+    state: FlowState, landscape: Landscape, settings: Settings, method: Method, num_steps: Int[Array, ""]
+) -> FlowState:
     """Take at most `num_steps` more steps, accepted or not; fewer where the run ends or the rows are full.
 
     Full rows are thinned by half at the next call, so what is kept does not depend on how a run was cut into
@@ -128,7 +132,7 @@ def advance(state: FlowState, cost: Cost, settings: Settings, method: Method, nu
     if settings.save_at is None:
         state = jax.lax.cond(_has_room(state, method), lambda s: s, _thin, state)
     if method.turns == "tail" and state.tail_state is None:
-        state = _with_tail(state, cost, method)
+        state = _with_tail(state, landscape, method)
     dynamic, static = eqx.partition(state, eqx.is_array)
 
     def running(carry):
@@ -144,7 +148,7 @@ def advance(state: FlowState, cost: Cost, settings: Settings, method: Method, nu
 
         def step(carry):
             taken, dynamic = carry
-            after = take(eqx.combine(dynamic, static), cost, settings, method)
+            after = take(eqx.combine(dynamic, static), landscape, settings, method)
             return taken + 1, eqx.filter(after, eqx.is_array)
 
         def due(carry):
@@ -155,7 +159,7 @@ def advance(state: FlowState, cost: Cost, settings: Settings, method: Method, nu
             # One step at least, then up to the next regrading: counted in the lane's own steps, so that neither
             # bursts nor neighbours matter; and outside the inner loop, where a vmap cannot turn it into every step's.
             taken, dynamic = carry
-            regrade = partial(_regrade, cost=cost)
+            regrade = partial(_regrade, landscape=landscape)
             graded = jax.lax.cond(due(carry), regrade, lambda s: s, eqx.combine(dynamic, static))
             carry = (taken, eqx.filter(graded, eqx.is_array))
             carry = jax.lax.cond(turn(carry), step, lambda c: c, carry)
@@ -175,47 +179,50 @@ def advance(state: FlowState, cost: Cost, settings: Settings, method: Method, nu
     return eqx.combine(dynamic, static)
 
 
-def _plain_step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> FlowState:
+def _plain_step(state: FlowState, landscape: Landscape, settings: Settings, method: Method) -> FlowState:
     """A step of the method's own solver; the tail solver's turn comes where many in a row were short and stiff."""
-    after = _step(state, cost, settings, method)
+    after = _step(state, landscape, settings, method)
     if method.tail_solver is None:
         return after
     due = (after.num_accepted > state.num_accepted) & (after.num_accepted % WATCH == 0)
-    calm = jax.lax.cond(due, lambda: _calm(state, after, cost, settings), lambda: state.calm)
+    calm = jax.lax.cond(due, lambda: _calm(state, after, landscape, settings), lambda: state.calm)
     on_tail = calm >= PATIENCE
     step_size = jnp.where(on_tail, FIRST_SHARE * after.step_size, after.step_size)
     return replace(after, calm=jnp.where(on_tail, 0, calm), on_tail=on_tail, step_size=step_size)
 
 
-def _calm(before: FlowState, after: FlowState, cost: Cost, settings: Settings) -> Int[Array, ""]:
+def _calm(before: FlowState, after: FlowState, landscape: Landscape, settings: Settings) -> Int[Array, ""]:
     """How many steps in a row, of those looked at, were stiff and short; less than zero: not to be counted yet."""
-    cost = cost if before.frame is None else FramedCost(cost, before.frame)
-    move = _mean_change(after.network, before.network, settings)
-    short = (move < SHORT_MOVE * settings.rtol**0.25) & ~_a_plateau(before, after, move, CREEP)
-    stiff = before.step_size * geometry.stiffness(cost, after.network) > STIFF
+    move = _mean_change(after.parameters, before.parameters, settings)
+    short = (move < SHORT_MOVE * settings.rtol**0.25) & ~_a_plateau(before, after, landscape, move, CREEP)
+    stiff = before.step_size * landscape.framed(before.frame).stiffness(after.parameters) > STIFF
     return jnp.where((before.calm < 0) | (short & stiff), before.calm + 1, 0)
 
 
-def _a_plateau(before: FlowState, after: FlowState, move: Float[Array, ""], share: float) -> Bool[Array, ""]:
+def _a_plateau(
+    before: FlowState, after: FlowState, landscape: Landscape, move: Float[Array, ""], share: float
+) -> Bool[Array, ""]:
     """Whether A rests while the network moves: what grows then is small, and only the usual solver cares enough."""
-    was, now = before.network.end_to_end(), after.network.end_to_end()
+    was, now = landscape.outputs(before.parameters), landscape.outputs(after.parameters)
     return jnp.linalg.norm(now - was) < share * move * jnp.linalg.norm(now)
 
 
-def _tail_step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> FlowState:
+def _tail_step(state: FlowState, landscape: Landscape, settings: Settings, method: Method) -> FlowState:
     """A step of the tail solver, which begins where it has no past, and leaves off after many rejections."""
     assert method.tail_solver is not None
     assert state.tail_state is not None
-    begin = partial(_no_past, state, cost, method)
+    begin = partial(_no_past, state, landscape, method)
     past = jax.lax.cond(state.tail_state.order == 0, begin, lambda: state.tail_state)
     past = replace(past, order=jnp.maximum(past.order, 1), work=state.tail_state.work)
     tail_method = replace(method, solver=method.tail_solver)
-    after = _step(replace(state, solver_state=past), cost, settings, tail_method)
+    after = _step(replace(state, solver_state=past), landscape, settings, tail_method)
     past = after.solver_state
     due = (after.num_accepted > state.num_accepted) & (after.num_accepted % WATCH == 0)
     plateau = jax.lax.cond(
         due,
-        lambda: _a_plateau(state, after, _mean_change(after.network, state.network, settings), CREEP / 5),
+        lambda: _a_plateau(
+            state, after, landscape, _mean_change(after.parameters, state.parameters, settings), CREEP / 5
+        ),
         lambda: jnp.asarray(False),
     )
     on_tail = (past.failures < MAX_FAILURES) & ~plateau
@@ -229,61 +236,60 @@ def _tail_step(state: FlowState, cost: Cost, settings: Settings, method: Method)
     )
 
 
-def _with_tail(state: FlowState, cost: Cost, method: Method) -> FlowState:
+def _with_tail(state: FlowState, landscape: Landscape, method: Method) -> FlowState:
     """The state with room for the tail solver's."""
-    return replace(state, tail_state=_no_past(state, cost, method))
+    return replace(state, tail_state=_no_past(state, landscape, method))
 
 
-def _no_past(state: FlowState, cost: Cost, method: Method) -> NDFState:
+def _no_past(state: FlowState, landscape: Landscape, method: Method) -> NDFState:
     """The tail solver's state at a network: of order zero, which says so."""
     assert method.tail_solver is not None
-    cost = cost if state.frame is None else FramedCost(cost, state.frame)
-    past = method.tail_solver.init(_TERM, jnp.zeros(()), state.step_size, state.network, cost)
+    framed = landscape.framed(state.frame)
+    past = method.tail_solver.init(FLOW, jnp.zeros(()), state.step_size, state.parameters, framed)
     return replace(past, order=jnp.zeros_like(past.order))
 
 
-def _regrade(state: FlowState, cost: Cost) -> FlowState:
+def _regrade(state: FlowState, landscape: Landscape) -> FlowState:
+    framed = landscape.framed(state.frame)
     assert state.frame is not None
-    framed = FramedCost(cost, state.frame)
-    network, frame, spectra = grade(state.network, state.frame)
-    strained, lost = resolution(framed, state.network, spectra, state.step_size, state.strained)
+    assert isinstance(framed, NetworkLandscape), "only networks have graded coordinates"
+    network, frame, spectra = grade(state.parameters, state.frame)
+    strained, lost = resolution(framed.cost, state.parameters, spectra, state.step_size, state.strained)
     reason = jnp.where(lost & (state.reason == StopReason.running), StopReason.below_resolution, state.reason)
     past = state.tail_state
     if past is not None:
         turns = [new @ old.T for new, old in zip(frame.rotations, state.frame.rotations, strict=True)]
         turned = jax.vmap(Frame(tuple(turns)).apply)(past.differences)
         past = replace(past, differences=jax.tree.map(lambda d, w: d.at[0].set(w), turned, network))
-    return replace(state, network=network, frame=frame, tail_state=past, strained=strained, reason=reason)
+    return replace(state, parameters=network, frame=frame, tail_state=past, strained=strained, reason=reason)
 
 
-def observe(cost: Cost, network: DeepLinearNetwork, clock: Clock, method: Method, gradient_norm: Any = None) -> Row:
-    """What one saved time records: the end-to-end matrix, the gradient norm, the observables asked for.
+def observe(
+    landscape: Landscape, parameters: Parameters, clock: Clock, method: Method, gradient_norm: Any = None
+) -> Row:
+    """What one saved time records: the outputs, the gradient norm, the observables asked for.
 
-    All of it in the coordinates of the start, whatever frame the cost and the network are in.
+    All of it in the coordinates of the start, whatever frame the landscape and the parameters are in.
     """
-    matrix = network.end_to_end()
     if gradient_norm is None:
-        gradient_norm = geometry.norm(geometry.gradient(cost, network))
-    if isinstance(cost, FramedCost):
-        cost, network, matrix = cost.cost, cost.frame.undo(network), cost.frame.undo_matrix(matrix)
+        gradient_norm = geometry.norm(landscape.gradient(parameters))
+    subject = landscape.subject(parameters)
     row = {
         "time": clock.time,
         "segment": clock.segment,
         "within": clock.within,
-        "end_to_end": matrix,
+        **landscape.record(parameters, landscape.outputs(parameters)),
         "gradient_norm": gradient_norm,
-        "observables": {
-            name: jnp.asarray(observable(cost, network)) for name, observable in method.observables.items()
-        },
+        "observables": {name: jnp.asarray(observable(*subject)) for name, observable in method.observables.items()},
     }
-    return row | {"network": network} if method.save_networks else row
+    return row | {"network": landscape.plain(parameters)} if method.save_networks else row
 
 
 class _Attempt(eqx.Module):
     """One step tried: where it leads, whether it is kept, and what solver and controller make of it."""
 
-    network: DeepLinearNetwork  # the old one where the step is rejected
-    matrix: Float[Array, "n_out n_in"]  # of the candidate
+    parameters: Parameters  # the old ones where the step is rejected
+    outputs: Float[Array, "n_out n_in"]  # of the candidate
     keep: Bool[Array, ""]
     finite: Bool[Array, ""]
     next_size: Float[Array, ""]
@@ -292,52 +298,51 @@ class _Attempt(eqx.Module):
     dense_info: PyTree
 
 
-def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> FlowState:
-    if state.frame is not None:
-        cost = FramedCost(cost, state.frame)
+def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Method) -> FlowState:
+    landscape = landscape.framed(state.frame)
     remaining = settings.t1 - state.time
     lands = state.step_size >= remaining
     h = jnp.minimum(state.step_size, remaining)
-    tried = _attempt(state, h, cost, settings, method)
-    network, keep = tried.network, tried.keep
+    tried = _attempt(state, h, landscape, settings, method)
+    parameters, keep = tried.parameters, tried.keep
     clock = _kept(keep, state.clock.tick(h, tried.next_size), state.clock)
-    gradient, at_rest, rounded = geometry.at_rest(cost, network, method.graded)
-    growth = state.growth.follow(jnp.linalg.norm(cost.unbounded(tried.matrix)), h, keep)
-    grows = growth.lasts(jnp.linalg.norm(tried.matrix))
+    gradient, at_rest, rounded = landscape.at_rest(parameters, method.graded)
+    growth = state.growth.follow(landscape.unbounded(parameters, tried.outputs), h, keep)
+    grows = growth.lasts(landscape.size(parameters, tried.outputs))
     stays, rests = _rest(keep & at_rest & ~grows, settings, method)
-    certified = keep & _converged(cost, tried.matrix, settings)
+    certified = keep & _converged(landscape, tried.outputs, settings)
     interpolation = method.solver.interpolation_cls(t0=jnp.zeros(()), t1=h, **tried.dense_info)
     if settings.save_at is not None:
-        resting = network, stays
-        rows, num_rows = _save_between(state, h, lands, keep, interpolation, resting, cost, settings, method)
+        resting = parameters, stays
+        rows, num_rows = _save_between(state, h, lands, keep, interpolation, resting, landscape, settings, method)
         clock = _kept(stays, clock.after(settings.t1 - clock.time), clock)
     else:
         end_time = jnp.where(lands, settings.t1, clock.time)
-        end_point = network, clock, end_time, gradient
-        rows, num_rows = _save_steps(state, h, keep, interpolation, end_point, cost, method)
+        end_point = parameters, clock, end_time, gradient
+        rows, num_rows = _save_steps(state, h, keep, interpolation, end_point, landscape, method)
     rejections = jnp.where(keep, 0, state.consecutive_rejections + 1)
     met_non_finite = jnp.where(keep, state.met_non_finite, ~tried.finite)
     num_accepted, num_rejected = state.num_accepted + keep, state.num_rejected + (1 - keep)
-    unmoved = _unmoved(state, network, keep, settings)
+    unmoved = _unmoved(state, parameters, keep, settings)
     stuck, creeps = rejections > MAX_CONSECUTIVE_REJECTIONS, unmoved > MAX_UNMOVED
     reason = _first_of(
         (StopReason.diverges, grows & (certified | keep & at_rest & (settings.save_at is None))),
         (StopReason.converged, certified | rests & rounded),
         (StopReason.non_finite, gradient > LARGEST_GRADIENT),
-        (StopReason.stop, keep & _stops(state.frame, network, clock, method)),
+        (StopReason.stop, keep & _stops(landscape, parameters, clock, method)),
         (StopReason.t1, keep & lands | stays),
         (StopReason.non_finite, (stuck | creeps) & met_non_finite),
         (StopReason.step_size_underflow, stuck),
         (StopReason.below_resolution, creeps),  # steps move less than rounding, and longer ones fail
         (StopReason.max_steps, num_accepted + num_rejected >= settings.max_steps),
-        (StopReason.stationary_saddle, rests),
+        (_rest_reason(landscape), rests),
     )
     return FlowState(
-        network=network,
+        parameters=parameters,
         frame=state.frame,
         clock=clock,
         step_size=tried.next_size,
-        dips=state.dips and state.dips.follow(network, state.frame, gradient, clock.time, h, keep),
+        dips=state.dips and state.dips.follow(parameters, state.frame, gradient, clock.time, h, keep),
         growth=growth,
         solver_state=tried.solver_state,
         controller_state=tried.controller_state,
@@ -358,30 +363,32 @@ def _step(state: FlowState, cost: Cost, settings: Settings, method: Method) -> F
     )
 
 
-def _attempt(state: FlowState, h: Float[Array, ""], cost: Cost, settings: Settings, method: Method) -> _Attempt:
+def _attempt(
+    state: FlowState, h: Float[Array, ""], landscape: Landscape, settings: Settings, method: Method
+) -> _Attempt:
     """One step of length h by the solver, judged by the controller."""
-    solver, controller = _numerics(method, settings, state.network)
+    solver, controller = _numerics(method, settings, landscape, state.parameters)
     zero = jnp.zeros(())
     candidate, error, dense_info, solver_state, _ = solver.step(
-        _TERM, zero, h, state.network, cost, state.solver_state, state.jumped
+        FLOW, zero, h, state.parameters, landscape, state.solver_state, state.jumped
     )
-    matrix = candidate.end_to_end()
-    finite = _all_finite(candidate) & jnp.isfinite(cost(matrix))
+    outputs = landscape.outputs(candidate)
+    finite = _all_finite(candidate) & jnp.isfinite(landscape.loss(candidate, outputs))
     if not isinstance(solver, CountingSolver):  # those see to it themselves
         tolerances = controller.rtol, controller.atol
-        error = amplified(error, state.network, candidate, *tolerances, geometry.end_to_end_error)
+        error = amplified(error, state.parameters, candidate, *tolerances, landscape.output_error)
     # The controller would forgive a NaN candidate under a finite error, and turn an infinite one into a NaN step.
     error = jax.tree.map(lambda e: jnp.where(finite & ~jnp.isnan(e), e, jnp.inf), error)
-    candidate = _kept(finite, candidate, state.network)
+    candidate = _kept(finite, candidate, state.parameters)
     keep, begin, end, _, controller_state, _ = controller.adapt_step_size(
-        zero, h, state.network, candidate, cost, error, _order(solver), state.controller_state
+        zero, h, state.parameters, candidate, landscape, error, _order(solver), state.controller_state
     )
     dropped = state.solver_state
     if isinstance(solver, CountingSolver):
         dropped = solver.rejected_state(dropped, solver_state)
     return _Attempt(
-        network=_kept(keep, candidate, state.network),
-        matrix=matrix,
+        parameters=_kept(keep, candidate, state.parameters),
+        outputs=outputs,
         keep=jnp.asarray(keep),
         finite=finite,
         next_size=jnp.asarray(end - begin),
@@ -397,32 +404,32 @@ def _first_of(*cases: tuple[StopReason, Bool[Array, ""]]) -> Int[Array, ""]:
     return jnp.select(conditions, [jnp.asarray(int(reason)) for reason, _ in cases], int(StopReason.running))
 
 
-def _unmoved(state: FlowState, network: DeepLinearNetwork, keep: Any, settings: Settings) -> Int[Array, ""]:
+def _unmoved(state: FlowState, parameters: Parameters, keep: Any, settings: Settings) -> Int[Array, ""]:
     """How many steps after a rejection moved nothing, and none between them moved: a run creeps towards a wall so.
 
     One alone says little: where rounding is all that is left to relax, long steps move nothing either.
     """
     still = jax.lax.cond(
         keep & ((state.consecutive_rejections > 0) | (state.unmoved > 0)),
-        lambda: _largest_change(network, state.network, settings) <= EPSILON,
+        lambda: _largest_change(parameters, state.parameters, settings) <= EPSILON,
         lambda: jnp.asarray(False),
     )
     more = state.unmoved + (state.consecutive_rejections > 0)
     return jnp.where(keep, jnp.where(still, more, 0), state.unmoved)
 
 
-def _stops(frame: Frame | None, network: DeepLinearNetwork, clock: Clock, method: Method) -> Bool[Array, ""]:
+def _stops(landscape: Landscape, parameters: Parameters, clock: Clock, method: Method) -> Bool[Array, ""]:
     """What the user's `stop` says."""
     if method.stop is None:
         return jnp.asarray(False)
-    return jnp.asarray(method.stop(clock.time, network if frame is None else frame.undo(network)))
+    return jnp.asarray(method.stop(clock.time, landscape.subject(parameters)[1]))
 
 
 def _kept(keep: Any, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
 
 
-def _save_between(state, h, lands, keep, interpolation, resting, cost, settings, method):
+def _save_between(state, h, lands, keep, interpolation, resting, landscape, settings, method):
     """Rows for all asked times within the step, by dense output; all that remain where the network stays."""
     save_at, begin = settings.save_at, state.clock.time
     count = save_at.shape[0]
@@ -437,13 +444,13 @@ def _save_between(state, h, lands, keep, interpolation, resting, cost, settings,
         rows, index = carry
         after = save_at[index] - begin
         here = _kept(stays & (after > h), end_point, interpolation.evaluate(after))
-        row = observe(cost, here, state.clock.after(after), method) | {"time": save_at[index]}
+        row = observe(landscape, here, state.clock.after(after), method) | {"time": save_at[index]}
         return _write(rows, index, row), index + 1
 
     return jax.lax.while_loop(due, save, (state.rows, state.num_rows))
 
 
-def _save_steps(state, h, keep, interpolation, end, cost, method):
+def _save_steps(state, h, keep, interpolation, end, landscape, method):
     """Rows of the step just taken: at its end, and at `saves_per_step` places within it by dense output."""
     places = method.saves_per_step
     first = state.stride - (state.num_accepted * places) % state.stride
@@ -459,7 +466,7 @@ def _save_steps(state, h, keep, interpolation, end, cost, method):
             inside = [interpolation.evaluate(h * place / places), within]
             *here, time = jax.tree.map(partial(jnp.where, place == places), [*here, time], [*inside, within.time])
             gradient = None
-        row = observe(cost, *here, method, gradient) | {"time": time}
+        row = observe(landscape, *here, method, gradient) | {"time": time}
         return _write(rows, index, row), index + 1, place + state.stride
 
     rows, num_rows, _ = jax.lax.while_loop(due, save, (state.rows, state.num_rows, first))
@@ -491,9 +498,13 @@ def _write(rows: Row, index: Int[Array, ""], row: Row) -> Row:
     return jax.tree.map(lambda buffer, x: buffer.at[index].set(x, mode="drop"), rows, row)
 
 
-def _converged(cost: Cost, matrix: Float[Array, "n_out n_in"], settings: Settings) -> Bool[Array, ""]:
-    # For a convex C a vanishing gradient in A is a certificate; one in theta is only a saddle, perhaps.
-    return jnp.linalg.norm(cost.gradient(matrix)) <= settings.gradient_tolerance
+def _converged(landscape: Landscape, outputs: Float[Array, "n_out n_in"], settings: Settings) -> Bool[Array, ""]:
+    return landscape.certificate(outputs) <= settings.gradient_tolerance
+
+
+def _rest_reason(landscape: Landscape) -> StopReason:
+    """What a gradient of zero means without a certificate."""
+    return StopReason.stationary_saddle if landscape.always_saddle else StopReason.stationary
 
 
 def _rest(at_rest: Bool[Array, ""], settings: Settings, method: Method) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
@@ -507,20 +518,20 @@ def _rest(at_rest: Bool[Array, ""], settings: Settings, method: Method) -> tuple
     return (at_rest if method.stop is None else never), never
 
 
-def _numerics(method: Method, settings: Settings, network: DeepLinearNetwork):
+def _numerics(method: Method, settings: Settings, landscape: Landscape, parameters: Any):
     """Solver and controller with the run's tolerances in place."""
     solver = method.solver
     if isinstance(solver, CountingSolver):
         atol = settings.atol
         if method.graded:
-            atol = jax.tree.map(lambda layer: settings.atol + noise(layer), network)
-        deep = method.graded and network.depth > 4
+            atol = jax.tree.map(lambda layer: settings.atol + noise(layer), parameters)
+        deep = method.graded and parameters.depth > 4
         safety = DEEP_SAFETY if deep else PredictiveController.safety
         predicts = not isinstance(solver, NDF)
         safety = safety if predicts else PredictiveController.safety
         controller = PredictiveController(rtol=settings.rtol, atol=atol, safety=safety, predicts=predicts)
         # in graded coordinates entries are held to their own sizes, and A with them
-        quantity_error = None if method.graded else geometry.end_to_end_error
+        quantity_error = None if method.graded else landscape.output_error
         return solver.with_tolerances(settings.rtol, atol, quantity_error), controller
     # an explicit method's step is often held by stability: the proportional part damps the rejections
     controller = diffrax.PIDController(
@@ -540,20 +551,23 @@ def _numerics(method: Method, settings: Settings, network: DeepLinearNetwork):
 
 
 def _order(solver: diffrax.AbstractAdaptiveSolver) -> Any:
-    return solver.error_order(_TERM)
+    return solver.error_order(FLOW)
 
 
-def _mean_change(new: DeepLinearNetwork, old: DeepLinearNetwork, settings: Settings) -> Float[Array, ""]:
+def _mean_change(new: Parameters, old: Parameters, settings: Settings) -> Float[Array, ""]:
     """Root mean square of the entries' changes, each relative to its size or the start's share of it."""
-    floor = settings.atol / settings.rtol
-    return rms_norm(jax.tree.map(lambda a, b: (a - b) / (jnp.abs(b) + floor), new, old))
+    return rms_norm(_relative_change(new, old, settings))
 
 
-def _largest_change(new: DeepLinearNetwork, old: DeepLinearNetwork, settings: Settings) -> Float[Array, ""]:
+def _largest_change(new: Parameters, old: Parameters, settings: Settings) -> Float[Array, ""]:
     """Largest change of an entry, relative to the entry or the start's share of it, as the error weights have it."""
+    changes = jax.tree.leaves(_relative_change(new, old, settings))
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(change)) for change in changes]))
+
+
+def _relative_change(new: Parameters, old: Parameters, settings: Settings) -> Parameters:
     floor = settings.atol / settings.rtol
-    changes = [jnp.max(jnp.abs(a - b) / (jnp.abs(b) + floor)) for a, b in zip(new.layers, old.layers, strict=True)]
-    return jnp.max(jnp.stack(changes))
+    return jax.tree.map(lambda a, b: (a - b) / (jnp.abs(b) + floor), new, old)
 
 
 def _arrays(tree: PyTree) -> PyTree:
@@ -565,5 +579,4 @@ def _all_finite(tree: PyTree) -> Bool[Array, ""]:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
-_TERM = diffrax.ODETerm(geometry.gradient_flow_field)
 _use_stepsize_tolerance = diffrax.with_stepsize_controller_tols(diffrax.VeryChord)().rtol  # a sentinel

@@ -12,8 +12,8 @@ from saddleflow.flow.clock import Clock
 from saddleflow.flow.dips import Dips
 from saddleflow.flow.graded import Frame
 from saddleflow.flow.growth import Growth
+from saddleflow.flow.landscape import Parameters
 from saddleflow.flow.observables import Observable
-from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.solvers import NDF, CountingSolver, NDFState, Work
 
 
@@ -47,6 +47,7 @@ class StopReason(IntEnum):
     stationary_saddle = 8, "The gradient in theta is zero up to rounding, but grad C(A) is not."
     below_resolution = 9, "Rounding would decide the next escape."
     diverges = 10, "C falls towards its infimum while A grows without bound."
+    stationary = 11, "The gradient in theta is zero up to rounding, and no direction leads down from there."
 
 
 Row = dict[str, Any]
@@ -57,7 +58,7 @@ class Method(eqx.Module):
 
     solver: diffrax.AbstractAdaptiveSolver
     observables: dict[str, Observable] = eqx.field(static=True)
-    stop: Callable[[Array, DeepLinearNetwork], Bool[Array, ""]] | None  # a function, or a module with arrays in it
+    stop: Callable[[Array, Any], Bool[Array, ""]] | None  # a function, or a module with arrays in it
     save_networks: bool = eqx.field(static=True)
     graded: bool = eqx.field(static=True)  # turn into graded coordinates every REGRADE steps
     capacity: int = eqx.field(static=True)  # rows held at most, where the solver's own steps are saved
@@ -71,7 +72,7 @@ class Settings(eqx.Module):
     """The numbers of a run, all traced: another tolerance or end needs no compilation."""
 
     rtol: Float[Array, ""]
-    atol: Float[Array, ""]
+    atol: Float[Array, "*entries"]  # one number, or one for every parameter of a vector of them
     t1: Float[Array, ""]
     save_at: Float[Array, " times"] | None  # None: save the solver's own steps
     max_steps: Int[Array, ""]
@@ -81,7 +82,7 @@ class Settings(eqx.Module):
 class FlowState(eqx.Module):
     """One trajectory on its way: what a later burst needs to go on, and the rows recorded so far."""
 
-    network: DeepLinearNetwork  # in the frame
+    parameters: Parameters  # in the frame
     frame: Frame | None  # None: the coordinates of the start
     clock: Clock
     step_size: Float[Array, ""]
@@ -121,6 +122,6 @@ class FlowState(eqx.Module):
         work = method.solver.work(self.solver_state)
         return work if self.tail_state is None else work + self.tail_state.work
 
-    def plain_network(self) -> DeepLinearNetwork:
-        """The network in the coordinates of the start."""
-        return self.network if self.frame is None else self.frame.undo(self.network)
+    def plain_parameters(self) -> Parameters:
+        """The parameters in the coordinates of the start."""
+        return self.parameters if self.frame is None else self.frame.undo(self.parameters)

@@ -1,11 +1,8 @@
 """What a run returns: a trajectory that prints, plots, converts and saves itself."""
 
-import functools
 import json
-import platform
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +15,11 @@ from jaxtyping import Array, Float, Int
 
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import require
-from saddleflow._backend.files import written_whole
 from saddleflow.flow import observables as obs
 from saddleflow.flow.clock import SegmentedTime
+from saddleflow.flow.history import TIME_UNIT, History, versions
 from saddleflow.flow.residual import Residual, residual
-from saddleflow.flow.visits import SaddleVisit, find_visits, inspect, nearest
+from saddleflow.flow.visits import SaddleVisit, find_visits, inspect, learned_directions, nearest
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.problem.symmetry import balancedness_drift
@@ -36,8 +33,8 @@ else:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Trajectory:
-    """One gradient-flow trajectory, on the host, with time as the first axis of every array.
+class Trajectory(History):
+    """One gradient-flow trajectory of a network, on the host, with time as the first axis of every array.
 
     Attributes:
         time: saved times, shape (time,), in units of the flow dtheta/dt = -grad C.
@@ -62,19 +59,10 @@ class Trajectory:
             directions of their own, and this default counts them; `rank_gap` says how well the rank is defined.
     """
 
-    time: Float[np.ndarray, " time"]
     end_to_end: Float[np.ndarray, "time n_out n_in"]
-    train_cost: Float[np.ndarray, " time"]
-    test_cost: Float[np.ndarray, " time"] | None
-    gradient_norm: Float[np.ndarray, " time"]
-    observables: dict[str, np.ndarray]
     network: DeepLinearNetwork
     networks: DeepLinearNetwork | None
-    stop_reason: str
-    stats: dict[str, Any]
-    configuration: dict[str, Any]
     rank_tolerance: float | None
-    clock: SegmentedTime
     cost: Cost | None = None
     dips: tuple[np.ndarray, DeepLinearNetwork] | None = None
     reduced: Any = None
@@ -122,37 +110,13 @@ class Trajectory:
         """Estimated sup over time of |A - A_full|_F, the error of the width reduction; None where there was none."""
         return self.stats.get("reduction_error_estimate")
 
-    def saddles(self, *, stationary_points: bool = True) -> list[SaddleVisit]:
-        """The saddles visited, in order of time, each with the stationary point behind it; computed once.
+    def _find_visits(self) -> list[SaddleVisit]:
+        def learned(here: int, later: int) -> int:
+            return learned_directions(self.end_to_end[here], self.end_to_end[later], self.rank_tolerance or 0.0)
 
-        Empty for a run without plateaus (lazy training); `repr` then says "no plateau". A start that is still on its
-        first plateau at the end has not visited it. A saddle is a place, not a rank: escapes that merge (equal or
-        near-equal singular values) raise the rank by more than one from a visit to the next, and two visits may have
-        one rank, where the flow exchanges what it has learned.
+        return find_visits(self.clock, self.train_cost, self.gradient_norm, self.rank, learned, self.network.depth)
 
-            for visit in trajectory.saddles():
-                print(visit.rank, visit.cost, visit.escape_time, visit.index)
-
-        Args:
-            stationary_points: False: what the saved rows alone show, at once; the fields of a visit from
-                `predicted_speed` on are then None, and the ranks a first guess.
-        """
-        return self._visits if not stationary_points else self._inspected
-
-    @cached_property
-    def _visits(self) -> list[SaddleVisit]:
-        return find_visits(
-            self.clock,
-            self.train_cost,
-            self.gradient_norm,
-            self.end_to_end,
-            self.rank,
-            self.rank_tolerance or 0.0,
-            self.network.depth,
-        )
-
-    @cached_property
-    def _inspected(self) -> list[SaddleVisit]:
+    def _inspect_visits(self) -> list[SaddleVisit]:
         if self.cost is None or self.dips is None:
             return self._visits
         networks = [nearest(self.dips, visit) for visit in self._visits]
@@ -161,31 +125,9 @@ class Trajectory:
             for visit, network in zip(self._visits, networks, strict=True)
         ]
 
-    @property
-    def num_escapes(self) -> Int[np.ndarray, " time"]:
-        """Number of escapes behind each saved time, shape (time,)."""
-        rows = np.arange(len(self.time))
-        return sum((rows > visit.escape[0] for visit in self._visits), start=np.zeros(len(rows), int))
-
-    @property
-    def time_since_escape(self) -> Float[np.ndarray, " time"]:
-        """Time since the last escape (the start, before the first), resolved where `time` is not; shape (time,)."""
-        origins = [(0, 0.0), *(visit.escape for visit in self._visits)]
-        since = np.stack([self.clock.since(*origin) for origin in origins])
-        return since[self.num_escapes, np.arange(len(self.time))]
-
-    @property
-    def arc_length(self) -> Float[np.ndarray, " time"]:
-        """Length of the path of theta so far, by the trapezoidal rule over the rows; shape (time,)."""
-        means = (self.gradient_norm[1:] + self.gradient_norm[:-1]) / 2
-        return np.concatenate([[0.0], np.cumsum(means * self.clock.steps)])
-
     def __repr__(self) -> str:
         """The result card."""
         run, stats = self.configuration, self.stats
-        counts = (("num_vector_field_evaluations", "vector fields"), ("num_hessian_vector_products", "products"))
-        work = "".join(f"{stats[key]} {name}, " for key, name in counts if stats.get(key))
-        test = "" if self.test_cost is None else f", test {self.test_cost[-1]:.3e}"
         descent = "learning_rate" in run  # of gradient descent, not of a flow
         steps = f"learning rate {run['learning_rate']:.1e}" if descent else f"rtol {run['rtol']:.1e}"
         visits = ", ".join(f"rank {v.rank} at cost {v.cost:.4g}" for v in self._visits)
@@ -195,9 +137,8 @@ class Trajectory:
             f"{run['num_parameters']} parameters",
             f"{run['solver']}, {steps}",
             f"{self.stop_reason} at t = {self.time[-1]:.6g}",
-            f"{stats['num_steps']} ({stats['num_accepted_steps']} accepted, "
-            f"{stats['num_rejected_steps']} rejected), " + f"{work}{stats['seconds']:.2f} s",
-            f"train {self.train_cost[-1]:.3e}{test}",
+            self._work_line(),
+            self._cost_line(),
             f"{self.rank[-1]} (singular values above {self.rank_tolerance:.2g}"
             + (f", by a gap of {gap:.2g})" if np.isfinite(gap) else ")"),
             visits or "no plateau",
@@ -232,20 +173,6 @@ class Trajectory:
             )
         return lines
 
-    def plot(self, *, axis: str = "t") -> Figure:
-        """Train and test cost above, singular values of A below; plateaus shaded and marked by their rank.
-
-        Args:
-            axis: what runs along: "t"; "log t" (the start at t = 0 is then left out); "t / t_escape", in units of the
-                first escape time; or "arc length", the path length of theta so far.
-
-        Raises:
-            ValueError: another axis, or "t / t_escape" for a run without an escape.
-        """
-        from saddleflow.flow import plotting  # and matplotlib with it, where something is drawn
-
-        return plotting.draw_trajectory(self, axis)
-
     def to_xarray(self) -> "xr.Dataset":
         """The trajectory as a dataset: named dimensions, units in attributes, configuration and versions as JSON."""
         along = {
@@ -274,19 +201,12 @@ class Trajectory:
                     np.asarray(self.dips[1].layers[index]),
                     "parameter",
                 )
-        unit = "time of the flow dtheta/dt = -grad C"
-        along |= {
-            "num_escapes": (("time",), self.num_escapes, "1"),
-            "time_since_escape": (("time",), self.time_since_escape, unit),
-            "clock_segment": (("time",), self.clock.segment, "1"),
-            "clock_within": (("time",), self.clock.within, unit),
-            "clock_durations": (("clock",), self.clock.durations, unit),
-        }
+        along |= self._clock_variables()
         if self.dips is not None:
-            along["dip_time"] = (("dip",), self.dips[0], unit)
+            along["dip_time"] = (("dip",), self.dips[0], TIME_UNIT)
         return xr.Dataset(
             {name: (dims, values, {"units": units}) for name, (dims, values, units) in along.items()},
-            coords={"time": ("time", self.time, {"units": unit})},
+            coords={"time": ("time", self.time, {"units": TIME_UNIT})},
             attrs={
                 "stop_reason": self.stop_reason,
                 "stats": json.dumps(self.stats),
@@ -295,20 +215,6 @@ class Trajectory:
                 "versions": json.dumps(versions()),
             },
         )
-
-    def save(self, path: str | Path, *, force: bool = False) -> Path:
-        """Write the trajectory as NetCDF, whole or not at all.
-
-        Args:
-            path: where to; by custom it ends in .nc.
-            force: overwrite an existing file.
-
-        Raises:
-            ValueError: the path exists (without force) or cannot be written.
-        """
-        with written_whole(path, force) as temporary:
-            self.to_xarray().to_netcdf(temporary, engine="h5netcdf")
-        return Path(path)
 
 
 def assemble(
@@ -436,10 +342,3 @@ def from_xarray(data: "xr.Dataset", cost: Cost | None = None) -> Trajectory:
         cost=cost,
         dips=None if dips is None else (data["dip_time"].values, dips),
     )
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Versions of Python and of what computes, for the record in a file."""
-    packages = ("saddleflow", "jax", "jaxlib", "diffrax", "equinox", "numpy")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}

@@ -1,8 +1,10 @@
 """The saddles that a trajectory visits: plateaus, escapes, and the stationary points behind them."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +50,8 @@ class SaddleVisit:
 
     Attributes:
         rank: rank of A at the stationary point, where there is one; else the number of directions that the rows show
-            as learned at the dip: above the rank tolerance, and not about to grow tenfold in this escape.
+            as learned at the dip: above the rank tolerance, and not about to grow tenfold in this escape. Of a model
+            the rank of its outputs at the dip; None where it has none.
         cost: train cost at the dip of the gradient norm: the height of the plateau.
         time: time of the dip.
         gradient_norm: the least gradient norm (in theta) of the visit.
@@ -58,8 +61,9 @@ class SaddleVisit:
         escape_time: t_alpha^k: half of that drop is done.
         escape: the same as (row, time after that row), which is exact.
         escape_speed: measured speed s of the escape, from the law `d|theta|/dt = s |theta|^(L-1)` of the deviation
-            from the saddle (see `saddleflow.theory.escape_norm`); NaN where the rows do not resolve it.
-        predicted_speed: the optimal speed `L^(-(L-2)/2) s_1(grad C(A))` at the stationary point.
+            from the saddle (see `saddleflow.theory.escape_norm`); NaN where the rows do not resolve it,
+            and of models that are no deep linear networks.
+        predicted_speed: the optimal speed `L^(-(L-2)/2) s_1(grad C(A))` at the stationary point of a network.
         distance: Euclidean distance in theta from the dip to the nearest stationary point.
         stationary_cost: train cost at the stationary point.
         index: number of negative eigenvalues of the Hessian there.
@@ -67,7 +71,7 @@ class SaddleVisit:
         strict: whether the saddle is strict: the least eigenvalue is negative.
     """
 
-    rank: int
+    rank: int | None
     cost: float
     time: float
     gradient_norm: float
@@ -151,12 +155,20 @@ def find_visits(
     clock: SegmentedTime,
     train_cost: Float[np.ndarray, " time"],
     gradient_norm: Float[np.ndarray, " time"],
-    end_to_end: Float[np.ndarray, "time n_out n_in"],
     rank: Int[np.ndarray, " time"],
-    rank_tolerance: float,
-    depth: int,
+    learned: Callable[[int, int], int | None],
+    depth: int | None,
 ) -> list[SaddleVisit]:
-    """The visits as the rows of a trajectory show them, in order of time; empty without plateaus."""
+    """The visits as the rows of a trajectory show them, in order of time; empty without plateaus.
+
+    Args:
+        clock: times of the rows.
+        train_cost: C of the rows.
+        gradient_norm: |grad_theta C| of the rows.
+        rank: numerical rank of the outputs of the rows.
+        learned: (row of a dip, row after its escape) -> rank that the flow had at the dip.
+        depth: of a deep linear network, whose escapes have a speed; None: of another model.
+    """
     dips = find_dips(gradient_norm, train_cost, clock.steps, rank)
     last = len(train_cost) - 1
     visits: list[SaddleVisit] = []
@@ -170,7 +182,7 @@ def find_visits(
         leave, escape, settled = crossing(SHARE_OF_DROP), crossing(0.5), crossing(1 - SHARE_OF_DROP)
         visits.append(
             SaddleVisit(
-                rank=_learned(end_to_end[here], end_to_end[settled[0] + 1], rank_tolerance),
+                rank=learned(here, settled[0] + 1),
                 cost=float(top),
                 time=float(clock.time[here]),
                 gradient_norm=float(gradient_norm[here]),
@@ -179,14 +191,16 @@ def find_visits(
                 leave=_time(clock, leave),
                 escape_time=_time(clock, escape),
                 escape=escape,
-                escape_speed=_speed(clock, gradient_norm, here, escape[0], depth),
+                escape_speed=math.nan if depth is None else _speed(clock, gradient_norm, here, escape[0], depth),
             )
         )
         enter = _time(clock, settled)
     return visits
 
 
-def _learned(here: Float[np.ndarray, "n_out n_in"], later: Float[np.ndarray, "n_out n_in"], tolerance: float) -> int:
+def learned_directions(
+    here: Float[np.ndarray, "n_out n_in"], later: Float[np.ndarray, "n_out n_in"], tolerance: float
+) -> int:
     """Number of directions learned on a plateau, from A there and after the escape.
 
     On a short plateau the direction that escapes has passed the tolerance already. It is told by its growth, along
@@ -206,6 +220,7 @@ def inspect(visit: SaddleVisit, cost: Cost, network: DeepLinearNetwork) -> Saddl
         network: the network near the dip.
     """
     rank = visit.rank
+    assert rank is not None, "networks have a matrix"
     point = polish(cost, network, rank=rank)
     while bool(point.converged) and _rank_of_point(point.network) < rank:
         # a direction that the point has not: without it the point is sharper, and so is its Hessian
@@ -232,8 +247,11 @@ def _rank_of_point(network: DeepLinearNetwork) -> int:
     return int(np.sum(values > RANK_OF_POINT * values[0]))
 
 
-def nearest(dips: tuple[np.ndarray, DeepLinearNetwork], visit: SaddleVisit) -> DeepLinearNetwork | None:
-    """The network kept from the dip of a visit: of those between entry and leaving the one nearest in time."""
+def nearest(dips: tuple[np.ndarray, Any], visit: SaddleVisit) -> Any | None:
+    """The network, or a model's parameters, kept from the dip of a visit: the one nearest in time.
+
+    Only those between entry and leaving count.
+    """
     times, networks = dips
     within = np.flatnonzero((times >= visit.enter) & (times <= visit.leave))
     if not len(within):

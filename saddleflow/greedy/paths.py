@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from saddleflow._backend.checks import require
 from saddleflow._backend.files import written_whole
-from saddleflow.flow.trajectory import Trajectory, from_xarray, versions
+from saddleflow.flow.history import versions
+from saddleflow.flow.trajectory import Trajectory, from_xarray
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork

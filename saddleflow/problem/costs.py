@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import (
@@ -18,7 +18,14 @@ from saddleflow._backend.checks import (
     require_integer,
 )
 from saddleflow._backend.random import normal_matrices, permutation
-from saddleflow.problem.curvature import ColumnCurvature, Curvature, DenseCurvature, EntryCurvature, Matrix
+from saddleflow.problem.curvature import (
+    ColumnCurvature,
+    Curvature,
+    DenseCurvature,
+    EntryCurvature,
+    Matrix,
+    SoftmaxCurvature,
+)
 
 # A Gram matrix of more residuals than this costs more to factorise, at every step, than it saves.
 MAX_RESIDUALS = 600
@@ -78,13 +85,20 @@ class Cost(eqx.Module):
         return jax.grad(self.__call__)(matrix)
 
     def curvature(self, matrix: Matrix) -> Curvature | None:
-        """A root of the Hessian of C at A, with which the stiff solver preconditions; None: too many residuals.
+        """A root of the Hessian of C at A, with which the stiff solver preconditions; None: there is none to be had.
 
-        Here from the dense Hessian, by automatic differentiation; override where it has structure.
+        Here from the dense Hessian, by automatic differentiation, for up to 600 entries; override where it has
+        structure.
         """
         if self.shape[0] * self.shape[1] > MAX_RESIDUALS:
             return None
         return DenseCurvature.of(jax.hessian(self.__call__)(matrix))
+
+
+def affordable_curvature(cost: Cost, matrix: Matrix) -> Curvature | None:
+    """The curvature of a cost, or None where it has none, or more residuals than are worth a dense factorisation."""
+    curvature = cost.curvature(matrix)
+    return None if curvature is None or curvature.num_residuals > MAX_RESIDUALS else curvature
 
 
 class MatrixCompletion(Cost):
@@ -200,8 +214,6 @@ class MatrixCompletion(Cost):
 
     def curvature(self, matrix: Matrix) -> Curvature | None:
         """`C''[V] = (2/N) V` on the observed entries."""
-        if self.num_observed > MAX_RESIDUALS:
-            return None
         count = jnp.sum(self.observed)
         rows, columns = jnp.nonzero(self.observed, size=self.num_observed, fill_value=0)
         # entries that only fill up to the bound (traced masks) are given no weight
@@ -320,10 +332,7 @@ class MeanSquaredError(Cost):
 
     def curvature(self, matrix: Matrix) -> Curvature | None:
         """`C''[V] = (2/N) V X X^T`."""
-        inputs = self.train_set.root
-        if self.shape[0] * inputs.shape[1] > MAX_RESIDUALS:
-            return None
-        return ColumnCurvature(jnp.sqrt(2.0) * inputs, self.shape)
+        return ColumnCurvature(jnp.sqrt(2.0) * self.train_set.root, self.shape)
 
 
 class _Samples(eqx.Module):
@@ -367,3 +376,119 @@ def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Bool[Array | np.ndarr
 
 def _masked_mean(mask: Bool[Array, "n_out n_in"], values: Float[Array, "n_out n_in"]) -> Float[Array, ""]:
     return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.sum(mask)
+
+
+class SquaredError(Cost):
+    """Mean squared error of predictions: `C(F) = (1/N) |F - Y|_F^2`, per sample and summed over outputs.
+
+    F holds a model's predictions for N samples, one a column; `sf.regression` makes an objective of it.
+
+    Args:
+        targets: Y, shape (n_out, N), float64 and finite.
+
+    Raises:
+        ValueError: targets of another kind.
+    """
+
+    targets: Float[Array, "n_out N"]
+
+    def __init__(self, targets: Any):
+        require_float64("targets", targets)
+        require(targets.ndim == 2, "targets", "be a matrix, a column for each sample", f"shape {targets.shape}")
+        require(targets.size > 0, "targets", "hold at least one sample", f"shape {targets.shape}")
+        require_finite("targets", targets)
+        self.targets = on_device(targets)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (n_out, N) of the predictions."""
+        n_out, count = self.targets.shape
+        return n_out, count
+
+    @property
+    def has_test(self) -> bool:
+        """Never: other samples are other predictions."""
+        return False
+
+    def __call__(self, matrix: Matrix) -> Float[Array, ""]:
+        """The train cost."""
+        return jnp.sum((matrix - self.targets) ** 2) / self.shape[1]
+
+    def test(self, matrix: Matrix) -> Float[Array, ""]:
+        """There is none."""
+        raise ValueError("`cost` has no test set: pass test samples to `regression`.")
+
+    def unbounded(self, matrix: Matrix) -> Float[Array, "n_out N"]:
+        """Nothing: the cost bounds all predictions."""
+        return jnp.zeros_like(matrix)
+
+    def gradient(self, matrix: Matrix) -> Float[Array, "n_out N"]:
+        """`(2/N) (F - Y)`."""
+        return 2 * (jnp.asarray(matrix) - self.targets) / self.shape[1]
+
+    def curvature(self, matrix: Matrix) -> Curvature | None:
+        """`C''[V] = (2/N) V`."""
+        n_out, count = self.shape
+        rows, columns = np.indices(self.shape).reshape(2, -1)
+        weight = jnp.full(n_out * count, 2.0 / count)
+        return EntryCurvature(jnp.asarray(rows), jnp.asarray(columns), weight, self.shape)
+
+
+class CrossEntropy(Cost):
+    """Mean cross-entropy of logits: `C(F) = (1/N) sum_n (log sum_k exp F_kn - F_(label n, n))`.
+
+    F holds a model's logits for N samples, one a column; `sf.classification` makes an objective of it. On data that
+    the model can separate it has no minimum: the flow diverges.
+
+    Args:
+        labels: N integers from 0.
+        num_classes: number K of classes; None: one more than the largest label.
+
+    Raises:
+        ValueError: labels that are no integers from 0, or not below `num_classes`; fewer than two classes.
+    """
+
+    labels: Int[Array, " N"]
+    num_classes: int = eqx.field(static=True)
+
+    def __init__(self, labels: Any, num_classes: int | None = None):
+        labels = np.asarray(labels)
+        sound = labels.ndim == 1 and labels.size > 0 and np.issubdtype(labels.dtype, np.integer)
+        require(sound, "labels", "be a list of integers", f"{labels.dtype} of shape {labels.shape}")
+        require(labels.min() >= 0, "labels", "not be negative", int(labels.min()), "Classes count from 0.")
+        num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
+        require_integer("num_classes", num_classes, 2)
+        require(labels.max() < num_classes, "labels", f"lie below num_classes = {num_classes}", int(labels.max()))
+        self.labels, self.num_classes = on_device(labels), num_classes
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (K, N) of the logits."""
+        return self.num_classes, len(self.labels)
+
+    @property
+    def has_test(self) -> bool:
+        """Never: other samples are other logits."""
+        return False
+
+    def __call__(self, matrix: Matrix) -> Float[Array, ""]:
+        """The train cost, in nats."""
+        chosen = jnp.take_along_axis(jnp.asarray(matrix), self.labels[None], axis=0)[0]
+        return jnp.mean(jax.nn.logsumexp(matrix, axis=0) - chosen)
+
+    def test(self, matrix: Matrix) -> Float[Array, ""]:
+        """There is none."""
+        raise ValueError("`cost` has no test set: pass test samples to `classification`.")
+
+    def unbounded(self, matrix: Matrix) -> Float[Array, "K N"]:
+        """The logits but for their mean in each sample, which changes no cost."""
+        return jnp.asarray(matrix) - jnp.mean(jnp.asarray(matrix), axis=0)
+
+    def gradient(self, matrix: Matrix) -> Float[Array, "K N"]:
+        """`(1/N) (softmax F - onehot)`."""
+        onehot = jax.nn.one_hot(self.labels, self.num_classes, axis=0)
+        return (jax.nn.softmax(matrix, axis=0) - onehot) / self.shape[1]
+
+    def curvature(self, matrix: Matrix) -> Curvature | None:
+        """Of the softmax; see `saddleflow.problem.curvature.SoftmaxCurvature`."""
+        return SoftmaxCurvature(jax.nn.softmax(jnp.asarray(matrix), axis=0))

@@ -8,6 +8,7 @@ the residuals, an m x m matrix with a closed form in the Gram matrices of the pa
 import abc
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -18,6 +19,11 @@ Grams = tuple[Float[Array, "_ _"], ...]
 
 class Curvature(eqx.Module):
     """A root of a cost's Hessian at one matrix."""
+
+    @property
+    @abc.abstractmethod
+    def num_residuals(self) -> int:
+        """The number m of residuals."""
 
     @abc.abstractmethod
     def root(self, matrix: Matrix) -> Float[Array, " m"]:
@@ -47,6 +53,11 @@ class EntryCurvature(Curvature):
     columns: Int[Array, " m"]
     weight: Float[Array, " m"]
     shape: tuple[int, int] = eqx.field(static=True)
+
+    @property
+    def num_residuals(self) -> int:
+        """Number of entries."""
+        return len(self.rows)
 
     def root(self, matrix: Matrix) -> Float[Array, " m"]:
         """The weighted entries."""
@@ -87,6 +98,11 @@ class ColumnCurvature(Curvature):
     inputs: Float[Array, "n_in k"]
     shape: tuple[int, int] = eqx.field(static=True)
 
+    @property
+    def num_residuals(self) -> int:
+        """Outputs times columns of X."""
+        return self.shape[0] * self.inputs.shape[1]
+
     def root(self, matrix: Matrix) -> Float[Array, " m"]:
         """The entries of `V X`, row by row."""
         return (jnp.asarray(matrix) @ self.inputs).ravel()
@@ -119,6 +135,11 @@ class DenseCurvature(Curvature):
         values, vectors = jnp.linalg.eigh(hessian.reshape(n_out * n_in, -1))
         return cls(jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T, (n_out, n_in))
 
+    @property
+    def num_residuals(self) -> int:
+        """Number of entries of the matrix."""
+        return self.shape[0] * self.shape[1]
+
     def root(self, matrix: Matrix) -> Float[Array, " m"]:
         """`R vec(V)`."""
         return self.matrix_root @ jnp.asarray(matrix).ravel()
@@ -138,3 +159,36 @@ class DenseCurvature(Curvature):
         size = self.shape[0] * self.shape[1]
         kernel = sum((jnp.kron(p, q) for p, q in zip(left, right, strict=True)), start=jnp.zeros((size, size)))
         return self.matrix_root @ kernel @ self.matrix_root.T
+
+
+class SoftmaxCurvature(Curvature):
+    """The curvature of a mean cross-entropy in the logits: `diag(p) - p p^T` over N in each column of N samples.
+
+    A root is `u = sqrt(p / N) (v - p.v)`, column by column.
+    """
+
+    probabilities: Float[Array, "n_out n_in"]
+
+    @property
+    def num_residuals(self) -> int:
+        """Number of logits."""
+        return self.probabilities.size
+
+    def root(self, matrix: Matrix) -> Float[Array, " m"]:
+        """Deviations from the mean logit of a sample, weighted."""
+        p = self.probabilities
+        mean = jnp.sum(p * matrix, axis=0)
+        return (jnp.sqrt(p / p.shape[1]) * (matrix - mean)).ravel()
+
+    def adjoint(self, values: Float[Array, " m"]) -> Float[Array, "n_out n_in"]:
+        """The transposed root."""
+        p = self.probabilities
+        weighted = jnp.sqrt(p / p.shape[1]) * values.reshape(p.shape)
+        return weighted - p * jnp.sum(weighted, axis=0)
+
+    def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
+        """`R K R^T` with K as a sum of Kronecker products."""
+        size, shape = self.num_residuals, self.probabilities.shape
+        kernel = sum((jnp.kron(p, q) for p, q in zip(left, right, strict=True)), start=jnp.zeros((size, size)))
+        rooted = jax.vmap(lambda row: self.root(row.reshape(shape)))
+        return rooted(rooted(kernel).T)

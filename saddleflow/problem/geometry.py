@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
@@ -125,11 +125,12 @@ def stiffness(cost: Cost, network: DeepLinearNetwork) -> Float[Array, ""]:
     return kernel * jnp.linalg.norm(curved) / jnp.linalg.norm(matrix)
 
 
-def norm(tree: DeepLinearNetwork) -> Float[Array, ""]:
-    """Euclidean norm of a network (or gradient) as one vector of parameters; nothing underflows on the way."""
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in tree.layers]))
+def norm(tree: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
+    """Euclidean norm of a network, a gradient or any parameters as one vector; nothing underflows on the way."""
+    leaves = jax.tree.leaves(tree)
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves]))
     unit = jnp.where(largest > 0, largest, 1.0)
-    return unit * jnp.sqrt(sum(jnp.sum((leaf / unit) ** 2) for leaf in tree.layers))
+    return unit * jnp.sqrt(sum(jnp.sum((leaf / unit) ** 2) for leaf in leaves))
 
 
 def end_to_end_error(

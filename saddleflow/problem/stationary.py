@@ -8,9 +8,7 @@ well-posed least-squares problem.
 
 import itertools
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,25 +16,21 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import optimistix as optx
-import scipy
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from saddleflow._backend.checks import require, require_integer, require_positive
 from saddleflow._backend.linalg import lane_by_lane, svd
-from saddleflow.problem import geometry
+from saddleflow.problem import geometry, spectrum
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.problem.spectrum import ZERO
 
 # Levenberg-Marquardt starts with a damping of this share of the (scaled) curvature, to the square.
 INITIAL_DAMPING = 1e-5
 
 # Learned and unlearned directions of a layer differ by this factor at least, or there is no telling them apart.
 MIN_GAP = 3.0
-
-# A Hessian's eigenvalue below this share of the largest counts as zero; one smaller than this is made dense.
-ZERO, MIN_LANCZOS = 1e-8, 60
-
 
 # A polish of more parameters than this is matrix-free; of fewer, a dense factorisation compiles and runs faster.
 MAX_DENSE = 1000
@@ -290,25 +284,9 @@ def hessian_spectrum(cost: Cost, network: DeepLinearNetwork, rank: int) -> Hessi
         product = jax.jit(
             lambda v: ravel_pytree(geometry.hessian_vector_product(cost, unravel(flat), unravel(v.ravel())))[0]
         )
-        ends = _ends(product, flat.size)
+        ends = spectrum.ends(product, flat.size)
         least, largest = min(least, ends[0]), max(largest, ends[1])
         if ends[0] < -ZERO * largest:
-            values = np.linalg.eigvalsh(np.asarray(jax.lax.map(product, jnp.eye(flat.size))))
-            index = int(np.sum(values < -ZERO * largest))
+            index = spectrum.index(product, flat.size, largest)
     index += int(np.sum(strengths > ZERO * largest))
     return HessianSpectrum(index, float(least), float(largest))
-
-
-def _ends(product: Callable[[Array], Array], size: int) -> tuple[float, float]:
-    """Least and largest eigenvalue of a symmetric operator."""
-    if size < MIN_LANCZOS:
-        values = np.linalg.eigvalsh(np.asarray(jax.lax.map(product, jnp.eye(size))))
-        return float(values[0]), float(values[-1])
-    linalg: Any = scipy.sparse.linalg
-    operator = linalg.LinearOperator((size, size), lambda v: np.asarray(product(v)), dtype=float)
-    start = np.random.default_rng(0).standard_normal(size)
-    least, largest = (
-        linalg.eigsh(operator, k=1, which=which, v0=start, ncv=40, return_eigenvectors=False)[0]
-        for which in ("SA", "LA")
-    )
-    return float(least), float(largest)

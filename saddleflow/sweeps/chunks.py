@@ -20,6 +20,7 @@ from saddleflow._backend.checks import require
 from saddleflow._backend.devices import find_devices
 from saddleflow.flow.arguments import STIFF, FlowOptions, check_problem, method_of
 from saddleflow.flow.graded import blurs
+from saddleflow.flow.landscape import NetworkLandscape
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork, layer_sizes, num_parameters
 from saddleflow.sweeps import reduced_lanes, scheduler
@@ -236,7 +237,7 @@ def _narrow(cost: Cost, depth: int) -> DeepLinearNetwork:
 def _program(chunk: Chunk) -> Program:
     flow = _flow_options(chunk)
     return Program(
-        method=method_of(flow, chunk.costs[0], chunk.graded, turns="plain"),
+        method=method_of(flow, NetworkLandscape(chunk.costs[0]), chunk.graded, turns="plain"),
         save_at=flow.save_at,
         t1=np.asarray(np.inf if flow.t1 is None else flow.t1, float),
         max_steps=np.asarray(flow.max_steps),

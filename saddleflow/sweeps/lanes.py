@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from saddleflow._backend.programs import compiled
 from saddleflow.flow import loop
 from saddleflow.flow.arguments import FlowOptions, settings_of
+from saddleflow.flow.landscape import NetworkLandscape
 from saddleflow.flow.state import FlowState, Method, Settings, StopReason
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork, gaussian, layer_sizes, num_parameters
@@ -69,27 +70,28 @@ def _start(lane: Lane, program: Program) -> Running:
     theta = gaussian(key, depth=program.depth, width=program.width, shape=program.shape, gamma=lane.gamma)
     network = jax.tree.map(lambda layer: lane.alpha * layer, theta)
     options = FlowOptions(rtol=lane.rtol, t1=program.t1, gradient_tolerance=program.gradient_tolerance)
-    settings = replace(settings_of(lane.cost, network, options), max_steps=jnp.asarray(program.max_steps))
+    landscape = NetworkLandscape(lane.cost)
+    settings = replace(settings_of(landscape, network, options), max_steps=jnp.asarray(program.max_steps))
     if program.save_at is not None:
         never = jnp.asarray(-1.0)  # converged: a lane goes on to the last of the times
         settings = replace(settings, save_at=jnp.asarray(program.save_at), gradient_tolerance=never)
-    return Running(loop.start(lane.cost, network, settings, program.method), settings, lane.cost, network)
+    return Running(loop.start(landscape, network, settings, program.method), settings, lane.cost, network)
 
 
 def _burst(
     running: Running, program: Program, num_steps: Int[Array, ""]
 ) -> tuple[Running, Bool[Array, ""], Int[Array, ""]]:
     """At most so many steps more; whether the lane still runs, and all the steps it has taken."""
-    state = loop.advance(running.state, running.cost, running.settings, program.method, num_steps)
+    state = loop.advance(running.state, NetworkLandscape(running.cost), running.settings, program.method, num_steps)
     return replace(running, state=state), state.reason == StopReason.running, state.num_steps
 
 
 def _result(running: Running, program: Program) -> LaneResult:
     state, cost, method = running.state, running.cost, program.method
-    end = state.plain_network()
+    end = state.plain_parameters()
     rows, num_rows = state.rows, state.num_rows
     if program.save_at is None:
-        last = loop.observe(cost, end, state.clock, method)
+        last = loop.observe(NetworkLandscape(cost), end, state.clock, method)
         missing = loop.ends_between_rows(state, method)
         rows = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]).at[num_rows].set(y), rows, last)
         rows = spread(rows, num_rows + missing, program.num_rows)

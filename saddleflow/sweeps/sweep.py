@@ -16,7 +16,7 @@ from saddleflow._backend import meters
 from saddleflow._backend.checks import named_arguments, require, require_integer, require_positive
 from saddleflow._backend.devices import find_devices, slots_per_program
 from saddleflow.flow.arguments import FlowOptions
-from saddleflow.flow.trajectory import versions as package_versions
+from saddleflow.flow.history import versions as package_versions
 from saddleflow.sweeps import cluster, dataset
 from saddleflow.sweeps.chunks import Chunk, SweepOptions, cut, run_chunks
 from saddleflow.sweeps.configuration import describe

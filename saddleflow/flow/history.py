@@ -1,0 +1,159 @@
+"""What trajectories of networks and of models share: times, costs, gradient norms, what they tell of saddles."""
+
+import abc
+import functools
+import platform
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lazy_loader as lazy
+import numpy as np
+from jaxtyping import Float, Int
+
+from saddleflow._backend.files import written_whole
+from saddleflow.flow.clock import SegmentedTime
+from saddleflow.flow.visits import SaddleVisit
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+else:
+    xr = lazy.load("xarray")
+    Figure = Any  # loading matplotlib takes longer than most flows
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class History(abc.ABC):
+    """The part of a trajectory that needs neither a network nor a model; see `Trajectory` and `ModelTrajectory`."""
+
+    time: Float[np.ndarray, " time"]
+    train_cost: Float[np.ndarray, " time"]
+    test_cost: Float[np.ndarray, " time"] | None
+    gradient_norm: Float[np.ndarray, " time"]
+    observables: dict[str, np.ndarray]
+    stop_reason: str
+    stats: dict[str, Any]
+    configuration: dict[str, Any]
+    clock: SegmentedTime
+
+    @abc.abstractmethod
+    def _find_visits(self) -> list[SaddleVisit]:
+        """The saddles visited, as the rows show them."""
+
+    @abc.abstractmethod
+    def _inspect_visits(self) -> list[SaddleVisit]:
+        """The saddles visited, with the stationary points behind them."""
+
+    @abc.abstractmethod
+    def to_xarray(self) -> "xr.Dataset":
+        """The trajectory as a dataset."""
+
+    def saddles(self, *, stationary_points: bool = True) -> list[SaddleVisit]:
+        """The saddles visited, in order of time, each with the stationary point behind it; computed once.
+
+        Empty for a run without plateaus (lazy training); `repr` then says "no plateau". A start that is still on its
+        first plateau at the end has not visited it. A saddle is a place, not a rank: escapes that merge (equal or
+        near-equal singular values) raise the rank by more than one from a visit to the next, and two visits may have
+        one rank, where the flow exchanges what it has learned.
+
+            for visit in trajectory.saddles():
+                print(visit.rank, visit.cost, visit.escape_time, visit.index)
+
+        Args:
+            stationary_points: False: what the saved rows alone show, at once; the fields of a visit from
+                `predicted_speed` on are then None, and the ranks a first guess.
+        """
+        return self._visits if not stationary_points else self._inspected
+
+    @cached_property
+    def _visits(self) -> list[SaddleVisit]:
+        return self._find_visits()
+
+    @cached_property
+    def _inspected(self) -> list[SaddleVisit]:
+        return self._inspect_visits()
+
+    @property
+    def num_escapes(self) -> Int[np.ndarray, " time"]:
+        """Number of escapes behind each saved time, shape (time,)."""
+        rows = np.arange(len(self.time))
+        return sum((rows > visit.escape[0] for visit in self._visits), start=np.zeros(len(rows), int))
+
+    @property
+    def time_since_escape(self) -> Float[np.ndarray, " time"]:
+        """Time since the last escape (the start, before the first), resolved where `time` is not; shape (time,)."""
+        origins = [(0, 0.0), *(visit.escape for visit in self._visits)]
+        since = np.stack([self.clock.since(*origin) for origin in origins])
+        return since[self.num_escapes, np.arange(len(self.time))]
+
+    @property
+    def arc_length(self) -> Float[np.ndarray, " time"]:
+        """Length of the path of theta so far, by the trapezoidal rule over the rows; shape (time,)."""
+        means = (self.gradient_norm[1:] + self.gradient_norm[:-1]) / 2
+        return np.concatenate([[0.0], np.cumsum(means * self.clock.steps)])
+
+    def _work_line(self) -> str:
+        """Steps and evaluations, for the card."""
+        stats = self.stats
+        counts = (("num_vector_field_evaluations", "vector fields"), ("num_hessian_vector_products", "products"))
+        work = "".join(f"{stats[key]} {name}, " for key, name in counts if stats.get(key))
+        return (
+            f"{stats['num_steps']} ({stats['num_accepted_steps']} accepted, "
+            f"{stats['num_rejected_steps']} rejected), " + f"{work}{stats['seconds']:.2f} s"
+        )
+
+    def _cost_line(self) -> str:
+        test = "" if self.test_cost is None else f", test {self.test_cost[-1]:.3e}"
+        return f"train {self.train_cost[-1]:.3e}{test}"
+
+    def plot(self, *, axis: str = "t") -> Figure:
+        """Train and test cost above, what grows below; plateaus shaded and marked by their rank.
+
+        Args:
+            axis: what runs along: "t"; "log t" (the start at t = 0 is then left out); "t / t_escape", in units of the
+                first escape time; or "arc length", the path length of theta so far.
+
+        Raises:
+            ValueError: another axis, or "t / t_escape" for a run without an escape.
+        """
+        from saddleflow.flow import plotting  # and matplotlib with it, where something is drawn
+
+        return plotting.draw_trajectory(self, axis)
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write the trajectory as NetCDF, whole or not at all.
+
+        Args:
+            path: where to; by custom it ends in .nc.
+            force: overwrite an existing file.
+
+        Raises:
+            ValueError: the path exists (without force) or cannot be written.
+        """
+        with written_whole(path, force) as temporary:
+            self.to_xarray().to_netcdf(temporary, engine="h5netcdf")
+        return Path(path)
+
+    def _clock_variables(self) -> dict[str, Any]:
+        """Times and escapes, as a dataset holds them: (dims, values, units) by name."""
+        unit = TIME_UNIT
+        return {
+            "num_escapes": (("time",), self.num_escapes, "1"),
+            "time_since_escape": (("time",), self.time_since_escape, unit),
+            "clock_segment": (("time",), self.clock.segment, "1"),
+            "clock_within": (("time",), self.clock.within, unit),
+            "clock_durations": (("clock",), self.clock.durations, unit),
+        }
+
+
+TIME_UNIT = "time of the flow dtheta/dt = -grad C"
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of what computes, for the record in a file."""
+    packages = ("saddleflow", "jax", "jaxlib", "diffrax", "equinox", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}

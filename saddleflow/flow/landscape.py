@@ -1,0 +1,210 @@
+"""What the loop asks of a loss: one interface for networks and for any model.
+
+A landscape knows the loss of parameters, whatever they are: the layers of a deep linear network, or the parameters of
+a model as one vector. It travels as the `args` of the vector field, so that a solver finds structure in it.
+"""
+
+import abc
+from typing import Any, ClassVar
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from saddleflow.flow.graded import Frame, FramedCost
+from saddleflow.flow.jacobian import flow_jacobian, residual_newton
+from saddleflow.problem import geometry
+from saddleflow.problem.costs import Cost, affordable_curvature
+from saddleflow.solvers import LocalModel
+
+Parameters = PyTree[Float[Array, "..."]]
+
+
+class Landscape(eqx.Module):
+    """A loss on parameters, with the structure that a solver can use."""
+
+    # whether a point at rest without a certificate is a saddle: else only its Hessian tells
+    always_saddle: eqx.AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def gradient(self, parameters: Any) -> Any:
+        """The gradient of the loss."""
+
+    @abc.abstractmethod
+    def outputs(self, parameters: Any) -> Float[Array, "n_out n_in"]:
+        """What the parameters stand for: A of a network, a model's predictions."""
+
+    @abc.abstractmethod
+    def loss(self, parameters: Any, outputs: Float[Array, "n_out n_in"]) -> Float[Array, ""]:
+        """The loss where the outputs are known."""
+
+    @abc.abstractmethod
+    def certificate(self, outputs: Float[Array, "n_out n_in"]) -> Float[Array, ""]:
+        """A norm that is zero at minima of the loss only: |grad C| in the outputs; infinite where there is none."""
+
+    @abc.abstractmethod
+    def unbounded(self, parameters: Any, outputs: Float[Array, "n_out n_in"]) -> Float[Array, ""]:
+        """The norm of what may grow without bound while the loss falls."""
+
+    @abc.abstractmethod
+    def size(self, parameters: Any, outputs: Float[Array, "n_out n_in"]) -> Float[Array, ""]:
+        """The norm that growth is compared with."""
+
+    @abc.abstractmethod
+    def length(self, parameters: Any) -> Float[Array, ""]:
+        """The norm of the parameters, as a first step may take it: positive wherever the flow moves."""
+
+    @abc.abstractmethod
+    def scales(self, parameters: Any) -> tuple[Any, Float[Array, ""]]:
+        """Root mean square entries of a start, one number or one each, and the unit of `certificate`."""
+
+    @abc.abstractmethod
+    def at_rest(self, parameters: Any, graded: bool) -> tuple[Float[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
+        """The gradient norm, whether it is zero up to rounding, and whether the certificate is."""
+
+    @abc.abstractmethod
+    def output_error(self, before: Any, after: Any, error: Any) -> Float[Array, ""]:
+        """The relative error of the outputs that an error of the parameters makes, to first order."""
+
+    @abc.abstractmethod
+    def stiffness(self, parameters: Any) -> Float[Array, ""]:
+        """About the fastest relaxation rate of the flow."""
+
+    @abc.abstractmethod
+    def local_model(self, time: Any, parameters: Any) -> LocalModel:
+        """The Jacobian of the flow for the stiff solver."""
+
+    @abc.abstractmethod
+    def newton(self, time: Any, parameters: Any) -> Any:
+        """Newton's iteration in the space of residuals for the solver of tails, where `has_residuals`."""
+
+    @abc.abstractmethod
+    def has_residuals(self) -> bool:
+        """Whether the loss has residuals, so few that `newton` is to be had."""
+
+    @abc.abstractmethod
+    def framed(self, frame: Frame | None) -> "Landscape":
+        """The same loss as parameters in a frame see it."""
+
+    @abc.abstractmethod
+    def record(self, parameters: Any, outputs: Float[Array, "n_out n_in"]) -> dict[str, Array]:
+        """What a row keeps beside time and gradient norm."""
+
+    @abc.abstractmethod
+    def plain(self, parameters: Any) -> Any:
+        """The parameters in the coordinates of the start."""
+
+    @abc.abstractmethod
+    def subject(self, parameters: Any) -> tuple[Any, Any]:
+        """What observables take: cost and network, or objective and model, in the coordinates of the start."""
+
+
+class NetworkLandscape(Landscape):
+    """The loss `C(A(theta))` of a deep linear network, in a frame or (None) in the coordinates of the start."""
+
+    always_saddle: ClassVar[bool] = True
+
+    cost: Cost  # as the frame sees it
+    frame: Frame | None = None
+
+    def gradient(self, parameters):
+        """By the partial products."""
+        return geometry.gradient(self.cost, parameters)
+
+    def outputs(self, parameters):
+        """A."""
+        return parameters.end_to_end()
+
+    def loss(self, parameters, outputs):
+        """C(A)."""
+        return self.cost(outputs)
+
+    def certificate(self, outputs):
+        """For a convex C a vanishing gradient in A is a certificate; one in theta is only a saddle, perhaps."""
+        return jnp.linalg.norm(self.cost.gradient(outputs))
+
+    def unbounded(self, parameters, outputs):
+        """Of the part of A that the cost does not bound."""
+        return jnp.linalg.norm(self.cost.unbounded(outputs))
+
+    def size(self, parameters, outputs):
+        """|A|."""
+        return jnp.linalg.norm(outputs)
+
+    def length(self, parameters):
+        """|theta|."""
+        return geometry.norm(parameters)
+
+    def scales(self, parameters):
+        """Of the entries of all layers together; |grad C(0)|, or |grad C| at the start where that is zero."""
+        rms = geometry.norm(parameters) / jnp.sqrt(parameters.num_parameters)
+        # Not the start's gradient: a huge start would then be certified far from any minimum.
+        at_zero = jnp.linalg.norm(self.cost.gradient(jnp.zeros(self.cost.shape)))
+        here = jnp.linalg.norm(self.cost.gradient(parameters.end_to_end()))
+        return rms, jnp.where(at_zero > 0, at_zero, here)
+
+    def at_rest(self, parameters, graded):
+        """By the sizes of the terms that cancel."""
+        return geometry.at_rest(self.cost, parameters, graded)
+
+    def stiffness(self, parameters):
+        """By the NTK."""
+        return geometry.stiffness(self.cost, parameters)
+
+    def output_error(self, before, after, error):
+        """Of A."""
+        return geometry.end_to_end_error(before, after, error)
+
+    def local_model(self, time, parameters):
+        """Compressed coordinates, the Gauss-Newton part inverted exactly."""
+        return flow_jacobian(_NETWORK_FLOW, time, parameters, self.cost)
+
+    def newton(self, time, parameters):
+        """With the Gram matrix of the residuals."""
+        return residual_newton(_NETWORK_FLOW, time, parameters, self.cost)
+
+    def has_residuals(self):
+        """Whether the cost tells its residuals; those of some are too many."""
+        curvature = eqx.filter_eval_shape(affordable_curvature, self.cost, jnp.zeros(self.cost.shape))
+        return curvature is not None
+
+    def framed(self, frame):
+        """The cost, turned."""
+        return self if frame is None else NetworkLandscape(FramedCost(self.cost, frame), frame)
+
+    def record(self, parameters, outputs):
+        """A."""
+        return {"end_to_end": outputs if self.frame is None else self.frame.undo_matrix(outputs)}
+
+    def plain(self, parameters):
+        """The layers, turned back."""
+        return parameters if self.frame is None else self.frame.undo(parameters)
+
+    def subject(self, parameters):
+        """Cost and network."""
+        cost = self.cost.cost if isinstance(self.cost, FramedCost) else self.cost
+        return cost, self.plain(parameters)
+
+
+def _descent(time: Any, parameters: Any, landscape: Landscape) -> Any:
+    del time  # autonomous
+    return jax.tree.map(jnp.negative, landscape.gradient(parameters))
+
+
+def local_model(terms: Any, time: Any, parameters: Any, landscape: Landscape) -> LocalModel:
+    """The landscape's own local model, for `saddleflow.solvers.Rosenbrock(local_model=...)`."""
+    del terms
+    return landscape.local_model(time, parameters)
+
+
+def newton(terms: Any, time: Any, parameters: Any, landscape: Landscape) -> Any:
+    """The landscape's own Newton iteration, for `saddleflow.solvers.NDF(newton=...)`."""
+    del terms
+    return landscape.newton(time, parameters)
+
+
+# The gradient flow of a landscape.
+FLOW = diffrax.ODETerm(_descent)
+_NETWORK_FLOW = diffrax.ODETerm(geometry.gradient_flow_field)

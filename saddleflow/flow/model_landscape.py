@@ -1,0 +1,235 @@
+"""The landscape of any model: trainable parameters as one vector, structure by automatic differentiation."""
+
+import math
+from typing import Any, ClassVar, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from saddleflow.flow.jacobian import shifted_inverse
+from saddleflow.flow.landscape import FLOW, Landscape
+from saddleflow.problem import geometry
+from saddleflow.problem.objective import BareLoss, Objective
+from saddleflow.solvers import Plain
+
+Preconditioner = Literal["gauss_newton", "hessian", "none"]
+
+Vector = Float[Array, " p"]
+
+# A gradient is looked at for rest where over the length of the start it would change the loss by this share at most.
+FAINT = 1e-8
+
+
+class ModelLandscape(Landscape):
+    """The loss `C(f(theta)) + R(theta)` of a model; theta are its trainable entries, one vector of p numbers.
+
+    Attributes:
+        objective: the loss.
+        rest: the model without its trainable arrays.
+        rms: typical size of each entry: root mean square of its array at the start.
+        level: size of the loss at the start.
+        shapes: of the trainable arrays.
+        structure: of their pytree.
+        preconditioner: how the stiff part of the flow is inverted.
+    """
+
+    always_saddle: ClassVar[bool] = False
+
+    objective: Objective
+    rest: Any
+    rms: Vector
+    level: Float[Array, ""]
+    shapes: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+    structure: Any = eqx.field(static=True)
+    preconditioner: Preconditioner = eqx.field(static=True)
+
+    def model(self, theta: Vector) -> Any:
+        """The model of a vector of parameters."""
+        sizes = [math.prod(shape) for shape in self.shapes]
+        parts = jnp.split(theta, np.cumsum(sizes)[:-1].tolist())
+        leaves = [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        return eqx.combine(jax.tree.unflatten(self.structure, leaves), self.rest)
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether the loss has outputs; a bare one has none."""
+        return not isinstance(self.objective, BareLoss)
+
+    def outputs(self, parameters):
+        """F."""
+        return self.objective.outputs(self.model(parameters))
+
+    def loss(self, parameters, outputs):
+        """C(f) + R."""
+        return self.objective.loss(self.model(parameters), outputs)
+
+    def gradient(self, parameters):
+        """By reverse differentiation, C by its own gradient."""
+        outputs, pull = jax.vjp(self.outputs, parameters)
+        (gradient,) = pull(self.objective.cost.gradient(outputs))
+        if self.objective.regulariser is None:
+            return gradient
+        return gradient + jax.grad(lambda theta: self._regulariser(theta))(parameters)
+
+    def _regulariser(self, theta: Vector) -> Float[Array, ""]:
+        regulariser = self.objective.regulariser
+        return jnp.zeros(()) if regulariser is None else jnp.asarray(regulariser(self.model(theta)))
+
+    def certificate(self, outputs):
+        """For a convex C without a regulariser a vanishing gradient in the outputs is a certificate."""
+        if not self.has_outputs or self.objective.regulariser is not None:
+            return jnp.asarray(jnp.inf)
+        return jnp.linalg.norm(self.objective.cost.gradient(outputs))
+
+    def unbounded(self, parameters, outputs):
+        """Of outputs that the cost does not bound; of a bare loss the parameters."""
+        if not self.has_outputs:
+            return jnp.linalg.norm(parameters)
+        return jnp.linalg.norm(self.objective.cost.unbounded(outputs))
+
+    def size(self, parameters, outputs):
+        """Of all outputs, or of the parameters."""
+        return jnp.linalg.norm(outputs if self.has_outputs else parameters)
+
+    def length(self, parameters):
+        """Of typical parameters: those of the start, and of arrays that start at zero what others are."""
+        return jnp.linalg.norm(self.rms)
+
+    def scales(self, parameters):
+        """Of each trainable array; |grad C(0)|, or |grad C| at the start where that is zero."""
+        cost = self.objective.cost
+        at_zero = jnp.linalg.norm(cost.gradient(jnp.zeros(cost.shape)))
+        here = jnp.linalg.norm(cost.gradient(self.outputs(parameters)))
+        return self.rms, jnp.where(at_zero > 0, at_zero, here)
+
+    def at_rest(self, parameters, graded):
+        """By what roundings of the parameters and of the cost's own gradient do to the gradient, with fixed signs."""
+        del graded  # networks only
+        size = geometry.norm(self.gradient(parameters))
+        faint = size * self.length(parameters) <= FAINT * self.level
+        resting = jax.lax.cond(
+            faint, lambda: size <= geometry.ROUNDING * self.gradient_unit(parameters), lambda: jnp.asarray(False)
+        )
+        if not self.has_outputs or self.objective.regulariser is not None:
+            return size, resting, jnp.asarray(False)
+        outputs = self.outputs(parameters)
+        forces = jnp.linalg.norm(self.objective.cost.gradient(outputs))
+        return size, resting, forces <= geometry.ROUNDING * jnp.linalg.norm(self._force_sizes(outputs))
+
+    def gradient_unit(self, parameters: Vector) -> Float[Array, ""]:
+        """What the gradient changes by where every entry does by its size, and every term of the cost's own gradient.
+
+        With fixed signs of no pattern; times the rounding unit it is the rounding of the gradient.
+        """
+        changed = jax.jvp(self.gradient, (parameters,), (self._signed(parameters),))[1]
+        if not self.has_outputs:
+            return jnp.linalg.norm(changed)
+        outputs, pull = jax.vjp(self.outputs, parameters)
+        sizes = self._force_sizes(outputs)
+        (terms,) = pull(sizes * _signs(sizes.size).reshape(sizes.shape))
+        return jnp.linalg.norm(changed) + jnp.linalg.norm(terms)
+
+    def _force_sizes(self, outputs: Float[Array, "n_out N"]) -> Float[Array, "n_out N"]:
+        """Sizes of the terms of the cost's gradient."""
+        forces = self.objective.cost.gradient(outputs)
+        # no derivative of it: explicit solvers take costs that have none
+        return jnp.abs(forces) + jnp.abs(forces - self.objective.cost.gradient(jnp.zeros_like(outputs)))
+
+    def _signed(self, parameters: Vector) -> Vector:
+        """The sizes of all entries, none below its share of the start, with signs of no pattern."""
+        return _signs(parameters.size) * (jnp.abs(parameters) + self.rms)
+
+    def output_error(self, before, after, error):
+        """Of the outputs; relative to them, or to what entries all off by their own size would make of them."""
+        del before
+        if not self.has_outputs:
+            return jnp.zeros(())
+        outputs, linear = jax.linearize(self.outputs, after)
+        size = jnp.maximum(jnp.linalg.norm(outputs), jnp.linalg.norm(linear(self._signed(after))))
+        return jnp.where(size > 0, jnp.linalg.norm(linear(error)) / jnp.where(size > 0, size, 1.0), 0.0)
+
+    def stiffness(self, parameters):
+        """By one product with the Hessian along the gradient."""
+        gradient = self.gradient(parameters)
+        curved = jax.jvp(self.gradient, (parameters,), (gradient,))[1]
+        return jnp.linalg.norm(curved) / jnp.linalg.norm(gradient)
+
+    def local_model(self, time, parameters):
+        """All coordinates, with the preconditioner chosen."""
+        prepare = {"gauss_newton": self._gauss_newton, "hessian": self._hessian, "none": None}[self.preconditioner]
+        plain = Plain(None if prepare is None else lambda time, theta, landscape: prepare(theta))
+        return plain(FLOW, time, parameters, self)
+
+    def residual_jacobian(self, parameters: Vector) -> Float[Array, "m p"]:
+        """The derivative of the residuals: `R f'(theta)`, with the root R of the cost's curvature."""
+        curvature = self.objective.cost.curvature(self.outputs(parameters))
+        assert curvature is not None, "chosen only where the cost has a curvature"
+        jacobian = self.objective.jacobian(self.model, parameters)
+        return jax.vmap(curvature.root, in_axes=-1, out_axes=-1)(jacobian)
+
+    def _gauss_newton(self, parameters: Vector) -> Any:
+        """`(I + s (J^T J + d))^-1`, J of the residuals, d the weight decay, by the smaller Gram matrix."""
+        jacobian, decay = self.residual_jacobian(parameters), self.objective.decay
+        many = jacobian.shape[0] >= jacobian.shape[1]
+        gram = jacobian.T @ jacobian if many else jacobian @ jacobian.T
+
+        def prepare(shift):
+            whole = 1 + shift * decay
+            inverse = shifted_inverse(gram, shift / whole)
+
+            def apply(v: Vector) -> Vector:
+                along = inverse @ (gram @ v) if many else jacobian.T @ (inverse @ (jacobian @ v))
+                return (v - along) / whole
+
+            return apply
+
+        return prepare
+
+    def _hessian(self, parameters: Vector) -> Any:
+        """`(I + s H)^-1` with the whole Hessian; the identity where that is not positive."""
+        _, product = jax.linearize(self.gradient, parameters)
+        identity = jnp.eye(parameters.size)
+        hessian = jax.vmap(product)(identity)
+
+        def prepare(shift):
+            factor = jnp.linalg.cholesky(identity + shift * hessian)
+            sound = jnp.all(jnp.isfinite(factor))
+            factor = jnp.where(sound, factor, identity)
+            return lambda v: jax.scipy.linalg.cho_solve((factor, True), v)
+
+        return prepare
+
+    def newton(self, time, parameters):
+        """Never asked for."""
+        raise NotImplementedError("models have no solver of their own for tails")
+
+    def has_residuals(self):
+        """Not few enough for the solver of tails."""
+        return False
+
+    def framed(self, frame):
+        """Models have no frames."""
+        del frame
+        return self
+
+    def record(self, parameters, outputs):
+        """Outputs, loss, test loss."""
+        test = self.objective.test
+        row = {"outputs": outputs} if self.has_outputs else {}
+        row = row | {"train_cost": self.loss(parameters, outputs)}
+        return row if test is None else row | {"test_cost": jnp.asarray(test(self.model(parameters)))}
+
+    def plain(self, parameters):
+        """The vector as it is."""
+        return parameters
+
+    def subject(self, parameters):
+        """Objective and model."""
+        return self.objective, self.model(parameters)
+
+
+def _signs(size: int) -> Vector:
+    return jnp.sign(jnp.cos(jnp.arange(1.0, size + 1) ** 2))

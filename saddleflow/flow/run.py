@@ -1,0 +1,118 @@
+"""A run on the host: burst by burst, to a named reason; what it has recorded and what it has cost."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saddleflow._backend.arrays import on_device
+from saddleflow._backend.meters import meter
+from saddleflow._backend.programs import compiled
+from saddleflow.flow import loop
+from saddleflow.flow.arguments import FlowOptions
+from saddleflow.flow.landscape import Landscape
+from saddleflow.flow.state import FlowState, Method, Settings, StopReason
+
+# A burst is timed to last about this long, so that meters move and wall-clock budgets are kept.
+BURST_SECONDS = 0.2
+MAX_BURST = 2**20
+
+_start = compiled(loop.start)
+_advance = compiled(loop.advance)
+_observe = eqx.filter_jit(loop.observe)
+
+
+def run(
+    landscape: Landscape, parameters: Any, settings: Settings, method: Method, options: FlowOptions
+) -> tuple[FlowState, StopReason]:
+    """Bursts until a reason ends the run, each sized to take about `BURST_SECONDS`."""
+    begin = time.perf_counter()
+    state = _start(landscape, parameters, settings, method)
+    num_steps = 4
+    with meter(options.progress) as report:
+        while int(state.reason) == StopReason.running:
+            if options.max_seconds is not None and time.perf_counter() - begin > options.max_seconds:
+                return state, StopReason.max_seconds
+            burst_begin = time.perf_counter()
+            state = _advance(state, landscape, settings, method, jnp.asarray(num_steps))
+            method = replace(method, turns="tail" if bool(state.on_tail) else "plain")
+            if time.perf_counter() - burst_begin < BURST_SECONDS / 2:
+                num_steps = min(2 * num_steps, MAX_BURST)
+            report(lambda state=state: _standing(landscape, state), 0)
+    return state, StopReason(int(state.reason))
+
+
+@eqx.filter_jit
+def _loss(landscape: Landscape, parameters: Any) -> Any:
+    return landscape.loss(parameters, landscape.outputs(parameters))
+
+
+def _standing(landscape: Landscape, state: FlowState) -> str:
+    """How a run stands: time of the flow, train cost, steps."""
+    train = float(_loss(landscape.framed(state.frame), state.parameters))
+    return f"t = {float(state.time):.4g}   cost {train:.3e}   {int(state.num_steps)} steps"
+
+
+def rows_of(landscape: Landscape, state: FlowState, settings: Settings, method: Method) -> dict[str, Any]:
+    """The rows saved, the end among them."""
+    rows = jax.tree.map(lambda x: np.asarray(x)[: int(state.num_rows)], state.rows)
+    none = int(state.num_rows) == 0  # ended before the first asked time
+    if none or (settings.save_at is None and loop.ends_between_rows(state, method)):
+        last = _observe(landscape, state.plain_parameters(), state.clock, method)
+        rows = jax.tree.map(lambda x, y: np.concatenate([x, np.asarray(y)[None]]), rows, last)
+    return rows | {"network": jax.tree.map(on_device, rows.get("network"))}
+
+
+def dips_of(state: FlowState) -> tuple[np.ndarray, Any] | None:
+    """Times and parameters of the dips of the gradient norm."""
+    if state.dips is None:
+        return None
+    count = min(int(state.dips.count), len(state.dips.times))
+    return np.asarray(state.dips.times[:count]), jax.tree.map(lambda layer: layer[:count], state.dips.networks)
+
+
+def stats_of(state: FlowState, method: Method, seconds: float) -> dict[str, Any]:
+    """Counts of a run, and its seconds."""
+    return {
+        "num_steps": int(state.num_steps),
+        "num_accepted_steps": int(state.num_accepted),
+        "num_rejected_steps": int(state.num_rejected),
+        **_work(state, method),
+        "seconds": seconds,
+    }
+
+
+def numbers_of(settings: Settings, method: Method) -> dict[str, Any]:
+    """The numbers of a run, for the record."""
+    return {
+        "solver": type(method.solver).__name__,
+        "rtol": float(settings.rtol),
+        "t1": float(settings.t1),
+        "max_steps": int(settings.max_steps),
+        "gradient_tolerance": float(settings.gradient_tolerance),
+    }
+
+
+def _work(state: FlowState, method: Method) -> dict[str, Any]:
+    """Evaluations of a run, rejected steps included; None where diffrax's (implicit) solvers do not tell."""
+    solver, num_steps, work = method.solver, int(state.num_steps), state.work(method)
+    if work is not None:
+        return {
+            "num_tail_steps": 0 if state.tail_state is None else int(state.tail_state.steps),
+            "num_explicit_steps": int(work.explicit_steps),
+            "num_vector_field_evaluations": int(work.vector_fields),
+            "num_hessian_vector_products": int(work.products),
+            "num_preconditioner_applications": int(work.preconditions),
+            "mean_krylov_dimension": int(work.directions) / max(int(work.steps), 1),
+            "max_krylov_dimension": int(work.largest_basis),
+        }
+    tableau = getattr(solver, "tableau", None)
+    if not isinstance(solver, diffrax.AbstractERK) or not isinstance(tableau, diffrax.ButcherTableau):
+        return {"num_vector_field_evaluations": None, "num_hessian_vector_products": None}
+    evaluations = num_steps * (tableau.num_stages - tableau.fsal) + int(tableau.fsal)
+    return {"num_vector_field_evaluations": evaluations, "num_hessian_vector_products": 0}

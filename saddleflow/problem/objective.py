@@ -1,0 +1,278 @@
+"""Objectives of any model: `C(f(theta)) + R(theta)`, C convex on the outputs f, R a regulariser."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from saddleflow._backend.arrays import on_device
+from saddleflow._backend.checks import require, require_finite, require_float64, require_positive
+from saddleflow.problem.costs import Cost, CrossEntropy, SquaredError
+
+Model = Any
+
+
+class WeightDecay(eqx.Module):
+    """`R(theta) = strength / 2 |theta|^2`, over all floating-point arrays of a model."""
+
+    strength: Float[Array, ""]
+
+    def __call__(self, model: Model) -> Float[Array, ""]:
+        """R of a model."""
+        leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+        return 0.5 * self.strength * sum((jnp.sum(leaf**2) for leaf in leaves), start=jnp.zeros(()))
+
+
+def weight_decay(strength: float) -> WeightDecay:
+    """The regulariser `strength / 2 |theta|^2`: the flow gains the term `-strength theta`.
+
+        objective = sf.Objective(cost, outputs, sf.weight_decay(1e-3))
+
+    Args:
+        strength: positive, in units of the cost over those of a squared parameter.
+
+    Raises:
+        ValueError: a strength that is not positive.
+    """
+    require_positive("strength", strength)
+    return WeightDecay(jnp.asarray(strength, float))
+
+
+class Objective(eqx.Module):
+    """The loss `C(f(theta)) + R(theta)` of a model theta.
+
+    A model is any pytree, an `equinox.Module` for example. A deep linear network is the case `f = A`: there
+    `sf.gradient_flow(cost, network)` says the same and solves it with closed forms.
+
+        cost = sf.SquaredError(targets)                                       # targets of shape (n_out, N)
+        objective = sf.Objective(cost, lambda model: jax.vmap(model, out_axes=1)(inputs))
+        model = eqx.nn.MLP(5, 1, 10, 1, jnp.tanh, key=jax.random.key(0))
+        trajectory = sf.gradient_flow(objective, model, t1=1e3)
+
+    Args:
+        cost: the cost C, convex on matrices of `cost.shape`.
+        outputs: the function f, from a model to a matrix of `cost.shape`.
+        regulariser: R, a function from a model to a number, such as `weight_decay(1e-3)`; None: zero.
+        test: a function from a model to its test loss, in units of the cost; None: no test set.
+
+    Raises:
+        ValueError: a cost that is none; outputs, a regulariser or a test that are no functions.
+    """
+
+    cost: Cost
+    outputs: Callable[[Model], Any]
+    regulariser: Callable[[Model], Any] | None
+    test: Callable[[Model], Any] | None
+
+    def __init__(self, cost: Any, outputs: Any, regulariser: Any = None, *, test: Any = None):
+        require(isinstance(cost, Cost), "cost", "be a saddleflow cost", type(cost).__name__, "See sf.Cost.")
+        require(callable(outputs), "outputs", "be a function of the model", outputs)
+        for name, function in (("regulariser", regulariser), ("test", test)):
+            require(function is None or callable(function), name, "be a function of the model, or None", function)
+        self.cost, self.outputs, self.regulariser, self.test = cost, outputs, regulariser, test
+
+    def __call__(self, model: Model) -> Float[Array, ""]:
+        """The loss of a model."""
+        return self.loss(model, self.outputs(model))
+
+    def loss(self, model: Model, outputs: Array) -> Float[Array, ""]:
+        """The loss of a model whose outputs are known."""
+        fit = self.cost(outputs)
+        return fit if self.regulariser is None else fit + self.regulariser(model)
+
+    @property
+    def decay(self) -> Float[Array, ""]:
+        """Strength of the weight decay; 0 for other regularisers, whose curvature is not known."""
+        return self.regulariser.strength if isinstance(self.regulariser, WeightDecay) else jnp.zeros(())
+
+    def jacobian(self, model_of: Callable[[Float[Array, " p"]], Model], flat: Float[Array, " p"]) -> Array:
+        """The derivative of the outputs by the parameters, shape (*cost.shape, p).
+
+        Args:
+            model_of: the model from its p parameters as one vector.
+            flat: those parameters.
+        """
+        if isinstance(self.outputs, Predictions):
+            return self.outputs.jacobian(model_of, flat)
+        columns = flat.size <= np.prod(self.cost.shape)
+        return (jax.jacfwd if columns else jax.jacrev)(lambda theta: self.outputs(model_of(theta)))(flat)
+
+
+class Predictions(eqx.Module):
+    """The outputs of a model that predicts sample by sample: a column of the matrix (n_out, N) for each of N samples.
+
+    Attributes:
+        predict: a function (model, x) -> numbers of shape (n_out,), or one number.
+        inputs: array or pytree of arrays, leading axis N.
+    """
+
+    predict: Callable[[Model, Any], Any]
+    inputs: Any
+
+    def __call__(self, model: Model) -> Float[Array, "n_out N"]:
+        """The predictions for all samples."""
+        return jax.vmap(lambda x: jnp.atleast_1d(self.predict(model, x)), out_axes=-1)(self.inputs)
+
+    def jacobian(
+        self, model_of: Callable[[Float[Array, " p"]], Model], flat: Float[Array, " p"]
+    ) -> Float[Array, "n_out N p"]:
+        """The derivative by the parameters: no sample's predictions depend on another's input."""
+
+        def of_sample(x):
+            return jax.jacrev(lambda theta: jnp.atleast_1d(self.predict(model_of(theta), x)))(flat)
+
+        return jax.vmap(of_sample, out_axes=1)(self.inputs)
+
+
+def regression(
+    predict: Callable[[Model, Any], Any],
+    inputs: Any,
+    targets: Any,
+    test_inputs: Any = None,
+    test_targets: Any = None,
+    *,
+    regulariser: Callable[[Model], Any] | None = None,
+) -> Objective:
+    """Mean squared error of a model's predictions: `(1/N) sum_n |f(x_n) - y_n|^2`, summed over outputs.
+
+        model = eqx.nn.MLP(5, 1, 10, 1, jnp.tanh, key=jax.random.key(0))
+        objective = sf.regression(lambda model, x: model(x), inputs, targets)     # (N, 5) and (N, 1)
+        trajectory = sf.gradient_flow(objective, model, t1=1e3)
+
+    Args:
+        predict: a function (model, x) -> prediction for one sample, of shape (n_out,) or one number.
+        inputs: the N samples, array or pytree of arrays with a leading axis N. (Costs of linear maps, such as
+            `MeanSquaredError`, take samples as columns; here an x is whatever the model takes.)
+        targets: shape (N, n_out) or (N,), float64.
+        test_inputs: inputs of a test set.
+        test_targets: its targets.
+        regulariser: as in `Objective`.
+
+    Raises:
+        ValueError: numbers of samples that differ, targets that are no finite float64.
+    """
+    targets = _targets("targets", targets, inputs)
+    test = None
+    require(
+        (test_inputs is None) == (test_targets is None),
+        "test_inputs, test_targets",
+        "be given both or neither",
+        "one of them",
+    )
+    if test_inputs is not None:
+        test = _Test(SquaredError(_targets("test_targets", test_targets, test_inputs)), predict, test_inputs)
+    return Objective(SquaredError(targets), _predictions("inputs", predict, inputs), regulariser, test=test)
+
+
+def classification(
+    predict: Callable[[Model, Any], Any],
+    inputs: Any,
+    labels: Any,
+    test_inputs: Any = None,
+    test_labels: Any = None,
+    *,
+    num_classes: int | None = None,
+    regulariser: Callable[[Model], Any] | None = None,
+) -> Objective:
+    """Mean cross-entropy of a model's logits.
+
+        model = eqx.nn.MLP(4, 3, 20, 1, jnp.tanh, key=jax.random.key(0))
+        objective = sf.classification(lambda model, x: model(x), inputs, labels)     # (N, 4) and (N,)
+        trajectory = sf.gradient_flow(objective, model, t1=1e3)
+
+    Args:
+        predict: a function (model, x) -> logits of one sample, shape (K,).
+        inputs: the N samples, as in `regression`.
+        labels: N integers from 0 to K - 1.
+        test_inputs: inputs of a test set.
+        test_labels: its labels.
+        num_classes: K; None: one more than the largest label.
+        regulariser: as in `Objective`.
+
+    Raises:
+        ValueError: numbers of samples that differ, labels out of range.
+    """
+    cost = CrossEntropy(labels, num_classes)
+    _same_number("labels", cost.labels, inputs)
+    require(
+        (test_inputs is None) == (test_labels is None),
+        "test_inputs, test_labels",
+        "be given both or neither",
+        "one of them",
+    )
+    test = None
+    if test_inputs is not None:
+        held_out = CrossEntropy(test_labels, cost.num_classes)
+        _same_number("test_labels", held_out.labels, test_inputs)
+        test = _Test(held_out, predict, test_inputs)
+    return Objective(cost, _predictions("inputs", predict, inputs), regulariser, test=test)
+
+
+class _Test(eqx.Module):
+    """The cost of the predictions for a test set."""
+
+    cost: Cost
+    predictions: Predictions
+
+    def __init__(self, cost: Cost, predict: Any, inputs: Any):
+        self.cost, self.predictions = cost, _predictions("test_inputs", predict, inputs)
+
+    def __call__(self, model: Model) -> Float[Array, ""]:
+        return self.cost(self.predictions(model))
+
+
+def _predictions(name: str, predict: Any, inputs: Any) -> Predictions:
+    require(callable(predict), "predict", "be a function (model, x) -> prediction", predict)
+    for leaf in jax.tree.leaves(inputs):
+        if np.issubdtype(np.asarray(leaf).dtype, np.floating):
+            require_float64(name, leaf)
+        require_finite(name, leaf)
+    return Predictions(predict, jax.tree.map(on_device, inputs))
+
+
+def _targets(name: str, targets: Any, inputs: Any) -> Float[np.ndarray, "n_out N"]:
+    """Targets as columns, as many as there are samples."""
+    require_float64(name, targets)
+    require(targets.ndim in (1, 2), name, "have the shape (N, n_out) or (N,)", f"shape {targets.shape}")
+    _same_number(name, targets, inputs)
+    return np.ascontiguousarray(np.asarray(targets).reshape(len(targets), -1).T)
+
+
+def _same_number(name: str, targets: Any, inputs: Any) -> None:
+    counts = sorted({np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(inputs)})
+    require(counts == [len(targets)], name, f"be as many as the samples, {counts}", len(targets))
+
+
+class BareLoss(Objective):
+    """A loss of which nothing is known but its value: neither outputs nor a certificate.
+
+    It is held as an objective with the loss as its only output.
+    """
+
+    def __init__(self, loss: Callable[[Model], Any]):
+        super().__init__(_Itself(), lambda model: jnp.reshape(loss(model), (1, 1)))
+
+
+class _Itself(Cost):
+    """`C(F) = F` for a single number: linear, without a minimum."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return 1, 1
+
+    @property
+    def has_test(self) -> bool:
+        return False
+
+    def __call__(self, matrix: Any) -> Float[Array, ""]:
+        return matrix[0, 0]
+
+    def test(self, matrix: Any) -> Float[Array, ""]:
+        raise ValueError("`cost` has no test set.")
+
+    def curvature(self, matrix: Any) -> None:
+        return None
