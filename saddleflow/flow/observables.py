@@ -1,23 +1,35 @@
-"""Quantities followed along a trajectory: functions of the spectrum of A, and of the whole network.
+"""Quantities followed along a trajectory: functions of the spectrum of A, of the whole network, of any model.
 
-Functions of a spectrum take singular values in descending order with any leading axes. Observables of the
-network are evaluated inside the compiled loop, at every saved time; `register` adds one of your own.
+Functions of a spectrum take singular values in descending order with any leading axes. Observables are functions of
+cost and network, or of objective and model, evaluated inside the compiled loop at every saved time; `register` adds
+one of your own. Those of the Hessian and of the neural tangent kernel work for networks and for any model:
+
+    run = sf.gradient_flow(objective, model, t1=1e3, observables=["sharpness", "layer_norms"])
+    top = {"top": sf.observables.HessianEigenvalues(5), "kernel": sf.observables.KernelEigenvalues(5)}
+    run = sf.gradient_flow(cost, network, observables=top)
 """
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from saddleflow._backend.checks import require
+from saddleflow._backend.checks import require, require_integer
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.problem.objective import Objective
+from saddleflow.problem.spectrum import leading_eigenvalues
 
-Observable = Callable[[Cost, DeepLinearNetwork], Any]
+Observable = Callable[[Any, Any], Any]
 
 REGISTRY: dict[str, Observable] = {}
 
@@ -58,21 +70,35 @@ def resolve(observables: Mapping[str, Any] | Sequence[str] | None) -> dict[str, 
     return {name: REGISTRY[name] for name in names}
 
 
+def networks_only(observable: Observable) -> Observable:
+    """A decorator for observables of deep linear networks, which refuse other models."""
+
+    @wraps(observable)
+    def call(cost: Any, network: Any) -> Any:
+        remedy = "It is defined for deep linear networks."
+        name = f"observables ({observable.__name__})"
+        require(isinstance(network, DeepLinearNetwork), name, "fit the model", type(network).__name__, remedy)
+        return observable(cost, network)
+
+    return call
+
+
 @register
-def parameter_norm(cost: Cost, network: DeepLinearNetwork) -> Float[Array, ""]:
+def parameter_norm(cost: Any, network: Any) -> Float[Array, ""]:
     """Euclidean norm |theta| of all parameters."""
     del cost
-    return geometry.norm(network)
+    return geometry.norm(eqx.filter(network, eqx.is_inexact_array))
 
 
 @register
-def layer_norms(cost: Cost, network: DeepLinearNetwork) -> Float[Array, " depth"]:
-    """Frobenius norms of the layers."""
+def layer_norms(cost: Any, network: Any) -> Float[Array, " arrays"]:
+    """Frobenius norms of the layers; of a model those of its floating-point arrays, in the order of the pytree."""
     del cost
-    return jnp.stack([jnp.linalg.norm(layer) for layer in network.layers])
+    return jnp.stack([jnp.linalg.norm(leaf) for leaf in jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))])
 
 
 @register
+@networks_only
 def layer_singular_values(cost: Cost, network: DeepLinearNetwork) -> Float[Array, "depth count"]:
     """The largest singular values of every layer, as many as A has."""
     del cost
@@ -81,6 +107,7 @@ def layer_singular_values(cost: Cost, network: DeepLinearNetwork) -> Float[Array
 
 
 @register
+@networks_only
 def alignment(cost: Cost, network: DeepLinearNetwork) -> Float[Array, " depth_minus_1"]:
     """|cosine| between the top left singular vector of W_l and the top right one of W_{l+1}."""
     del cost
@@ -90,10 +117,129 @@ def alignment(cost: Cost, network: DeepLinearNetwork) -> Float[Array, " depth_mi
 
 @register
 @through_products
+@networks_only
 def ntk_rate(cost: Cost, network: DeepLinearNetwork) -> Float[Array, ""]:
     """Rayleigh quotient of the neural tangent kernel at grad C(A): |grad_theta|^2 / |grad_A C|^2."""
     matrix = cost.gradient(network.end_to_end())
     return jnp.sum(matrix * geometry.neural_tangent_kernel(network, matrix)) / jnp.sum(matrix**2)
+
+
+def _as_vector(model: Any) -> tuple[Float[Array, " p"], Callable[[Float[Array, " p"]], Any]]:
+    """The floating-point arrays of a model as one vector, and the way back."""
+    parameters, rest = eqx.partition(model, eqx.is_inexact_array)
+    flat, unravel = ravel_pytree(parameters)
+    return flat, lambda theta: eqx.combine(unravel(theta), rest)
+
+
+def _outputs(cost: Any, model: Any) -> Float[Array, "n_out n_in"]:
+    """What the cost is a function of: A of a network, the outputs of a model."""
+    return cost.outputs(model) if isinstance(cost, Objective) else model.end_to_end()
+
+
+def _loss(cost: Any, model: Any) -> Float[Array, ""]:
+    return cost(model) if isinstance(cost, Objective) else cost(model.end_to_end())
+
+
+def _start_vector(size: int) -> Float[Array, " p"]:
+    """A vector without a pattern."""
+    return jnp.cos(jnp.arange(1.0, size + 1) ** 2)
+
+
+@dataclass(frozen=True)
+class HessianEigenvalues:
+    """An observable: the largest eigenvalues of the Hessian of the loss in all floating-point arrays of a model.
+
+    By Lanczos iteration (see `saddleflow.problem.spectrum.leading_eigenvalues`), one Hessian-vector product a step.
+    The one at the top converges first; more products resolve close ones.
+
+    Attributes:
+        count: how many, in descending order.
+        num_products: products at most; with as many as there are parameters all are exact.
+    """
+
+    count: int = 1
+    num_products: int = 48
+
+    def __post_init__(self):
+        require_integer("count", self.count, 1)
+        require_integer("num_products", self.num_products, self.count, "It takes a product for each at least.")
+
+    def __call__(self, cost: Any, model: Any) -> Float[Array, " count"]:
+        """The eigenvalues of one model."""
+        flat, model_of = _as_vector(model)
+        gradient = jax.grad(lambda theta: _loss(cost, model_of(theta)))
+
+        def product(v):
+            return jax.jvp(gradient, (flat,), (v,))[1]
+
+        return leading_eigenvalues(product, _start_vector(flat.size), self.count, self.num_products)
+
+
+@register
+def sharpness(cost: Any, model: Any) -> Float[Array, ""]:
+    """The largest eigenvalue of the Hessian of the loss: gradient descent is stable up to a rate of 2 over it."""
+    return HessianEigenvalues()(cost, model)[0]
+
+
+@dataclass(frozen=True)
+class KernelEigenvalues:
+    """An observable: the largest eigenvalues of the neural tangent kernel `J J^T`, J the derivative of all outputs.
+
+    By Lanczos iteration, as `HessianEigenvalues`; a product takes one forward and one reverse derivative.
+
+    Attributes:
+        count: how many, in descending order.
+        num_products: products at most; with as many as there are outputs all are exact.
+    """
+
+    count: int = 1
+    num_products: int = 48
+
+    def __post_init__(self):
+        require_integer("count", self.count, 1)
+        require_integer("num_products", self.num_products, self.count, "It takes a product for each at least.")
+
+    def __call__(self, cost: Any, model: Any) -> Float[Array, " count"]:
+        """The eigenvalues of one model."""
+        flat, model_of = _as_vector(model)
+        outputs, push = jax.linearize(lambda theta: _outputs(cost, model_of(theta)), flat)
+        pull = jax.linear_transpose(push, flat)
+
+        def product(v):
+            return push(pull(v.reshape(outputs.shape))[0]).ravel()
+
+        return leading_eigenvalues(product, _start_vector(outputs.size), self.count, self.num_products)
+
+
+class KernelDistance:
+    """An observable: the distance of the neural tangent kernel from that of another model, such as the start.
+
+    `1 - <K, K_0> / (|K| |K_0|)` in Frobenius norms, 0 where only the size of the kernel differs (Fort et al.,
+    arXiv 2010.15110). Kernels of all outputs are formed: m x m numbers for m outputs.
+
+        run = sf.gradient_flow(objective, model, t1=1e3, observables={"moved": sf.observables.KernelDistance(model)})
+
+    Args:
+        reference: the other model.
+    """
+
+    def __init__(self, reference: Any):
+        self.reference = reference
+
+    def __call__(self, cost: Any, model: Any) -> Float[Array, ""]:
+        """The distance of one model."""
+        here, there = _kernel(cost, model), _kernel(cost, self.reference)
+        return 1 - jnp.sum(here * there) / (jnp.linalg.norm(here) * jnp.linalg.norm(there))
+
+
+def _kernel(cost: Any, model: Any) -> Float[Array, "m m"]:
+    flat, model_of = _as_vector(model)
+    if isinstance(cost, Objective):
+        jacobian = cost.jacobian(model_of, flat)
+    else:
+        jacobian = jax.jacrev(lambda theta: _outputs(cost, model_of(theta)))(flat)
+    rows = jacobian.reshape(-1, flat.size)
+    return rows @ rows.T
 
 
 # The paper cuts at 1e-1 where the targets' singular values are of order 10.
