@@ -5,6 +5,7 @@ from . import theory as theory
 from ._backend.programs import cache_programs as cache_programs
 from .api import gradient_flow as gradient_flow
 from .api import integrate as integrate
+from .api import stationary_point as stationary_point
 from .flow import observables as observables
 from .flow.model_trajectory import ModelTrajectory as ModelTrajectory
 from .flow.solve import IntegratedFlow as IntegratedFlow

@@ -11,8 +11,9 @@ from saddleflow._backend.checks import is_concrete, named_arguments, require
 from saddleflow._backend.devices import one_lapack_thread
 from saddleflow.flow import solve
 from saddleflow.flow.arguments import FlowOptions
+from saddleflow.flow.critical import CriticalPoint, nearest_critical_point
 from saddleflow.flow.model_trajectory import ModelTrajectory
-from saddleflow.flow.models import solve_model
+from saddleflow.flow.models import landscape_of, solve_model
 from saddleflow.flow.solve import IntegratedFlow
 from saddleflow.flow.trajectory import Trajectory
 from saddleflow.problem.costs import Cost
@@ -144,6 +145,44 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
     if isinstance(start, ReducedNetwork):
         return solve_reduced(cost, start, options)
     return solve.solve(cost, start, options)
+
+
+@named_arguments
+def stationary_point(
+    objective: Any,
+    model: Any,
+    *,
+    trainable: Any = eqx.is_inexact_array,
+    rtol: float = 1e-10,
+    max_steps: int = 200,
+) -> CriticalPoint:
+    """The stationary point of a model's loss near a model, to rounding, with the index of its Hessian.
+
+    Levenberg-Marquardt on `grad = 0`, dense up to 1000 parameters, matrix-free beyond. It finds saddles as well as
+    minima: whatever is near. (Of a deep linear network near a plateau `Trajectory.saddles` does it better, by the
+    symmetries.)
+
+        run = sf.gradient_flow(objective, model, t1=1e3)
+        point = sf.stationary_point(objective, run.model)
+        print(point.loss, point.index, point.hessian_range)
+
+    Args:
+        objective: an `Objective`, or a function from the model to a number.
+        model: where to start.
+        trainable: as in `gradient_flow`.
+        rtol: the gradient may be this share of what it changes by where every parameter changes by its own size.
+        max_steps: steps at most.
+
+    Returns:
+        The point; `converged` says whether it is one.
+
+    Raises:
+        ValueError: bad arguments, named with value and remedy.
+    """
+    landscape, theta = landscape_of(
+        _objective(objective), model, trainable=trainable, preconditioner="none", symmetric=True
+    )
+    return nearest_critical_point(landscape, theta, rtol=rtol, max_steps=max_steps)
 
 
 def _objective(given: Any) -> Objective:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from saddleflow._backend.linalg import lane_by_lane, qr
 from saddleflow.problem import geometry
@@ -100,6 +101,11 @@ def _gram(curvature: Curvature, left, right) -> Float[Array, "m m"]:
     return curvature.gram(tuple(m @ m.T for m in left), tuple(n.T @ n for n in right))
 
 
+# A plain inverse of `1/shift + K` loses its stiff directions to rounding as shift times the largest eigenvalue nears
+# 1/eps.
+PLAIN = 1e8
+
+
 @lane_by_lane
 def shifted_inverse(gram: Float[Array, "m m"], shift: Float[Array, ""]) -> Float[Array, "m m"]:
     """`(1/shift + K)^-1`, explicit since it is small; zero, which switches it off, where it cannot be had."""
@@ -110,16 +116,50 @@ def shifted_inverse(gram: Float[Array, "m m"], shift: Float[Array, ""]) -> Float
         factor = jnp.linalg.cholesky(gram + identity / shift)
         return jax.scipy.linalg.cho_solve((factor, True), identity)
 
-    def by_spectrum():
-        # on the directions of K that rounding has left
-        values, vectors = jnp.linalg.eigh(gram)
-        resolved = values > len(gram) * jnp.finfo(float).eps * values[-1]
-        scale = jnp.where(resolved, 1 / (1 / shift + jnp.where(resolved, values, 1.0)), 0.0)
-        return (vectors * scale) @ vectors.T
-
-    # A plain inverse loses its stiff directions to rounding as shift times the largest eigenvalue nears 1/eps.
-    inverse = jax.lax.cond(shift * jnp.trace(gram) < 1e8, by_cholesky, by_spectrum)
+    inverse = jax.lax.cond(shift * jnp.trace(gram) < PLAIN, by_cholesky, lambda: _resolved_inverse(gram, shift))
     return jnp.where(jnp.all(jnp.isfinite(inverse)), inverse, 0.0)
+
+
+def _resolved_inverse(gram: Float[Array, "m m"], shift: Float[Array, ""]) -> Float[Array, "m m"]:
+    """`(1/shift + K)^-1` on the directions of K that rounding has left."""
+    values, vectors = jnp.linalg.eigh(gram)
+    resolved = values > len(gram) * jnp.finfo(float).eps * values[-1]
+    scale = jnp.where(resolved, 1 / (1 / shift + jnp.where(resolved, values, 1.0)), 0.0)
+    return (vectors * scale) @ vectors.T
+
+
+class ShiftedGram(eqx.Module):
+    """`(1/shift + K)^-1`, by a factor where that is sound; cheaper than an inverse where few vectors are to come."""
+
+    matrix: Float[Array, "m m"]  # Cholesky's factor, or the inverse
+    factored: Bool[Array, ""]
+
+    @classmethod
+    def of(cls, gram: Float[Array, "m m"], shift: Float[Array, ""]) -> "ShiftedGram":
+        """Factorised; zero, which switches it off, where that cannot be had."""
+        return cls(*_factorised(gram, shift))
+
+    def solve(self, values: Float[Array, " m"]) -> Float[Array, " m"]:
+        """The inverse, applied."""
+        return _solved(self.matrix, self.factored, values)
+
+
+@lane_by_lane
+def _factorised(gram: Float[Array, "m m"], shift: Float[Array, ""]) -> tuple[Float[Array, "m m"], Bool[Array, ""]]:
+    gram = jnp.where(jnp.all(jnp.isfinite(gram)), gram, 0.0)
+    factored = shift * jnp.trace(gram) < PLAIN
+    matrix = jax.lax.cond(
+        factored,
+        lambda: jnp.linalg.cholesky(gram + jnp.eye(len(gram)) / shift),
+        lambda: _resolved_inverse(gram, shift),
+    )
+    sound = jnp.all(jnp.isfinite(matrix))
+    return jnp.where(sound, matrix, 0.0), factored & sound
+
+
+@lane_by_lane
+def _solved(matrix: Float[Array, "m m"], factored: Bool[Array, ""], values: Float[Array, " m"]) -> Float[Array, " m"]:
+    return jax.lax.cond(factored, lambda: jax.scipy.linalg.cho_solve((matrix, True), values), lambda: matrix @ values)
 
 
 class CompressedJacobian(LocalModel):

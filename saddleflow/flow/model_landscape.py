@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from saddleflow.flow.jacobian import shifted_inverse
+from saddleflow.flow.jacobian import ShiftedGram
 from saddleflow.flow.landscape import FLOW, Landscape
 from saddleflow.problem import geometry
 from saddleflow.problem.objective import BareLoss, Objective
@@ -18,6 +18,9 @@ from saddleflow.solvers import Plain
 Preconditioner = Literal["gauss_newton", "hessian", "none"]
 
 Vector = Float[Array, " p"]
+
+# The Gauss-Newton part is inverted where the step times its trace is larger: else conjugate gradients alone are faster.
+WORTHWHILE = 1e3
 
 # A gradient is looked at for rest where over the length of the start it would change the loss by this share at most.
 FAINT = 1e-8
@@ -171,22 +174,49 @@ class ModelLandscape(Landscape):
         return jax.vmap(curvature.root, in_axes=-1, out_axes=-1)(jacobian)
 
     def _gauss_newton(self, parameters: Vector) -> Any:
-        """`(I + s (J^T J + d))^-1`, J of the residuals, d the weight decay, by the smaller Gram matrix."""
-        jacobian, decay = self.residual_jacobian(parameters), self.objective.decay
-        many = jacobian.shape[0] >= jacobian.shape[1]
-        gram = jacobian.T @ jacobian if many else jacobian @ jacobian.T
+        """`(I + s (J^T J + d))^-1`, J of the residuals, d the weight decay, by the smaller Gram matrix.
+
+        The identity where the step is not so stiff that it saves what it costs.
+        """
+        decay = self.objective.decay
+        many, count = self.counts(parameters)
+        trace = self._residual_trace(parameters)
 
         def prepare(shift):
             whole = 1 + shift * decay
-            inverse = shifted_inverse(gram, shift / whole)
+            short = shift / whole
+            stiff = short * trace > WORTHWHILE
 
-            def apply(v: Vector) -> Vector:
-                along = inverse @ (gram @ v) if many else jacobian.T @ (inverse @ (jacobian @ v))
-                return (v - along) / whole
+            def formed():
+                jacobian = self.residual_jacobian(parameters)
+                gram = jacobian.T @ jacobian if many else jacobian @ jacobian.T
+                return (gram if many else jacobian), ShiftedGram.of(gram, short)
 
-            return apply
+            def nothing():
+                rows = jnp.zeros((count, count if many else parameters.size))
+                return rows, ShiftedGram(jnp.zeros((count, count)), jnp.asarray(False))
+
+            rows, inverse = jax.lax.cond(stiff, formed, nothing)
+
+            def corrected(v: Vector) -> Vector:
+                along = inverse.solve(rows @ v)
+                return (v - (along if many else rows.T @ along)) / whole
+
+            return lambda v: jax.lax.cond(stiff, corrected, lambda v: v, v)
 
         return prepare
+
+    def counts(self, parameters: Vector) -> tuple[bool, int]:
+        """Whether residuals are as many as parameters, and the smaller of the two numbers."""
+        shape = jax.ShapeDtypeStruct(self.objective.cost.shape, parameters.dtype)
+        curvature = eqx.filter_eval_shape(self.objective.cost.curvature, shape)
+        return curvature.num_residuals >= parameters.size, min(curvature.num_residuals, parameters.size)
+
+    def _residual_trace(self, parameters: Vector) -> Float[Array, ""]:
+        """About the trace of `J J^T`, at least the largest eigenvalue's order: by one product with random signs."""
+        outputs, moved = jax.jvp(self.outputs, (parameters,), (_signs(parameters.size),))
+        curvature = self.objective.cost.curvature(outputs)
+        return jnp.sum(curvature.root(moved) ** 2)
 
     def _hessian(self, parameters: Vector) -> Any:
         """`(I + s H)^-1` with the whole Hessian; the identity where that is not positive."""
