@@ -70,7 +70,7 @@ def _warm_up(problem: Problem) -> float:
     """Compile a problem's functions as peers call them from the host; the seconds when it was first done."""
     begin, start = time.perf_counter(), problem.start
     made = problem.field(start), problem.product_at(problem.linearise(jnp.array(start)), start)
-    jax.block_until_ready((made, problem.train_cost(start), problem.end_to_end(start)))
+    jax.block_until_ready((made, problem.train_cost(start), problem.outputs(start)))
     return time.perf_counter() - begin
 
 
@@ -116,7 +116,7 @@ class Saddleflow(Peer):
     def run(self, problem: Problem, rtol: float) -> Result:
         """One flow; seconds are those of the integration, without what is derived from it for the trajectory."""
         run = self._flow(problem, rtol, MAX_STEPS)
-        values = np.full((len(problem.times), *problem.cost.shape), np.nan)
+        values = np.full((len(problem.times), *problem.shape), np.nan)
         values[: len(run.time)] = run.end_to_end
         return Result(
             values=values,
@@ -167,7 +167,7 @@ def _compile(peer: "Diffrax", problem: Problem) -> Callable[..., Any]:
         if problem.until_cost is not None:
             limit = problem.until_cost
             event = dfx.Event(lambda t, y, args, **_: problem.train_cost(y) - limit, optx.Bisection(1e-9, 1e-9))
-        saved = dfx.SubSaveAt(ts=times, fn=lambda t, y, args: problem.end_to_end(y))
+        saved = dfx.SubSaveAt(ts=times, fn=lambda t, y, args: problem.outputs(y))
         # Steps end on the times: Kvaerno5's third-order dense output would hide the method's own error.
         controller = dfx.ClipStepSizeController(dfx.PIDController(rtol, atol), step_ts=times)
         solution = dfx.diffeqsolve(
@@ -245,7 +245,7 @@ class Host:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.values = np.full((len(problem.times), *problem.cost.shape), np.nan)
+        self.values = np.full((len(problem.times), *problem.shape), np.nan)
         self.fields = self.products = self.linearisations = 0
         self.begin = time.perf_counter()
 
@@ -305,7 +305,7 @@ class CVODE(Peer):
                 step = solver.step(t, tstop=problem.times[-1])
                 if step.status < 0 or step.status == 2:
                     return host.result({-1: "max_steps", 2: "cost"}.get(step.status, f"failed: {step.message}"))
-                host.values[i] = problem.end_to_end(step.y)
+                host.values[i] = problem.outputs(step.y)
         except OutOfTimeError:
             return host.result("max_seconds")
         return host.result("t1")
@@ -338,7 +338,7 @@ class _SciPy(Peer):
                 )
         except OutOfTimeError:
             return host.result("max_seconds")
-        host.values[: run.t.size] = [problem.end_to_end(y) for y in run.y.T]
+        host.values[: run.t.size] = [problem.outputs(y) for y in run.y.T]
         return host.result({0: "t1", 1: "cost"}.get(run.status, f"failed: {run.message}"))
 
 
