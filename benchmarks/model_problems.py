@@ -53,7 +53,7 @@ class ModelProblem(Flow):
         return make(self.predict, self.inputs, self.targets)
 
 
-def _loss(outputs: Array, targets: Array) -> Array:
+def loss_of(outputs: Array, targets: Array) -> Array:
     """Mean over samples of the summed squared error or, for integer labels, of the cross-entropy."""
     if jnp.issubdtype(targets.dtype, jnp.integer):
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(outputs), targets[:, None], 1))
@@ -72,13 +72,13 @@ def _problem(
         return jax.vmap(predict, (None, 0))(model, inputs)
 
     def loss(model):
-        return _loss(all_outputs(model), targets)
+        return loss_of(all_outputs(model), targets)
 
     def outputs(y):
         return all_outputs(eqx.combine(unravel(y), rest))
 
     def train_cost(y):
-        return _loss(outputs(y), targets)
+        return loss_of(outputs(y), targets)
 
     def field(y):
         return -jax.grad(train_cost)(y)
