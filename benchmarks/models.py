@@ -160,7 +160,7 @@ def main() -> None:
     title = f"Seconds to an error of {GOAL:.0e}"
     tables.show(console, title, SUMMARY, rows)
     if given.write:
-        tables.write_below(MARK, PAGE, "Any model", [f"## {title}", tables.markdown(SUMMARY, rows), *parts])
+        tables.write_below(MARK, PAGE, "Any model: measured", [f"## {title}", tables.markdown(SUMMARY, rows), *parts])
 
 
 if __name__ == "__main__":
