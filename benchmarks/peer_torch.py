@@ -10,7 +10,7 @@ from peers import Host, OutOfTimeError, Peer, Result
 from problems import Problem, split
 
 
-class TorchDiffeq(Peer):
+class TorchDiffeq(Peer[Problem]):
     """Dopri5 of torchdiffeq, eager, on the same sweeps in torch; it cannot stop at a train cost."""
 
     name = "torchdiffeq dopri5"

@@ -1,6 +1,6 @@
 """saddleflow's solver and what a user could pick instead, behind one interface.
 
-A `Peer` integrates a `problems.Problem` and says what that took. A vector field is one call of the field; a
+A `Peer` integrates a `problems.Flow` and says what that took. A vector field is one call of the field; a
 Jacobian product is one J v, and a dense P x P Jacobian counts as P of them; costs evaluated to stop at a
 train cost are not counted.
 """
@@ -11,7 +11,7 @@ import functools
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import diffrax as dfx
 import equinox as eqx
@@ -23,7 +23,7 @@ import optimistix as optx
 import scipy.integrate
 import sksundae
 from jaxtyping import Float
-from problems import DENSE_SIZE, Problem
+from problems import DENSE_SIZE, Flow, Problem
 
 import saddleflow as sf
 from saddleflow.solvers import Rosenbrock
@@ -31,9 +31,11 @@ from saddleflow.solvers.switching import POWER_ITERATIONS
 
 MAX_STEPS = 200_000  # of a run of diffrax, or of CVODE between two times
 MAX_SECONDS = 20.0  # of a run of a peer driven from the host
+PROBED = 200  # steps of diffrax that tell what one takes
 ENDED = ("t1", "cost")  # how runs stop that are not cut short
 TOLERANCES = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
-Values = Float[np.ndarray, "times n_out n_in"]
+Values = Float[np.ndarray, "times ..."]
+Kind = TypeVar("Kind", bound=Flow, contravariant=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Result:
     """What a run returned and what it took, rejected steps included.
 
     Attributes:
-        values: A at the problem's times, NaN at those that were not reached.
+        values: the flow's outputs (A) at its times, NaN at those that were not reached.
         stopped: "t1", "cost" (until_cost reached), "max_steps", "max_seconds", or "failed: " and why.
         linearisations: partial products formed apart from vector fields, for Jacobian products.
         steps: steps taken, the `rejected` ones included; None where the solver does not tell.
@@ -66,31 +68,34 @@ class Result:
 
 
 @functools.cache
-def _warm_up(problem: Problem) -> float:
+def _warm_up(problem: Flow) -> float:
     """Compile a problem's functions as peers call them from the host; the seconds when it was first done."""
     begin, start = time.perf_counter(), problem.start
     made = problem.field(start), problem.product_at(problem.linearise(jnp.array(start)), start)
-    jax.block_until_ready((made, problem.train_cost(start), problem.end_to_end(start)))
+    jax.block_until_ready((made, problem.train_cost(start), problem.outputs(start)))
     return time.perf_counter() - begin
 
 
-class Peer(abc.ABC):
-    """A solver under test: `name` as printed, `max_size` the largest P it is sensible for (None: any)."""
+class Peer(abc.ABC, Generic[Kind]):
+    """A solver under test, for a kind of flows.
+
+    `name` as printed, `max_size` the largest P it is sensible for (None: any).
+    """
 
     name: str
     max_size: int | None = None
     tolerances: tuple[float, ...] = TOLERANCES
 
-    def suits(self, problem: Problem) -> bool:
+    def suits(self, problem: Kind) -> bool:
         """Whether running this peer on the problem is sensible."""
         return self.max_size is None or problem.size <= self.max_size
 
-    def prepare(self, problem: Problem) -> float:
+    def prepare(self, problem: Kind) -> float:
         """Compile and warm up what a run needs; the seconds that took."""
         return _warm_up(problem)
 
     @abc.abstractmethod
-    def run(self, problem: Problem, rtol: float) -> Result:
+    def run(self, problem: Kind, rtol: float) -> Result:
         """Integrate to the problem's end, at error rtol * (problem.weight + |y_i|) an entry; results awaited."""
 
     def work(self, result: Result, units: dict[str, float]) -> float:
@@ -98,7 +103,7 @@ class Peer(abc.ABC):
         return result.fields + units["linearise"] * result.linearisations + units["product"] * result.products
 
 
-class Saddleflow(Peer):
+class Saddleflow(Peer[Problem]):
     """`sf.gradient_flow` with a Rosenbrock solver, None for the default one."""
 
     tolerances = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
@@ -116,7 +121,7 @@ class Saddleflow(Peer):
     def run(self, problem: Problem, rtol: float) -> Result:
         """One flow; seconds are those of the integration, without what is derived from it for the trajectory."""
         run = self._flow(problem, rtol, MAX_STEPS)
-        values = np.full((len(problem.times), *problem.cost.shape), np.nan)
+        values = np.full((len(problem.times), *problem.shape), np.nan)
         values[: len(run.time)] = run.end_to_end
         return Result(
             values=values,
@@ -158,78 +163,158 @@ class Saddleflow(Peer):
         return units["our field"] * result.fields + of_parts + of_radii
 
 
+class StepLimit(dfx.AbstractAdaptiveStepSizeController[Any, Any]):
+    """A controller that gives a run up after `limit` steps, a number that is not compiled in."""
+
+    controller: dfx.AbstractAdaptiveStepSizeController[Any, Any]
+    limit: Any
+
+    def __init__(self, controller: dfx.AbstractAdaptiveStepSizeController[Any, Any], limit: Any) -> None:
+        self.controller, self.limit = controller, limit
+
+    @property
+    def rtol(self) -> Any:
+        """The controller's."""
+        return self.controller.rtol
+
+    @property
+    def atol(self) -> Any:
+        """The controller's."""
+        return self.controller.atol
+
+    @property
+    def norm(self) -> Any:
+        """The controller's."""
+        return self.controller.norm
+
+    def wrap(self, direction: Any) -> "StepLimit":
+        """As diffrax asks."""
+        return eqx.tree_at(lambda s: s.controller, self, self.controller.wrap(direction))
+
+    def init(self, *arguments: Any) -> Any:
+        """The first step's end, the controller's state with a count of steps."""
+        t1, state = self.controller.init(*arguments)
+        return t1, (state, jnp.zeros((), int))
+
+    def adapt_step_size(
+        self, t0: Any, t1: Any, y0: Any, y1_candidate: Any, args: Any, y_error: Any, error_order: Any, state: Any
+    ) -> Any:
+        """The controller's answer, or that there were too many steps."""
+        inner, count = state
+        step = (t0, t1, y0, y1_candidate, args, y_error, error_order)
+        *answer, inner, result = self.controller.adapt_step_size(*step, inner)
+        spent = dfx.RESULTS.where(count + 1 >= self.limit, dfx.RESULTS.max_steps_reached, result)
+        return *answer, (inner, count + 1), spent
+
+
 @functools.cache
-def _compile(peer: "Diffrax", problem: Problem) -> Callable[..., Any]:
+def _compile(peer: "Diffrax", problem: Flow) -> Callable[..., Any]:
     """The compiled solve, traced once for all tolerances."""
 
-    def solve(y0, times, rtol, atol):
+    def solve(y0, times, rtol, atol, limit):
         event = None
         if problem.until_cost is not None:
             limit = problem.until_cost
             event = dfx.Event(lambda t, y, args, **_: problem.train_cost(y) - limit, optx.Bisection(1e-9, 1e-9))
-        saved = dfx.SubSaveAt(ts=times, fn=lambda t, y, args: problem.end_to_end(y))
-        # Steps end on the times: Kvaerno5's third-order dense output would hide the method's own error.
-        controller = dfx.ClipStepSizeController(dfx.PIDController(rtol, atol), step_ts=times)
+        saved = dfx.SubSaveAt(ts=times, fn=lambda t, y, args: problem.outputs(y))
+        solver, controller = peer.method(rtol, atol, problem)
+        controller = StepLimit(controller, limit)
+        if peer.clip:
+            controller = dfx.ClipStepSizeController(controller, step_ts=times)
         solution = dfx.diffeqsolve(
             dfx.ODETerm(lambda t, y, args: problem.field(y)),
-            peer.solver,
+            solver,
             0.0,
             times[-1],
             None,
             y0,
             stepsize_controller=controller,
-            saveat=dfx.SaveAt(subs=saved),
+            saveat=dfx.SaveAt(subs=saved, solver_state=peer.counts_itself),
             event=event,
             adjoint=dfx.ForwardMode(),
             max_steps=peer.max_steps,
             throw=False,
         )
         stats = solution.stats
-        return solution.ys, stats["num_steps"], stats["num_rejected_steps"], solution.result
+        return solution.ys, stats["num_steps"], stats["num_rejected_steps"], solution.result, solution.solver_state
 
-    like = map(jnp.asarray, (problem.start, problem.times, 1e-3, 1e-3))
+    like = map(jnp.asarray, (problem.start, problem.times, 1e-3, 1e-3, MAX_STEPS))
     return eqx.filter_jit(solve).lower(*like).compile()
 
 
-class Diffrax(Peer):
+class Diffrax(Peer[Flow]):
     """A solver of diffrax with its default controller, the whole solve one compiled program.
 
     An implicit one forms and factorises the dense Jacobian once a step. How often its Newton iteration calls
     the vector field diffrax does not tell: counted is one call a stage, the least.
+
+    Args:
+        max_seconds: of a run, from what its first `PROBED` steps take; None: as long as its steps last.
+        clip: whether steps end on the times, where a dense output of lower order (Kvaerno5's) would hide the method's
+            own error.
     """
 
     tolerances = (1e-4, 1e-6, 1e-8)
+    counts_itself = False
 
-    def __init__(self, solver: Any, max_size: int | None = None, max_steps: int = MAX_STEPS) -> None:
+    def __init__(
+        self,
+        solver: Any,
+        max_size: int | None = None,
+        max_steps: int = MAX_STEPS,
+        max_seconds: float | None = None,
+        clip: bool = True,
+    ) -> None:
         self.name = f"diffrax {type(solver).__name__}"
         self.solver, self.max_size, self.max_steps = solver, max_size, max_steps
+        self.max_seconds, self.clip = max_seconds, clip
         self.dense = isinstance(solver, dfx.AbstractImplicitSolver)
 
-    def prepare(self, problem: Problem) -> float:
+    def method(
+        self, rtol: Any, atol: Any, problem: Flow
+    ) -> tuple[Any, dfx.AbstractAdaptiveStepSizeController[Any, Any]]:
+        """Solver and step-size controller for these tolerances."""
+        del problem
+        return self.solver, dfx.PIDController(rtol, atol)
+
+    def prepare(self, problem: Flow) -> float:
         """The whole solve, compiled."""
         begin = time.perf_counter()
         _compile(self, problem)
         return time.perf_counter() - begin
 
-    def run(self, problem: Problem, rtol: float) -> Result:
+    def run(self, problem: Flow, rtol: float) -> Result:
         """One call of the compiled solve."""
-        arguments = [jnp.asarray(x) for x in (problem.start, problem.times, rtol, rtol * problem.weight)]
         solve = _compile(self, problem)
-        begin = time.perf_counter()
-        values, steps, rejected, code = jax.block_until_ready(solve(*arguments))
-        seconds = time.perf_counter() - begin
+        tolerances = [jnp.asarray(x) for x in (problem.start, problem.times, rtol, rtol * problem.weight)]
+
+        def limited(steps: int) -> tuple[Any, float]:
+            begin = time.perf_counter()
+            found = jax.block_until_ready(solve(*tolerances, jnp.asarray(steps)))
+            return found, time.perf_counter() - begin
+
+        limit = self.max_steps
+        if self.max_seconds is not None:
+            (_, taken, *_), seconds = limited(PROBED)
+            limit = min(limit, int(self.max_seconds / seconds * int(taken)))
+        (values, steps, rejected, code, state), seconds = limited(limit)
         names = {"t1": dfx.RESULTS.successful, "cost": dfx.RESULTS.event_occurred}
-        names["max_steps"] = dfx.RESULTS.max_steps_reached
+        names["max_steps" if limit == self.max_steps else "max_seconds"] = dfx.RESULTS.max_steps_reached
         return Result(
             values=np.where(np.isfinite(values), values, np.nan),
             stopped=next((name for name, known in names.items() if code == known), f"failed: {dfx.RESULTS[code]}"),
             seconds=seconds,
-            fields=3 + (self.solver.tableau.num_stages - 1) * int(steps),  # 3: the first slope, the first step size
-            products=problem.size * int(steps) if self.dense else 0,
-            linearisations=int(steps) if self.dense else 0,
             steps=int(steps),
             rejected=int(rejected),
+            **self.counts(problem, int(steps), state),
         )
+
+    def counts(self, problem: Flow, steps: int, state: Any) -> dict[str, int]:
+        """Fields, products, linearisations of a run, from its steps or what the solver has counted in its state."""
+        del state
+        # 3: the first slope, the first step size
+        counted = {"fields": 3 + (self.solver.tableau.num_stages - 1) * steps}
+        return counted | ({"products": problem.size * steps, "linearisations": steps} if self.dense else {})
 
     def work(self, result: Result, units: dict[str, float]) -> float:
         """Dense Jacobians as such, their factorisation left out."""
@@ -243,10 +328,10 @@ class OutOfTimeError(Exception):
 class Host:
     """A problem's functions for one run on NumPy vectors, counted, with a deadline."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Flow) -> None:
         self.problem = problem
-        self.values = np.full((len(problem.times), *problem.cost.shape), np.nan)
-        self.fields = self.products = self.linearisations = 0
+        self.values = np.full((len(problem.times), *problem.shape), np.nan)
+        self.fields = self.products = self.linearisations = self.preconditions = 0
         self.begin = time.perf_counter()
 
     def tick(self) -> None:
@@ -273,17 +358,18 @@ class Host:
 
     def result(self, stopped: str, steps: int | None = None, rejected: int | None = None) -> Result:
         """The run up to now."""
-        seconds, counts = time.perf_counter() - self.begin, (self.fields, self.products, self.linearisations)
+        seconds = time.perf_counter() - self.begin
+        counts = (self.fields, self.products, self.linearisations, self.preconditions)
         return Result(self.values, stopped, seconds, *counts, steps=steps, rejected=rejected)
 
 
-class CVODE(Peer):
+class CVODE(Peer[Flow]):
     """SUNDIALS' BDF with GMRES(30) on exact Jacobian products, linearised once a linear solve."""
 
     name = "CVODE BDF GMRES"
     tolerances = (*TOLERANCES, 1e-9, 1e-10, 1e-11, 1e-12)
 
-    def run(self, problem: Problem, rtol: float) -> Result:
+    def run(self, problem: Flow, rtol: float) -> Result:
         """One run from the host."""
         host = Host(problem)
         jacobian = sksundae.cvode.CVODEJacTimes(
@@ -291,6 +377,7 @@ class CVODE(Peer):
             lambda t, y, yp, v, out: np.copyto(out, host.product(v)),
         )
         options: dict[str, Any] = {"linsolver": "gmres", "krylov_dim": 30, "jactimes": jacobian}
+        options |= self.options(host)
         options |= {"max_num_steps": MAX_STEPS, "rtol": rtol, "atol": rtol * problem.weight}
         if problem.until_cost is not None:
             limit = problem.until_cost
@@ -305,13 +392,18 @@ class CVODE(Peer):
                 step = solver.step(t, tstop=problem.times[-1])
                 if step.status < 0 or step.status == 2:
                     return host.result({-1: "max_steps", 2: "cost"}.get(step.status, f"failed: {step.message}"))
-                host.values[i] = problem.end_to_end(step.y)
+                host.values[i] = problem.outputs(step.y)
         except OutOfTimeError:
             return host.result("max_seconds")
         return host.result("t1")
 
+    def options(self, host: Host) -> dict[str, Any]:
+        """Further ones, for variants."""
+        del host
+        return {}
 
-class _SciPy(Peer):
+
+class _SciPy(Peer[Flow]):
     """A method for `scipy.integrate.solve_ivp`, and in `_options(host)` what it takes besides tolerances."""
 
     method: Any
@@ -320,7 +412,7 @@ class _SciPy(Peer):
     def _options(self, host: Host) -> dict[str, Any]:
         """Arguments of the method."""
 
-    def run(self, problem: Problem, rtol: float) -> Result:
+    def run(self, problem: Flow, rtol: float) -> Result:
         """One run from the host."""
 
         def event(t: float, y: np.ndarray) -> float:
@@ -338,7 +430,7 @@ class _SciPy(Peer):
                 )
         except OutOfTimeError:
             return host.result("max_seconds")
-        host.values[: run.t.size] = [problem.end_to_end(y) for y in run.y.T]
+        host.values[: run.t.size] = [problem.outputs(y) for y in run.y.T]
         return host.result({0: "t1", 1: "cost"}.get(run.status, f"failed: {run.message}"))
 
 
@@ -347,7 +439,7 @@ class LSODA(_SciPy):
 
     name, method, max_size = "SciPy LSODA", "LSODA", DENSE_SIZE
 
-    def prepare(self, problem: Problem) -> float:
+    def prepare(self, problem: Flow) -> float:
         """The dense Jacobian too."""
         begin = time.perf_counter()
         jax.block_until_ready(problem.jacobian(problem.start))

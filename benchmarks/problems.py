@@ -73,42 +73,54 @@ class WeightedSquaredError(sf.Cost):
         return EntryCurvature(*self.entries, 2 * self.weight[self.entries], self.shape)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Problem:
-    """A gradient flow to integrate.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Flow:
+    """A gradient flow as the peers see it.
 
-    The callables from `field` on are compiled and take flat vectors. `linearise(y)` returns the partial products that
+    The callables are compiled and take flat vectors. `linearise(y)` returns the partial products that
     `product_at(linearise(y), v)` needs.
 
     Attributes:
-        network: the start; `start` is the same as a flat vector.
+        start: the parameters at t = 0.
         weight: absolute error weight of an entry: a solver's atol is rtol * weight, as in `sf.gradient_flow`.
         times: where errors are measured, increasing; the last is the end of the run.
         until_cost: train cost at which a run ends, or None for runs to times[-1].
-        stop: the same for `sf.gradient_flow`.
-        description: everything that defines the problem, for the key of its reference.
+        outputs: what is computed and has errors, of shape `shape`: A, or a model's outputs.
     """
 
     name: str
-    cost: WeightedSquaredError
-    network: sf.DeepLinearNetwork
     start: Float[np.ndarray, " size"]
     weight: float
     times: Float[np.ndarray, " times"]
     until_cost: float | None
-    stop: Callable[[Array, sf.DeepLinearNetwork], Bool[Array, ""]] | None
-    description: dict[str, Any]
+    shape: tuple[int, ...]
     field: Callable[[Vector], jax.Array]
     linearise: Callable[[Vector], Any]
     product_at: Callable[[Any, Vector], jax.Array]
     jacobian: Callable[[Vector], jax.Array]
-    end_to_end: Callable[[Vector], jax.Array]
+    outputs: Callable[[Vector], jax.Array]
     train_cost: Callable[[Vector], jax.Array]
 
     @property
     def size(self) -> int:
         """Number of parameters P."""
         return self.start.size
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Problem(Flow):
+    """The gradient flow of a deep linear network; its outputs are A.
+
+    Attributes:
+        network: the start; `start` is the same as a flat vector.
+        stop: `until_cost` for `sf.gradient_flow`.
+        description: everything that defines the problem, for the key of its reference.
+    """
+
+    cost: WeightedSquaredError
+    network: sf.DeepLinearNetwork
+    stop: Callable[[Array, sf.DeepLinearNetwork], Bool[Array, ""]] | None
+    description: dict[str, Any]
 
     @property
     def shapes(self) -> Shapes:
@@ -127,7 +139,7 @@ def _flat(layers: Sequence[jax.Array]) -> jax.Array:
 
 
 def _functions(shapes: Shapes, cost: WeightedSquaredError) -> dict[str, Callable[..., Any]]:
-    """The compiled callables of a `Problem`; right[l] = W_{l+1} ... W_1 and left[l] = W_L ... W_{l+2}."""
+    """The compiled callables of a `Flow`; right[l] = W_{l+1} ... W_1 and left[l] = W_L ... W_{l+2}."""
     depth = len(shapes)
 
     def sweeps(layers):
@@ -172,13 +184,13 @@ def _functions(shapes: Shapes, cost: WeightedSquaredError) -> dict[str, Callable
         state = linearise(y)
         return jax.vmap(lambda v: product_at(state, v))(jnp.eye(y.size))  # rows are columns: it is symmetric
 
-    def end_to_end(y):
+    def outputs(y):
         return sf.DeepLinearNetwork(split(y, shapes)).end_to_end()
 
     def train_cost(y):
-        return cost(end_to_end(y))
+        return cost(outputs(y))
 
-    functions = (field, linearise, product_at, jacobian, end_to_end, train_cost)
+    functions = (field, linearise, product_at, jacobian, outputs, train_cost)
     return {function.__name__: jax.jit(function) for function in functions}
 
 
@@ -215,6 +227,7 @@ def _problem(
         weight=float(START_SHARE * np.sqrt(np.mean(start**2))),
         times=np.asarray(times, float),
         until_cost=until_cost,
+        shape=cost.shape,
         stop=None if until_cost is None else stop,
         description=described,
         **_functions(shapes, cost),

@@ -19,10 +19,10 @@ from typing import Any
 import diffrax as dfx
 import matplotlib.pyplot as plt
 import numpy as np
+import tables
 from jaxtyping import Float
 from problems import DENSE_SIZE, Problem, problems, unit_costs
 from rich.console import Console
-from rich.table import Table
 
 from saddleflow._backend.files import written_whole
 from saddleflow.flow import plotting
@@ -37,7 +37,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 OURS, PLAIN, TO_BEAT, STABILISED = "saddleflow", "saddleflow plain", CVODE.name, RKC.name
-CONTENDERS: tuple[Peer, ...] = (
+CONTENDERS: tuple[Peer[Problem], ...] = (
     Saddleflow(OURS),
     CVODE(),
     Saddleflow(PLAIN, Rosenbrock(), parts="plain"),
@@ -45,7 +45,7 @@ CONTENDERS: tuple[Peer, ...] = (
     Saddleflow("saddleflow Rodas5P", Rosenbrock(local_model=local_model, tableau=RODAS5P)),
     RKC(),
 )
-OTHERS: tuple[Peer, ...] = (
+OTHERS: tuple[Peer[Problem], ...] = (
     Diffrax(dfx.Tsit5(), max_steps=20_000),
     Diffrax(dfx.Dopri8(), max_steps=10_000),
     LSODA(),
@@ -148,7 +148,7 @@ def distance(values: np.ndarray, truth: np.ndarray) -> float:
 
 def measure(
     problem: Problem,
-    peers: Sequence[Peer],
+    peers: Sequence[Peer[Problem]],
     units: dict[str, float],
     truth: np.ndarray,
     quick: bool,
@@ -244,14 +244,11 @@ def cheapest(points: Sequence[Point], quantity: str) -> list[str]:
 def write_markdown(
     path: Path, sections: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]], lines: list[str]
 ):
-    """Put tables and verdicts below the mark in a page, in place of what was there; a new page if there is none."""
-    page = path.read_text().split(MARK)[0].rstrip() if path.exists() else "# Work and precision"
-    parts = [page, MARK, "## Verdicts", "\n".join(f"* {line}" for line in lines)]
+    """Put tables and verdicts below the mark in a page."""
+    parts = ["## Verdicts", "\n".join(f"* {line}" for line in lines)]
     for title, header, rows in sections:
-        table = [header, ["---"] * len(header), *rows]
-        parts += [f"## {title}", "\n".join("| " + " | ".join(row) + " |" for row in table)]
-    with written_whole(path, force=True) as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n")
+        parts += [f"## {title}", tables.markdown(header, rows)]
+    tables.write_below(MARK, path, "Work and precision", parts)
 
 
 def draw(path: Path, measured: dict[str, list[Point]]) -> None:
@@ -316,12 +313,7 @@ def main() -> None:
     units: dict[Any, dict[str, float]] = {}
 
     def show(title: str, header: Sequence[str], rows: list[list[str]]) -> None:
-        table = Table(title=title)
-        for name in header:
-            table.add_column(name, justify="right")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+        tables.show(console, title, header, rows)
         sections.append((title, header, rows))
 
     for problem in chosen:
