@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import diffrax
@@ -170,7 +170,8 @@ def method_of(
     solver = options.solver
     if solver is None:
         # Graded coordinates are the stiff method's: a plateau among rounding is no place to be explicit.
-        solver = STIFF if graded else Switching(STIFF)
+        stiff = replace(STIFF, strains=landscape.strains)
+        solver = stiff if graded else Switching(stiff)
     assert isinstance(solver, diffrax.AbstractAdaptiveSolver)
     return Method(
         solver=solver,

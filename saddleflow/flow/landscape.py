@@ -27,6 +27,8 @@ class Landscape(eqx.Module):
 
     # whether a point at rest without a certificate is a saddle: else only its Hessian tells
     always_saddle: eqx.AbstractClassVar[bool]
+    # whether `output_error` may ask for more than the tolerances of the entries
+    strains: eqx.AbstractClassVar[bool]
 
     @abc.abstractmethod
     def gradient(self, parameters: Any) -> Any:
@@ -105,6 +107,7 @@ class NetworkLandscape(Landscape):
     """The loss `C(A(theta))` of a deep linear network, in a frame or (None) in the coordinates of the start."""
 
     always_saddle: ClassVar[bool] = True
+    strains: ClassVar[bool] = True
 
     cost: Cost  # as the frame sees it
     frame: Frame | None = None

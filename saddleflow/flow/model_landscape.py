@@ -19,8 +19,8 @@ Preconditioner = Literal["gauss_newton", "hessian", "none"]
 
 Vector = Float[Array, " p"]
 
-# The Gauss-Newton part is inverted where the step times its trace is larger: else conjugate gradients alone are faster.
-WORTHWHILE = 1e3
+# The Gauss-Newton part is inverted where the step times its trace is larger: else conjugate gradients are faster.
+WORTHWHILE = 3e3
 
 # A gradient is looked at for rest where over the length of the start it would change the loss by this share at most.
 FAINT = 1e-8
@@ -40,6 +40,7 @@ class ModelLandscape(Landscape):
     """
 
     always_saddle: ClassVar[bool] = False
+    strains: ClassVar[bool] = False
 
     objective: Objective
     rest: Any
@@ -113,14 +114,17 @@ class ModelLandscape(Landscape):
         del graded  # networks only
         size = geometry.norm(self.gradient(parameters))
         faint = size * self.length(parameters) <= FAINT * self.level
-        resting = jax.lax.cond(
-            faint, lambda: size <= geometry.ROUNDING * self.gradient_unit(parameters), lambda: jnp.asarray(False)
-        )
-        if not self.has_outputs or self.objective.regulariser is not None:
-            return size, resting, jnp.asarray(False)
-        outputs = self.outputs(parameters)
-        forces = jnp.linalg.norm(self.objective.cost.gradient(outputs))
-        return size, resting, forces <= geometry.ROUNDING * jnp.linalg.norm(self._force_sizes(outputs))
+        no = jnp.asarray(False)
+
+        def look():
+            resting = size <= geometry.ROUNDING * self.gradient_unit(parameters)
+            if not self.has_outputs or self.objective.regulariser is not None:
+                return resting, no
+            outputs = self.outputs(parameters)
+            forces = jnp.linalg.norm(self.objective.cost.gradient(outputs))
+            return resting, forces <= geometry.ROUNDING * jnp.linalg.norm(self._force_sizes(outputs))
+
+        return size, *jax.lax.cond(faint, look, lambda: (no, no))
 
     def gradient_unit(self, parameters: Vector) -> Float[Array, ""]:
         """What the gradient changes by where every entry does by its size, and every term of the cost's own gradient.
@@ -180,7 +184,12 @@ class ModelLandscape(Landscape):
         """
         decay = self.objective.decay
         many, count = self.counts(parameters)
-        trace = self._residual_trace(parameters)
+        outputs, push = jax.linearize(self.outputs, parameters)
+        curvature = self.objective.cost.curvature(outputs)
+        assert curvature is not None, "chosen only where the cost has a curvature"
+        pull = jax.linear_transpose(push, parameters)
+        # about the trace of J J^T, never far below its largest eigenvalue: signs of no pattern
+        trace = jnp.sum(curvature.root(push(_signs(parameters.size))) ** 2)
 
         def prepare(shift):
             whole = 1 + shift * decay
@@ -190,19 +199,21 @@ class ModelLandscape(Landscape):
             def formed():
                 jacobian = self.residual_jacobian(parameters)
                 gram = jacobian.T @ jacobian if many else jacobian @ jacobian.T
-                return (gram if many else jacobian), ShiftedGram.of(gram, short)
+                return gram, ShiftedGram.of(gram, short)
 
             def nothing():
-                rows = jnp.zeros((count, count if many else parameters.size))
-                return rows, ShiftedGram(jnp.zeros((count, count)), jnp.asarray(False))
+                return jnp.zeros((count, count)), ShiftedGram(jnp.zeros((count, count)), jnp.asarray(False))
 
-            rows, inverse = jax.lax.cond(stiff, formed, nothing)
+            gram, inverse = jax.lax.cond(stiff, formed, nothing)
 
             def corrected(v: Vector) -> Vector:
-                along = inverse.solve(rows @ v)
-                return (v - (along if many else rows.T @ along)) / whole
+                if many:
+                    return (v - inverse.solve(gram @ v)) / whole
+                # J by its products: the matrix itself would have to be kept
+                return (v - pull(curvature.adjoint(inverse.solve(curvature.root(push(v)))))[0]) / whole
 
-            return lambda v: jax.lax.cond(stiff, corrected, lambda v: v, v)
+            # by four the identity never seems to contract a residual, which it would where stiff parts are missed
+            return lambda v: jax.lax.cond(stiff, corrected, lambda v: 4.0 * v, v)
 
         return prepare
 
@@ -211,12 +222,6 @@ class ModelLandscape(Landscape):
         shape = jax.ShapeDtypeStruct(self.objective.cost.shape, parameters.dtype)
         curvature = eqx.filter_eval_shape(self.objective.cost.curvature, shape)
         return curvature.num_residuals >= parameters.size, min(curvature.num_residuals, parameters.size)
-
-    def _residual_trace(self, parameters: Vector) -> Float[Array, ""]:
-        """About the trace of `J J^T`, at least the largest eigenvalue's order: by one product with random signs."""
-        outputs, moved = jax.jvp(self.outputs, (parameters,), (_signs(parameters.size),))
-        curvature = self.objective.cost.curvature(outputs)
-        return jnp.sum(curvature.root(moved) ** 2)
 
     def _hessian(self, parameters: Vector) -> Any:
         """`(I + s H)^-1` with the whole Hessian; the identity where that is not positive."""

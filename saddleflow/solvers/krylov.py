@@ -225,7 +225,7 @@ class _Solve:
             left = _along(rows, residual, block, c.count)
             return (
                 p - along @ rows,
-                known + along @ images,
+                known if self.precondition is None else known + along @ images,  # asked for with one only
                 energy + along @ along,
                 solution + left @ rows,
                 residual - left @ images,

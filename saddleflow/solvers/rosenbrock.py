@@ -78,6 +78,8 @@ class Rosenbrock(CountingSolver):
         linear_tolerance: the error a stage's solve may leave, as a fraction of the step's tolerance.
         quantity_error: `(y0, y1, error) -> relative error` of a quantity that the state stands for, held to ten
             `rtol` beside the entries, whose small errors may add up in it. Left out, `gradient_flow` takes that of A.
+        strains: whether stages are solved more tightly where `quantity_error` asks for more than the entries'
+            tolerances; False where it is relative to what those make of it anyway.
         max_krylov_dim: bounds memory, `2 max_krylov_dim` vectors of coordinates; older ones are overwritten.
         max_products: Jacobian products one stage may take before the step is given up.
         scan_kind: kind of the inner loop: "lax", or "bounded" or "checkpointed" for reverse mode.
@@ -96,6 +98,7 @@ class Rosenbrock(CountingSolver):
     local_model: Callable[[AbstractTerm, Any, State, PyTree], LocalModel] = Plain()
     linear_tolerance: float = 2e-2
     quantity_error: RelativeError | None = None
+    strains: bool = eqx.field(static=True, default=True)
     max_krylov_dim: int = eqx.field(static=True, default=32)
     max_products: int = eqx.field(static=True, default=200)
     scan_kind: Literal["lax", "checkpointed", "bounded"] = eqx.field(static=True, default="lax")
@@ -225,7 +228,7 @@ class Rosenbrock(CountingSolver):
 
         Where the state's parts differ much in size, a change within the tolerance of a small one may be most of it.
         """
-        if self.quantity_error is None:
+        if self.quantity_error is None or not self.strains:
             return 1.0
         rtol, atol = self.tolerances()
 
