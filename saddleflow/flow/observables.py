@@ -147,18 +147,20 @@ def _start_vector(size: int) -> Float[Array, " p"]:
 
 @dataclass(frozen=True)
 class HessianEigenvalues:
-    """An observable: the largest eigenvalues of the Hessian of the loss in all floating-point arrays of a model.
+    """An observable: eigenvalues from one end of the Hessian of the loss, in all floating-point arrays of a model.
 
     By Lanczos iteration (see `saddleflow.problem.spectrum.leading_eigenvalues`), one Hessian-vector product a step.
-    The one at the top converges first; more products resolve close ones.
+    The one at the end converges first; more products resolve close ones.
 
     Attributes:
-        count: how many, in descending order.
+        count: how many, from the end inwards.
         num_products: products at most; with as many as there are parameters all are exact.
+        least: from the lower end, where saddles have negative ones, and not from the upper.
     """
 
     count: int = 1
     num_products: int = 48
+    least: bool = False
 
     def __post_init__(self):
         require_integer("count", self.count, 1)
@@ -169,10 +171,12 @@ class HessianEigenvalues:
         flat, model_of = _as_vector(model)
         gradient = jax.grad(lambda theta: _loss(cost, model_of(theta)))
 
-        def product(v):
-            return jax.jvp(gradient, (flat,), (v,))[1]
+        sign = -1.0 if self.least else 1.0
 
-        return leading_eigenvalues(product, _start_vector(flat.size), self.count, self.num_products)
+        def product(v):
+            return sign * jax.jvp(gradient, (flat,), (v,))[1]
+
+        return sign * leading_eigenvalues(product, _start_vector(flat.size), self.count, self.num_products)
 
 
 @register
