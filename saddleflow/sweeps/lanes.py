@@ -198,14 +198,14 @@ def read_slots(running: Running, program: Program) -> Any:
     return eqx.filter_vmap(_result, in_axes=(eqx.if_array(0), None))(running, program)
 
 
-def side_by_side(lanes: Sequence[Lane]) -> Lane:
+def side_by_side(lanes: Sequence[Lane], kind: Hashable) -> Lane:
     """Lanes of one program as one, arrays with a leading axis.
 
     Raises:
-        ValueError: lanes of another structure than the first.
+        ValueError: lanes of another signature than that of their program, `kind`.
     """
     require(
-        len({signature(lane) for lane in lanes}) == 1,
+        all(signature(lane) == kind for lane in lanes),
         "init",
         "make models of one structure for all seeds",
         "several structures",

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,7 +17,7 @@ from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork, layer_sizes, num_parameters
 from saddleflow.sweeps.chunk import Chunk, Starts, SweepOptions
 from saddleflow.sweeps.grid import Grid
-from saddleflow.sweeps.lanes import NetworkLane
+from saddleflow.sweeps.lanes import NetworkLane, signature
 from saddleflow.sweeps.reduced_lanes import ReducedGroup
 from saddleflow.sweeps.results import LaneResult, as_arrays, of_matrices
 from saddleflow.width.adaptive import WORTHWHILE
@@ -117,15 +116,8 @@ def _groups(
 
 def _kinds(costs: Sequence[Cost]) -> list[int]:
     """Numbers that are equal for costs which one compiled program can serve."""
-    seen: list[Any] = []
-    kinds = []
-    for cost in costs:
-        leaves, structure = jax.tree.flatten(cost)
-        kind = (structure, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves])
-        if kind not in seen:
-            seen.append(kind)
-        kinds.append(seen.index(kind))
-    return kinds
+    found = [signature(cost) for cost in costs]
+    return [found.index(kind) for kind in found]
 
 
 def _is_graded(cost: Cost, depth: int, width: int, scale: float, options: SweepOptions) -> bool:

@@ -12,7 +12,7 @@ LAPACK calls of 16 lanes.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -41,6 +41,7 @@ class _Waiting:
     """The waiting lanes of one program."""
 
     program: Program
+    kind: Hashable  # the signature of its lanes
     lanes: deque[Labelled]
     num_slots: int
     num_filled: int  # slots that a worker fills: no device takes all lanes where there are few
@@ -102,7 +103,7 @@ def run(
             num_slots = slots or slots_per_program(devices[0], size)
         num_filled = min(num_slots, -(-len(members) // (len(devices) * workers)))
         locks = {device: threading.Lock() for device in devices}
-        waiting.append(_Waiting(program, deque(members), num_slots, num_filled, locks))
+        waiting.append(_Waiting(program, lanes.signature(first), deque(members), num_slots, num_filled, locks))
         most += -(-len(members) // num_filled)
         needs.append((num_slots * size, f"{num_slots} slot(s) {first.size_name}"))
     placed = (list(devices) * workers)[:most]
@@ -199,5 +200,5 @@ def _fill(running: Running | None, fresh: dict[int, Lane], waiting: _Waiting) ->
     filled = np.asarray([number in fresh for number in range(waiting.num_slots)])
     spare = next(iter(fresh.values()))
     members = [fresh.get(number, spare) for number in range(waiting.num_slots)]
-    begun = lanes.begin_slots(lanes.side_by_side(members), filled, waiting.program)
+    begun = lanes.begin_slots(lanes.side_by_side(members, waiting.kind), filled, waiting.program)
     return begun if running is None else lanes.refill_slots(running, begun, filled)
