@@ -4,6 +4,7 @@ Most tests use one of two programs: a small network of tanh units, of two widths
 """
 
 import json
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -26,7 +27,7 @@ class Hidden(eqx.Module):
 
     inner: jax.Array
     outer: jax.Array
-    activation: object = jnp.tanh
+    activation: Callable[[jax.Array], jax.Array] = jnp.tanh
 
     def __call__(self, x):
         return self.outer @ self.activation(self.inner * x)
@@ -71,7 +72,7 @@ def test_dims_are_the_keywords_that_are_sequences(data):
     assert data.train_cost.attrs["long_name"] == "the loss C(f) + R"
     assert not {"rank", "end_to_end", "balancedness_drift"} & set(data)
     configuration = json.loads(data.attrs["configuration"])
-    assert configuration["init"] == f"{make.__module__}.make"
+    assert configuration["init"] == "make"
     assert configuration["scale"] == [1.0, 0.5]
 
 

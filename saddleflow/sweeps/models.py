@@ -132,18 +132,16 @@ class ModelStarts(Starts):
         return [(partial(ModelChunk, starts=self), members) for members in groups.values()]
 
     def described(self):
-        """The functions by name, for stores."""
+        """Functions by their qualified names, without the module: a script's is another where it is imported."""
         trainable = "is_inexact_array" if self.trainable is eqx.is_inexact_array else name(self.trainable)
-        return {"init": full_name(self.init), "trainable": trainable, "preconditioner": self.preconditioner}
+        return {
+            "init": getattr(self.init, "__qualname__", None) or name(self.init),
+            "trainable": trainable,
+            "preconditioner": self.preconditioner,
+        }
 
 
 _EITHER, _ANY = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
-
-
-def full_name(function: Callable[..., Any]) -> str:
-    """Module and qualified name; of what has none kind and fingerprint."""
-    parts = [getattr(function, part, None) for part in ("__module__", "__qualname__")]
-    return ".".join(map(str, parts)) if all(parts) else name(function)
 
 
 def arguments_of(init: Any, given: Iterable[str]) -> tuple[list[str], bool]:
