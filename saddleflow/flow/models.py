@@ -140,7 +140,7 @@ def _check_shapes(landscape: ModelLandscape, theta: Vector) -> None:
     """Refuse losses that are no differentiable number, and outputs that do not fit the cost."""
     objective, name = landscape.objective, "outputs" if landscape.has_outputs else "loss"
     try:
-        shape = eqx.filter_eval_shape(landscape.outputs, theta)
+        shape = eqx.filter_eval_shape(_outputs, landscape, theta)
     except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
         if landscape.has_outputs:
             raise
@@ -150,11 +150,22 @@ def _check_shapes(landscape: ModelLandscape, theta: Vector) -> None:
         require(found == expected, name, f"have the shape of the cost, {expected}", found)
     require(shape.dtype == np.float64, name, "be float64", str(shape.dtype))
     try:
-        eqx.filter_eval_shape(lambda at: jax.jvp(landscape.gradient, (at,), (at,)), theta)
+        eqx.filter_eval_shape(_curved, landscape, theta)
     except Exception as error:  # whatever JAX has against it
         raise ValueError(
             f"`{name}` must be twice differentiable by JAX (forward over reverse), but is not: {error}"
         ) from error
+
+
+# Jitted, though never compiled: models of one structure are traced once.
+@eqx.filter_jit
+def _outputs(landscape: ModelLandscape, theta: Vector) -> Array:
+    return landscape.outputs(theta)
+
+
+@eqx.filter_jit
+def _curved(landscape: ModelLandscape, theta: Vector) -> tuple[Vector, Vector]:
+    return jax.jvp(landscape.gradient, (theta,), (theta,))
 
 
 def _typical_sizes(leaves: list[Array], loss: float, gradient: float) -> Vector:
