@@ -18,7 +18,7 @@ from saddleflow.flow.solve import IntegratedFlow
 from saddleflow.flow.trajectory import Trajectory
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
-from saddleflow.problem.objective import BareLoss, Objective
+from saddleflow.problem.objective import Objective, as_objective
 from saddleflow.width.adaptive import reduce_where_smaller, solve_reduced
 from saddleflow.width.projected import ReducedNetwork
 
@@ -138,7 +138,7 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
     )
     if not isinstance(cost, Cost):
         require(reduce_width is None, "reduce_width", "be None: only networks have a width to reduce", reduce_width)
-        objective = _objective(cost)
+        objective = as_objective(cost)
         return solve_model(objective, network, options, trainable=trainable, preconditioner=preconditioner)
     _check_network(network)
     start = reduce_where_smaller(network, reduce_width)
@@ -180,17 +180,9 @@ def stationary_point(
         ValueError: bad arguments, named with value and remedy.
     """
     landscape, theta = landscape_of(
-        _objective(objective), model, trainable=trainable, preconditioner="none", symmetric=True
+        as_objective(objective), model, trainable=trainable, preconditioner="none", symmetric=True
     )
     return nearest_critical_point(landscape, theta, rtol=rtol, max_steps=max_steps)
-
-
-def _objective(given: Any) -> Objective:
-    """The objective of a model: itself, or a bare loss."""
-    if isinstance(given, Objective):
-        return given
-    require(callable(given), "cost", "be a saddleflow cost, an objective or a function of the model", given)
-    return BareLoss(given)
 
 
 def _check_network(network: Any) -> None:

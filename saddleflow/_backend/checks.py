@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -80,6 +80,18 @@ def check_save_at(save_at: Any, t1: float | None) -> tuple[Float[np.ndarray, " t
     return times, last if t1 is None else t1
 
 
+def require_known(name: str, known: Sequence[str], function: str) -> None:
+    """Refuse a keyword that a function does not take, with the nearest one that it takes.
+
+    Raises:
+        TypeError: as Python does by itself; the message adds the suggestion.
+    """
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(known)}."
+        raise TypeError(f"`{name}` is no argument of {function}. {hint}")
+
+
 def named_arguments(function: Function) -> Function:
     """A decorator: a keyword that the function does not take is answered with the nearest one that it takes.
 
@@ -91,10 +103,7 @@ def named_arguments(function: Function) -> Function:
     @wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
         for name in named:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(known)}."
-                raise TypeError(f"`{name}` is no argument of {function.__name__}. {hint}")
+            require_known(name, known, function.__name__)
         return function(*arguments, **named)
 
     return call  # type: ignore[return-value]

@@ -17,6 +17,7 @@ from saddleflow.flow.graded import Frame, FramedCost
 from saddleflow.flow.jacobian import flow_jacobian, residual_newton
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost, affordable_curvature
+from saddleflow.problem.symmetry import balancedness_drift
 from saddleflow.solvers import LocalModel
 
 Parameters = PyTree[Float[Array, "..."]]
@@ -93,6 +94,14 @@ class Landscape(eqx.Module):
     @abc.abstractmethod
     def record(self, parameters: Any, outputs: Float[Array, "n_out n_in"]) -> dict[str, Array]:
         """What a row keeps beside time and gradient norm."""
+
+    @abc.abstractmethod
+    def costs(self, rows: dict[str, Any]) -> dict[str, Array]:
+        """Train and test cost of saved rows, where these do not hold them."""
+
+    @abc.abstractmethod
+    def drift(self, start: Any, end: Any) -> Float[Array, ""] | None:
+        """The largest relative change of what the flow conserves; None where nothing is known to be conserved."""
 
     @abc.abstractmethod
     def plain(self, parameters: Any) -> Any:
@@ -180,6 +189,15 @@ class NetworkLandscape(Landscape):
     def record(self, parameters, outputs):
         """A."""
         return {"end_to_end": outputs if self.frame is None else self.frame.undo_matrix(outputs)}
+
+    def costs(self, rows):
+        """C(A)."""
+        costs = {"train_cost": jax.lax.map(self.cost, rows["end_to_end"])}
+        return costs | {"test_cost": jax.lax.map(self.cost.test, rows["end_to_end"])} if self.cost.has_test else costs
+
+    def drift(self, start, end):
+        """Of the balancedness."""
+        return jnp.asarray(balancedness_drift(start, end))
 
     def plain(self, parameters):
         """The layers, turned back."""

@@ -257,6 +257,15 @@ class ModelLandscape(Landscape):
         row = row | {"train_cost": self.loss(parameters, outputs)}
         return row if test is None else row | {"test_cost": jnp.asarray(test(self.model(parameters)))}
 
+    def costs(self, rows):
+        """Rows hold them."""
+        del rows
+        return {}
+
+    def drift(self, start, end):
+        """Nothing is known to be conserved."""
+        del start, end
+
     def plain(self, parameters):
         """The vector as it is."""
         return parameters

@@ -54,7 +54,7 @@ def solve_model(
     state, reason = run(landscape, theta, settings, method, options)
     seconds = time.perf_counter() - begin
     end = state.parameters
-    if reason == StopReason.stationary and _leads_down(landscape, end):
+    if reason == StopReason.stationary and leads_down(landscape, end):
         reason = StopReason.stationary_saddle
     rows = rows_of(landscape, state, settings, method)
     dips = dips_of(state)
@@ -72,7 +72,7 @@ def solve_model(
 
 
 def landscape_of(
-    objective: Objective, model: Any, *, trainable: Any, preconditioner: str, symmetric: bool
+    objective: Objective, model: Any, *, trainable: Any, preconditioner: str, symmetric: bool, finite: bool = True
 ) -> tuple[ModelLandscape, Vector]:
     """The landscape of a model, and its trainable parameters as one vector.
 
@@ -82,6 +82,7 @@ def landscape_of(
         trainable: an equinox filter: a function of a leaf, or a pytree of booleans.
         preconditioner: one of `PRECONDITIONERS`; "auto" decides by the numbers of residuals and of parameters.
         symmetric: whether the solver takes only fields that are gradients.
+        finite: refuse a loss that is not finite at the start, which a run ends at with that reason.
 
     Raises:
         ValueError: a model without trainable arrays, or with such that are not finite float64; outputs of another
@@ -98,9 +99,11 @@ def landscape_of(
     blank = ModelLandscape(objective, rest, theta, jnp.ones(()), shapes, structure, "none")
     _check_shapes(blank, theta)
     loss, gradient = _probe(blank, theta)
-    remedy = "Start elsewhere, or look for a division by zero."
-    require(bool(jnp.isfinite(loss)), "model", "have a finite loss at the start", float(loss), remedy)
-    require(bool(jnp.all(jnp.isfinite(gradient))), "model", "have a finite gradient at the start", "others", remedy)
+    if finite:
+        remedy = "Start elsewhere, or look for a division by zero."
+        require(bool(jnp.isfinite(loss)), "model", "have a finite loss at the start", float(loss), remedy)
+        sound = bool(jnp.all(jnp.isfinite(gradient)))
+        require(sound, "model", "have a finite gradient at the start", "others", remedy)
     if symmetric and blank.has_outputs:
         require_gradient(objective.cost, blank.outputs(theta))
     rms = _typical_sizes(leaves, abs(float(loss)), float(geometry.norm(gradient)))
@@ -137,7 +140,7 @@ def _check_shapes(landscape: ModelLandscape, theta: Vector) -> None:
     """Refuse losses that are no differentiable number, and outputs that do not fit the cost."""
     objective, name = landscape.objective, "outputs" if landscape.has_outputs else "loss"
     try:
-        shape = eqx.filter_eval_shape(landscape.outputs, theta)
+        shape = eqx.filter_eval_shape(_outputs, landscape, theta)
     except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
         if landscape.has_outputs:
             raise
@@ -147,11 +150,22 @@ def _check_shapes(landscape: ModelLandscape, theta: Vector) -> None:
         require(found == expected, name, f"have the shape of the cost, {expected}", found)
     require(shape.dtype == np.float64, name, "be float64", str(shape.dtype))
     try:
-        eqx.filter_eval_shape(lambda at: jax.jvp(landscape.gradient, (at,), (at,)), theta)
+        eqx.filter_eval_shape(_curved, landscape, theta)
     except Exception as error:  # whatever JAX has against it
         raise ValueError(
             f"`{name}` must be twice differentiable by JAX (forward over reverse), but is not: {error}"
         ) from error
+
+
+# Jitted, though never compiled: models of one structure are traced once.
+@eqx.filter_jit
+def _outputs(landscape: ModelLandscape, theta: Vector) -> Array:
+    return landscape.outputs(theta)
+
+
+@eqx.filter_jit
+def _curved(landscape: ModelLandscape, theta: Vector) -> tuple[Vector, Vector]:
+    return jax.jvp(landscape.gradient, (theta,), (theta,))
 
 
 def _typical_sizes(leaves: list[Array], loss: float, gradient: float) -> Vector:
@@ -188,7 +202,7 @@ def _num_dips(theta: Vector) -> int:
     return max(4, min(MAX_DIPS, MAX_DIP_NUMBERS // theta.size))
 
 
-def _leads_down(landscape: ModelLandscape, theta: Vector) -> bool:
+def leads_down(landscape: ModelLandscape, theta: Vector) -> bool:
     """Whether a direction of negative curvature leads down from a point at rest."""
     least, largest = hessian_ends(landscape, theta)
     return bool(least < -ZERO * max(abs(largest), abs(least)))

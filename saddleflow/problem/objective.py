@@ -85,6 +85,16 @@ class Objective(eqx.Module):
         return fit if self.regulariser is None else fit + self.regulariser(model)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the outputs."""
+        return self.cost.shape
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test set."""
+        return self.test is not None
+
+    @property
     def decay(self) -> Float[Array, ""]:
         """Strength of the weight decay; 0 for other regularisers, whose curvature is not known."""
         return self.regulariser.strength if isinstance(self.regulariser, WeightDecay) else jnp.zeros(())
@@ -254,7 +264,28 @@ class BareLoss(Objective):
     """
 
     def __init__(self, loss: Callable[[Model], Any]):
-        super().__init__(_Itself(), lambda model: jnp.reshape(loss(model), (1, 1)))
+        super().__init__(_Itself(), _AsOutput(loss))
+
+
+def as_objective(given: Any) -> Objective:
+    """The objective of a model: itself, or a bare loss.
+
+    Raises:
+        ValueError: neither an objective nor a function.
+    """
+    if isinstance(given, Objective):
+        return given
+    require(callable(given), "cost", "be a saddleflow cost, an objective or a function of the model", given)
+    return BareLoss(given)
+
+
+class _AsOutput(eqx.Module):
+    """A loss as a matrix of one entry; equal for equal losses, so that they share compiled programs."""
+
+    loss: Callable[[Model], Any]
+
+    def __call__(self, model: Model) -> Float[Array, "1 1"]:
+        return jnp.reshape(self.loss(model), (1, 1))
 
 
 class _Itself(Cost):

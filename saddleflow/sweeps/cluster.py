@@ -10,7 +10,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from saddleflow._backend.checks import require
-from saddleflow.sweeps.chunks import Chunk, run_chunk
+from saddleflow.sweeps.chunk import Chunk
+from saddleflow.sweeps.chunks import run_chunk
 from saddleflow.sweeps.workers import Report, Tally
 
 Result = dict[str, np.ndarray]

@@ -10,17 +10,18 @@ import jax
 import numpy as np
 
 from saddleflow.flow.state import StopReason
-from saddleflow.sweeps.chunks import Chunk, SweepOptions
-from saddleflow.sweeps.grid import AXES, Grid
+from saddleflow.sweeps.chunk import Chunk, Starts, SweepOptions
+from saddleflow.sweeps.grid import Grid
 
 
-def describe(grid: Grid, options: SweepOptions, chunks: Sequence[Chunk]) -> dict[str, Any]:
+def describe(grid: Grid, starts: Starts, options: SweepOptions, chunks: Sequence[Chunk]) -> dict[str, Any]:
     """The whole configuration of a sweep: equal for sweeps that give equal datasets."""
     flow = options.flow
     return {
-        **{axis: [value if axis == "cost" else _plain(value) for value in grid.values[axis]] for axis in AXES},
+        **{axis: [_plain(value) for value in values] for axis, values in grid.values.items()},
+        **starts.described(),
         "dims": list(grid.dims),
-        "cost": [_name(cost) for cost in grid.costs],
+        "cost": [name(cost) for cost in grid.costs],
         "shape": list(grid.costs[0].shape),
         "t1": flow.t1,
         "save_at": None if flow.save_at is None else flow.save_at.tolist(),
@@ -39,15 +40,19 @@ def describe(grid: Grid, options: SweepOptions, chunks: Sequence[Chunk]) -> dict
 
 def _solver_name(options: SweepOptions) -> str:
     if options.flow.solver is not None:
-        return _name(options.flow.solver)
+        return name(options.flow.solver)
     return "stiff part of the default" if options.stiff else "default"
 
 
 def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value.item() if isinstance(value, np.generic) else value))
+    """A number or a string, or lists of them; of anything else kind and fingerprint."""
+    try:
+        return json.loads(json.dumps(value.item() if isinstance(value, np.generic) else value))
+    except TypeError:
+        return name(value)
 
 
-def _name(tree: Any) -> str:
+def name(tree: Any) -> str:
     """A cost's or a solver's kind, with a fingerprint of its numbers and structure."""
     leaves, structure = jax.tree.flatten(tree)
     text = hashlib.sha256(_without_addresses(str(structure)))

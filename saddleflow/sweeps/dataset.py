@@ -8,8 +8,9 @@ import numpy as np
 
 from saddleflow._backend.checks import require
 from saddleflow.flow.state import StopReason
-from saddleflow.sweeps.chunks import Chunk, SweepOptions
-from saddleflow.sweeps.grid import Grid
+from saddleflow.sweeps.chunk import Chunk, Starts, SweepOptions
+from saddleflow.sweeps.grid import AXES, Grid
+from saddleflow.sweeps.results import NUMBERS
 from saddleflow.sweeps.workers import Tally
 
 if TYPE_CHECKING:
@@ -40,9 +41,12 @@ UNITS = {
     "seed": ("1", "the start is drawn with jax.random.key(seed)"),
 }
 
+# Names that no argument of `init` may take as a dim.
+NAMES = {*UNITS, *NUMBERS, "outputs", "sample", "mode", "n_out", "n_in", "input", "lane_steps"} - set(AXES)
+
 # What has rows; observables have too. The dims of a row, where it is more than a number.
-ALONG = ("train_cost", "test_cost", "gradient_norm", "nuclear_norm", "rank", "time", "singular_values", "end_to_end")
-WITHIN = {"singular_values": ("mode",), "end_to_end": ("n_out", "n_in")}
+WITHIN = {"singular_values": ("mode",), "end_to_end": ("n_out", "n_in"), "outputs": ("n_out", "input")}
+ALONG = ("train_cost", "test_cost", "gradient_norm", "nuclear_norm", "rank", "time", *WITHIN)
 
 
 def fill(flat: dict[str, np.ndarray], size: int, chunk: Chunk, result: dict[str, np.ndarray]) -> None:
@@ -68,24 +72,30 @@ def fill(flat: dict[str, np.ndarray], size: int, chunk: Chunk, result: dict[str,
 
 
 def assemble(
-    grid: Grid, options: SweepOptions, flat: dict[str, np.ndarray], configuration: Any, versions: Any
+    grid: Grid,
+    starts: Starts,
+    options: SweepOptions,
+    flat: dict[str, np.ndarray],
+    configuration: Any,
+    versions: Any,
 ) -> "xr.Dataset":
     """The dataset, from the arrays of all lanes; stop reasons by their numbers."""
     useful, computed = (float(x) for x in flat.pop("lane_steps"))
     save_at = options.flow.save_at
+    meanings = UNITS | starts.meanings
     row = "sample" if save_at is None else "time"
     variables = {}
     for name, values in flat.items():
         dims: tuple[str, ...] = ()
         if name in ALONG or name.startswith("observable_"):
             dims = (row, *WITHIN.get(name, tuple(f"{name}_{axis}" for axis in range(values.ndim - 2))))
-        units, meaning = UNITS.get(name, ("1", name.replace("_", " ")))
+        units, meaning = meanings.get(name, ("1", name.replace("_", " ")))
         attrs = {"units": units, "long_name": meaning}
         variables[name] = (grid.dims + dims, values.reshape(grid.shape + values.shape[1:]), attrs)
     coords: dict[str, Any] = {}
     for axis in grid.dims:
-        units, meaning = UNITS[axis]
-        coords[axis] = (axis, np.asarray(grid.values[axis]), {"units": units, "long_name": meaning})
+        units, meaning = ("1", "argument of init") if axis in grid.arguments else UNITS[axis]
+        coords[axis] = (axis, grid.labels(axis), {"units": units, "long_name": meaning})
     if save_at is not None:
         coords["time"] = ("time", save_at, {"units": UNITS["time"][0]})
     attrs = {

@@ -1,9 +1,9 @@
 """The grid of a sweep: its axes, checked, and the coordinates of its lanes."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from saddleflow._backend.checks import require, require_finite, require_integer,
 from saddleflow.flow.arguments import require_tolerance
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import layer_sizes
+from saddleflow.problem.objective import Objective, as_objective
 
 # The dims a sweep can have, in the order of the dataset.
 AXES = ("cost", "depth", "gamma", "alpha", "width", "seed", "rtol")
@@ -18,11 +19,19 @@ AXES = ("cost", "depth", "gamma", "alpha", "width", "seed", "rtol")
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The lanes of a sweep: all combinations of the axes' values; `dims` are the axes given as sequences."""
+    """The lanes of a sweep: all combinations of the axes' values; `dims` are the axes given as sequences.
 
-    costs: tuple[Cost, ...]
+    Attributes:
+        costs: the costs, or objectives of models.
+        values: of each axis, in the order of the lanes.
+        dims: the axes of the dataset, in the same order.
+        arguments: the axes that are arguments of `init`; values there may be anything.
+    """
+
+    costs: tuple[Any, ...]
     values: dict[str, tuple[Any, ...]]
     dims: tuple[str, ...]
+    arguments: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, cost: Any, **axes: Any) -> "Grid":
@@ -32,7 +41,7 @@ class Grid:
             ValueError: an axis without values, with a bad one or with one twice; costs that differ in shape.
         """
         values: dict[str, tuple[Any, ...]] = {axis: _values(axis, axes[axis]) for axis in AXES[1:]}
-        costs = _costs(cost)
+        costs = _costs(cost, _as_cost)
         for depth, width in itertools.product(values["depth"], values["width"]):
             layer_sizes(depth, width, costs[0].shape)
         dims = [axis for axis in AXES[1:] if np.ndim(axes[axis]) > 0]
@@ -40,10 +49,27 @@ class Grid:
             dims.insert(0, "cost")
         return cls(costs, {"cost": tuple(range(len(costs)))} | values, tuple(dims))
 
+    @classmethod
+    def of_models(cls, cost: Any, arguments: Mapping[str, Any], **axes: Any) -> "Grid":
+        """The grid of models: objectives or bare losses, the arguments of `init`, seed and rtol.
+
+        Raises:
+            ValueError: as for networks.
+        """
+        costs = _costs(cost, _as_objective)
+        values: dict[str, tuple[Any, ...]] = {"cost": tuple(range(len(costs)))}
+        values |= {name: _arguments(name, given) for name, given in arguments.items()}
+        values |= {axis: _values(axis, given) for axis, given in axes.items()}
+        dims = [name for name, given in arguments.items() if _is_sequence(given)]
+        dims += [axis for axis, given in axes.items() if np.ndim(given) > 0]
+        if isinstance(cost, Sequence):
+            dims.insert(0, "cost")
+        return cls(costs, values, tuple(dims), tuple(arguments))
+
     @property
     def size(self) -> int:
         """Number of lanes."""
-        return int(np.prod([len(self.values[axis]) for axis in AXES]))
+        return int(np.prod([len(values) for values in self.values.values()]))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,20 +78,62 @@ class Grid:
 
     def coordinates(self) -> dict[str, np.ndarray]:
         """The value of every axis at every lane, lanes in row-major order; of the costs their numbers."""
-        columns = zip(*itertools.product(*(self.values[axis] for axis in AXES)), strict=True)
-        return {axis: np.asarray(column) for axis, column in zip(AXES, columns, strict=True)}
+        columns = zip(*itertools.product(*self.values.values()), strict=True)
+        return {
+            axis: np.fromiter(column, object, len(column)) if axis in self.arguments else np.asarray(column)
+            for axis, column in zip(self.values, columns, strict=True)
+        }
+
+    def labels(self, axis: str) -> np.ndarray:
+        """The coordinates of a dim: numbers and strings as they are, other values by name."""
+        return np.asarray(_labels(self.values[axis]))
 
 
-def _costs(cost: Any) -> tuple[Cost, ...]:
-    costs = tuple(cost) if isinstance(cost, Sequence) else (cost,)
+def _costs(cost: Any, read: Callable[[Any], Any]) -> tuple[Any, ...]:
+    costs = tuple(read(one) for one in (cost if isinstance(cost, Sequence) else (cost,)))
     require(len(costs) > 0, "cost", "be a cost or a sequence of them", cost)
-    for one in costs:
-        require(isinstance(one, Cost), "cost", "be a saddleflow cost", type(one).__name__)
     shapes = sorted({tuple(one.shape) for one in costs})
     require(len(shapes) == 1, "cost", "have one shape for all", shapes, "Make a sweep for each shape.")
     tests = {one.has_test for one in costs}
     require(len(tests) == 1, "cost", "all have a test set or none", [one.has_test for one in costs])
     return costs
+
+
+def _as_cost(given: Any) -> Cost:
+    remedy = "Models of an objective come from init." if callable(given) else ""
+    require(isinstance(given, Cost), "cost", "be a saddleflow cost", type(given).__name__, remedy)
+    return cast(Cost, given)
+
+
+def _as_objective(given: Any) -> Objective:
+    expected, remedy = "be an objective or a function of the model where init is given", "See sf.Objective."
+    require(not isinstance(given, Cost), "cost", expected, type(given).__name__, remedy)
+    return as_objective(given)
+
+
+def _arguments(name: str, given: Any) -> tuple[Any, ...]:
+    """The values of an argument of `init`."""
+    require(getattr(given, "ndim", 0) <= 1, name, "be one value or a list of them", f"shape {np.shape(given)}")
+    values = given if _is_sequence(given) else (given,)
+    found = tuple(x.item() if getattr(x, "ndim", None) == 0 and hasattr(x, "item") else x for x in values)
+    require(len(found) > 0, name, "hold at least one value", given)
+    labels = _labels(found)
+    twice = list(dict.fromkeys(label for label in labels if labels.count(label) > 1))
+    require(not twice, name, "hold each value once", f"{twice} twice", "Values are told apart by their names.")
+    return found
+
+
+def _is_sequence(given: Any) -> bool:
+    """Whether an argument is a dim: lists, tuples, ranges and arrays of one axis."""
+    return (isinstance(given, Sequence) and not isinstance(given, str | bytes)) or getattr(given, "ndim", 0) == 1
+
+
+def _labels(values: Sequence[Any]) -> list[Any]:
+    """Numbers and strings as they are; if there are others, all by name."""
+    for kinds in (bool, int | float, str):
+        if all(isinstance(value, kinds) for value in values):
+            return list(values)
+    return [str(getattr(value, "__name__", value)) for value in values]
 
 
 def _values(axis: str, given: Any) -> tuple[Any, ...]:

@@ -5,6 +5,8 @@ with the same number of slots, and nothing in it looks across slots: a lane's ar
 beside it nor on its slot, its device or the order.
 """
 
+import abc
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,39 +16,76 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from saddleflow._backend.checks import require
 from saddleflow._backend.programs import compiled
 from saddleflow.flow import loop
 from saddleflow.flow.arguments import FlowOptions, settings_of
-from saddleflow.flow.landscape import NetworkLandscape
+from saddleflow.flow.landscape import Landscape, NetworkLandscape, Parameters
+from saddleflow.flow.models import leads_down
 from saddleflow.flow.state import FlowState, Method, Settings, StopReason
 from saddleflow.problem.costs import Cost
-from saddleflow.problem.network import DeepLinearNetwork, gaussian, layer_sizes, num_parameters
-from saddleflow.problem.symmetry import balancedness_drift
+from saddleflow.problem.network import gaussian, layer_sizes, num_parameters
 from saddleflow.solvers import Rosenbrock, Switching
 from saddleflow.sweeps.results import LaneResult, spread
 
 
 class Lane(eqx.Module):
-    """What tells one lane from another of its program: all traced, so that none needs a compilation."""
+    """What tells one lane from another of its program: arrays, all traced, so that none needs a compilation."""
+
+    rtol: eqx.AbstractVar[Float[Array | np.ndarray, ""]]
+
+    @abc.abstractmethod
+    def start(self) -> tuple[Landscape, Any]:
+        """The landscape and the parameters at the start; part of a compiled program."""
+
+    @abc.abstractmethod
+    def sizes(self) -> tuple[int, int, int]:
+        """Numbers of parameters, of entries of a Krylov vector, and of what a stiff step factorises."""
+
+    @property
+    @abc.abstractmethod
+    def size_name(self) -> str:
+        """How large it is, in words."""
+
+
+class NetworkLane(Lane):
+    """A deep linear network: its start is drawn within the program."""
 
     cost: Cost
     seed: Int[Array | np.ndarray, ""]
     gamma: Float[Array | np.ndarray, ""]
     alpha: Float[Array | np.ndarray, ""]
     rtol: Float[Array | np.ndarray, ""]
+    depth: int = eqx.field(static=True)
+    width: int = eqx.field(static=True)
+
+    def start(self):
+        """`alpha * theta_0(seed)` with variance w^-gamma."""
+        key = jax.random.key(self.seed)
+        theta = gaussian(key, depth=self.depth, width=self.width, shape=self.cost.shape, gamma=self.gamma)
+        return NetworkLandscape(self.cost), jax.tree.map(lambda layer: self.alpha * layer, theta)
+
+    def sizes(self):
+        """Of the layers; coordinates are compressed where that saves some."""
+        ends = sum(self.cost.shape)
+        parameters = num_parameters(layer_sizes(self.depth, self.width, self.cost.shape))
+        compressed = ends * self.width * (self.depth - 1)
+        return parameters, compressed if self.depth > 2 and self.width > ends else parameters, 0
+
+    @property
+    def size_name(self):
+        """By the width."""
+        return f"at width {self.width}"
 
 
 class Program(eqx.Module):
-    """What the lanes of one compiled program have in common: sizes and method, compiled in, and numbers, traced."""
+    """What the lanes of one compiled program have in common: the method, compiled in, and numbers, traced."""
 
     method: Method
     save_at: Float[Array | np.ndarray, " times"] | None
     t1: Float[Array | np.ndarray, ""]  # infinite: to a certified minimum
     max_steps: Int[Array | np.ndarray, ""]
     gradient_tolerance: Float[Array | np.ndarray, ""]
-    depth: int = eqx.field(static=True)
-    width: int = eqx.field(static=True)
-    shape: tuple[int, int] = eqx.field(static=True)  # of the end-to-end matrix
     num_rows: int = eqx.field(static=True)  # of a result
 
 
@@ -60,54 +99,48 @@ class Running(eqx.Module):
 
     state: FlowState
     settings: Settings
-    cost: Cost
-    start: DeepLinearNetwork
+    landscape: Landscape
+    start: Parameters
 
 
 def _start(lane: Lane, program: Program) -> Running:
-    """The start of a lane, `alpha * theta_0(seed)` with variance w^-gamma. Every start of a sweep is made here."""
-    key = jax.random.key(lane.seed)
-    theta = gaussian(key, depth=program.depth, width=program.width, shape=program.shape, gamma=lane.gamma)
-    network = jax.tree.map(lambda layer: lane.alpha * layer, theta)
+    """The start of a lane. Every start of a sweep is made here."""
+    landscape, parameters = lane.start()
     options = FlowOptions(rtol=lane.rtol, t1=program.t1, gradient_tolerance=program.gradient_tolerance)
-    landscape = NetworkLandscape(lane.cost)
-    settings = replace(settings_of(landscape, network, options), max_steps=jnp.asarray(program.max_steps))
+    settings = replace(settings_of(landscape, parameters, options), max_steps=jnp.asarray(program.max_steps))
     if program.save_at is not None:
         never = jnp.asarray(-1.0)  # converged: a lane goes on to the last of the times
         settings = replace(settings, save_at=jnp.asarray(program.save_at), gradient_tolerance=never)
-    return Running(loop.start(landscape, network, settings, program.method), settings, lane.cost, network)
+    return Running(loop.start(landscape, parameters, settings, program.method), settings, landscape, parameters)
 
 
 def _burst(
     running: Running, program: Program, num_steps: Int[Array, ""]
 ) -> tuple[Running, Bool[Array, ""], Int[Array, ""]]:
     """At most so many steps more; whether the lane still runs, and all the steps it has taken."""
-    state = loop.advance(running.state, NetworkLandscape(running.cost), running.settings, program.method, num_steps)
+    state = loop.advance(running.state, running.landscape, running.settings, program.method, num_steps)
     return replace(running, state=state), state.reason == StopReason.running, state.num_steps
 
 
 def _result(running: Running, program: Program) -> LaneResult:
-    state, cost, method = running.state, running.cost, program.method
+    state, landscape, method = running.state, running.landscape, program.method
     end = state.plain_parameters()
     rows, num_rows = state.rows, state.num_rows
     if program.save_at is None:
-        last = loop.observe(NetworkLandscape(cost), end, state.clock, method)
+        last = loop.observe(landscape, end, state.clock, method)
         missing = loop.ends_between_rows(state, method)
         rows = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]).at[num_rows].set(y), rows, last)
         rows = spread(rows, num_rows + missing, program.num_rows)
         num_rows = jnp.asarray(program.num_rows)
-    costs = {"train_cost": jax.lax.map(cost, rows["end_to_end"])}
-    if cost.has_test:
-        costs["test_cost"] = jax.lax.map(cost.test, rows["end_to_end"])
     work = state.work(method)
     return LaneResult(
-        rows=rows | costs,
+        rows=rows | landscape.costs(rows),
         num_rows=num_rows,
         end_time=state.time,
         stop_reason=state.reason,
         num_accepted_steps=state.num_accepted,
         num_rejected_steps=state.num_rejected,
-        balancedness_drift=jnp.asarray(balancedness_drift(running.start, end)),
+        balancedness_drift=landscape.drift(running.start, end),
         num_vector_field_evaluations=None if work is None else work.vector_fields,
         num_hessian_vector_products=None if work is None else work.products,
     )
@@ -142,9 +175,13 @@ def begin_slots(lanes: Lane, filled: Bool[Array | np.ndarray, " slots"], program
 @eqx.filter_jit
 def refill_slots(running: Running, fresh: Running, filled: Bool[Array | np.ndarray, " slots"]) -> Running:
     """The lanes of all slots, with fresh ones in those that are to be filled."""
-    return jax.tree.map(
-        lambda old, new: jnp.where(filled.reshape(-1, *[1] * (old.ndim - 1)), new, old), running, fresh
+    arrays, others = eqx.partition(running, eqx.is_array)
+    chosen = jax.tree.map(
+        lambda old, new: jnp.where(filled.reshape(-1, *[1] * (old.ndim - 1)), new, old),
+        arrays,
+        eqx.filter(fresh, eqx.is_array),
     )
+    return eqx.combine(chosen, others)
 
 
 @compiled
@@ -161,21 +198,62 @@ def read_slots(running: Running, program: Program) -> Any:
     return eqx.filter_vmap(_result, in_axes=(eqx.if_array(0), None))(running, program)
 
 
+def side_by_side(lanes: Sequence[Lane], kind: Hashable) -> Lane:
+    """Lanes of one program as one, arrays with a leading axis.
+
+    Raises:
+        ValueError: lanes of another signature than that of their program, `kind`.
+    """
+    require(
+        all(signature(lane) == kind for lane in lanes),
+        "init",
+        "make models of one structure for all seeds",
+        "several structures",
+        "Pass slots=1, or let the structure depend on an argument of init other than the key.",
+    )
+    arrays, others = zip(*(eqx.partition(lane, eqx.is_array) for lane in lanes), strict=True)
+    return eqx.combine(jax.tree.map(lambda *x: np.stack(x), *arrays), others[0])
+
+
+def signature(tree: Any) -> Hashable:
+    """Equal for trees that one compiled program can serve: structure, shapes and types of arrays, other leaves."""
+    leaves, structure = jax.tree.flatten(tree)
+    kinds = [(leaf.shape, str(leaf.dtype)) if eqx.is_array(leaf) else leaf for leaf in leaves]
+    return structure, tuple(kinds)
+
+
+def slot(running: Running, number: int) -> Running:
+    """The lane in one of the slots."""
+    return jax.tree.map(lambda x: x[number] if eqx.is_array(x) else x, running)
+
+
+def finished(result: LaneResult, running: Running) -> LaneResult:
+    """The result of a lane that has ended, in numpy; where it rests, by the Hessian there, of a saddle or not.
+
+    Networks say that by themselves.
+    """
+    result = jax.device_get(result)
+    landscape: Any = running.landscape
+    if result.stop_reason == StopReason.stationary and leads_down(landscape, running.state.parameters):
+        return replace(result, stop_reason=np.asarray(int(StopReason.stationary_saddle)))
+    return result
+
+
 def forecast_memory(lane: Lane, program: Program) -> int:
     """Bytes that a slot will need, foreseen from shapes before anything is compiled.
 
-    The lane in five copies (old, new, selected, fresh, read at its end), the stages of a step and the Krylov basis.
+    The lane in five copies (old, new, selected, fresh, read at its end), the stages of a step, the Krylov basis and
+    what is factorised.
     """
     state = eqx.filter_eval_shape(_shapes, lane, program)
-    parameters = num_parameters(layer_sizes(program.depth, program.width, program.shape))
-    size = 5 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    parameters, coordinates, factorised = lane.sizes()
+    arrays = [x for x in jax.tree.leaves(state) if isinstance(x, jax.ShapeDtypeStruct)]
+    size = 5 * sum(x.size * x.dtype.itemsize for x in arrays)
     solver = program.method.solver
     solver = solver.stiff if isinstance(solver, Switching) else solver  # its explicit steps need less
     if isinstance(solver, Rosenbrock):
-        ends = sum(program.shape)
-        compressed = ends * program.width * (program.depth - 1)
-        coordinates = compressed if program.depth > 2 and program.width > ends else parameters
-        size += 8 * ((2 * solver.tableau.stages + 6) * parameters + 2 * solver.max_krylov_dim * coordinates)
+        krylov = 2 * solver.max_krylov_dim * coordinates
+        size += 8 * ((2 * solver.tableau.stages + 6) * parameters + krylov + 2 * factorised)
     else:
         size += 8 * 16 * parameters
     return size

@@ -5,7 +5,7 @@ of padded widths. Threads take one lane after another.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from saddleflow.flow.arguments import FlowOptions
 from saddleflow.flow.state import StopReason
 from saddleflow.flow.trajectory import Trajectory
 from saddleflow.problem.network import gaussian, layer_sizes, num_parameters
-from saddleflow.sweeps.lanes import Lane
+from saddleflow.sweeps.lanes import NetworkLane
 from saddleflow.sweeps.results import LaneResult, spread
 from saddleflow.sweeps.workers import Report, Tally, in_threads
 from saddleflow.width.adaptive import solve_reduced
@@ -43,7 +43,7 @@ class ReducedGroup:
         width: hidden width w, before it is reduced.
         shape: (n_out, n_in).
         num_rows: rows of a result.
-        lanes: pairs of a label, which comes back with the result, and a lane.
+        lanes: pairs of a label, which comes back with the result, and a function that makes the lane.
     """
 
     options: FlowOptions
@@ -52,7 +52,7 @@ class ReducedGroup:
     width: int
     shape: tuple[int, int]
     num_rows: int
-    lanes: Sequence[tuple[Any, Lane]]
+    lanes: Sequence[tuple[Any, Callable[[], NetworkLane]]]
 
 
 def check_groups(groups: Sequence[ReducedGroup], workers: int | None) -> None:
@@ -79,7 +79,7 @@ def run(groups: Sequence[ReducedGroup], *, workers: int | None, report: Report) 
     Yields:
         Label and result, as lanes end.
     """
-    tasks = [partial(_solve, group, label, lane, report) for group in groups for label, lane in group.lanes]
+    tasks = [partial(_solve, group, label, make, report) for group in groups for label, make in group.lanes]
     with one_lapack_thread():
         yield from in_threads(tasks, _num_threads(groups, workers))
 
@@ -88,7 +88,7 @@ def _num_threads(groups: Sequence[ReducedGroup], workers: int | None) -> int:
     return max(1, min(workers or cores(), sum(len(group.lanes) for group in groups)))
 
 
-def start_network(lane: Lane, group: ReducedGroup) -> ReducedNetwork:
+def start_network(lane: NetworkLane, group: ReducedGroup) -> ReducedNetwork:
     """The start of a lane: `alpha * theta_0(seed)`, projected ("auto") or drawn in law, at any width ("sample")."""
     key, alpha = jax.random.key(int(lane.seed)), float(lane.alpha)
     draw = {"depth": group.depth, "width": group.width, "shape": group.shape, "gamma": float(lane.gamma)}
@@ -99,11 +99,12 @@ def start_network(lane: Lane, group: ReducedGroup) -> ReducedNetwork:
 
 
 def _solve(
-    group: ReducedGroup, label: Any, lane: Lane, report: Report, stopped: threading.Event
+    group: ReducedGroup, label: Any, make: Callable[[], NetworkLane], report: Report, stopped: threading.Event
 ) -> Iterator[tuple[Any, LaneResult]]:
     """One lane, start to end: nothing stops it on the way."""
     if stopped.is_set():
         return
+    lane = make()
     options = replace(group.options, rtol=float(lane.rtol))
     trajectory = solve_reduced(lane.cost, start_network(lane, group), options)
     result = _result(trajectory, group)

@@ -35,7 +35,7 @@ class LaneResult(eqx.Module):
         stop_reason: a code of `StopReason`.
         num_accepted_steps: steps taken.
         num_rejected_steps: steps tried in vain.
-        balancedness_drift: see `saddleflow.problem.symmetry.balancedness_drift`.
+        balancedness_drift: see `saddleflow.problem.symmetry.balancedness_drift`; None where nothing is conserved.
         num_vector_field_evaluations: None where the solver does not tell.
         num_hessian_vector_products: None where the solver does not tell.
         reduction_error_estimate: of |A - A_full|_F; None where no width is to be reduced.
@@ -48,7 +48,7 @@ class LaneResult(eqx.Module):
     stop_reason: Int[Array | np.ndarray, ""]
     num_accepted_steps: Int[Array | np.ndarray, ""]
     num_rejected_steps: Int[Array | np.ndarray, ""]
-    balancedness_drift: Float[Array | np.ndarray, ""]
+    balancedness_drift: Float[Array | np.ndarray, ""] | None
     num_vector_field_evaluations: Int[Array | np.ndarray, ""] | None = None
     num_hessian_vector_products: Int[Array | np.ndarray, ""] | None = None
     reduction_error_estimate: Float[Array | np.ndarray, ""] | None = None
@@ -73,41 +73,52 @@ def spread(rows: dict[str, Any], num_rows: Any, count: int) -> dict[str, Any]:
 
 
 def as_arrays(
-    result: LaneResult, *, num_rows: int, with_time: bool, with_matrices: bool, rank_tolerance: float | None
+    result: LaneResult, further: dict[str, np.ndarray], *, num_rows: int, with_time: bool
 ) -> dict[str, np.ndarray]:
     """A lane's result as arrays by the names of the dataset, rows first.
 
     Args:
         result: the result, in numpy.
-        num_rows: rows of the dataset; NaN (rank -1) where the lane has fewer.
+        further: arrays that lanes of its kind have beside those of all.
+        num_rows: rows of the dataset; NaN where the lane has fewer.
         with_time: keep the times, where the rows are the lane's own steps.
+    """
+    rows = result.rows
+    names = ["train_cost", "gradient_norm", "test_cost", *(["time"] if with_time else [])]
+    kept = {name: masked(result, rows[name], num_rows) for name in names if name in rows}
+    observed = {f"observable_{name}": masked(result, x, num_rows) for name, x in rows["observables"].items()}
+    return kept | further | observed | result.numbers() | {"lane_steps": result.lane_steps()}
+
+
+def masked(result: LaneResult, values: Any, num_rows: int) -> np.ndarray:
+    """Values of all rows, NaN where the lane has none."""
+    values, valid = np.asarray(values, float), np.arange(num_rows) < result.num_rows
+    return np.where(valid.reshape(-1, *[1] * (values.ndim - 1)), values, np.nan)
+
+
+def of_matrices(
+    result: LaneResult, *, num_rows: int, with_matrices: bool, rank_tolerance: float | None
+) -> dict[str, np.ndarray]:
+    """The spectrum of A along the rows, NaN (rank -1) where the lane has fewer.
+
+    Args:
+        result: the result, in numpy.
+        num_rows: rows of the dataset.
         with_matrices: keep the end-to-end matrices.
         rank_tolerance: absolute cut for the rank; None: see `observables.default_rank_tolerance`.
     """
-    rows, valid = result.rows, np.arange(num_rows) < result.num_rows
-
-    def masked(values: Any) -> np.ndarray:
-        values = np.asarray(values, float)
-        return np.where(valid.reshape(-1, *[1] * (values.ndim - 1)), values, np.nan)
-
-    names = ["train_cost", "gradient_norm", "test_cost", *(["time"] if with_time else [])]
-    kept = {name: masked(rows[name]) for name in names if name in rows}
-    matrices = masked(rows["end_to_end"])
+    matrices = masked(result, result.rows["end_to_end"], num_rows)
     values = np.full((num_rows, min(matrices.shape[1:])), np.nan)
     finite = np.isfinite(matrices).all(axis=(1, 2))
     if finite.any():
         values[finite] = np.linalg.svd(matrices[finite], compute_uv=False)
     tolerance = rank_tolerance
     if tolerance is None:
-        tolerance = obs.default_rank_tolerance(values, kept["train_cost"])
-    kept |= {
+        tolerance = obs.default_rank_tolerance(values, masked(result, result.rows["train_cost"], num_rows))
+    kept = {
         "singular_values": values,
         "nuclear_norm": obs.nuclear_norm(values),
         "rank": np.where(finite, obs.rank(np.nan_to_num(values), tolerance), -1),
         "rank_tolerance": np.asarray(tolerance),
     }
-    if with_matrices:
-        kept["end_to_end"] = matrices
-    for name, observed in rows["observables"].items():
-        kept[f"observable_{name}"] = masked(observed)
-    return kept | result.numbers() | {"lane_steps": result.lane_steps()}
+    return kept | {"end_to_end": matrices} if with_matrices else kept

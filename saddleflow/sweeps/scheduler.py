@@ -12,7 +12,7 @@ LAPACK calls of 16 lanes.
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -32,8 +32,8 @@ from saddleflow.sweeps.workers import Report, Tally, in_threads
 # others it waits for the burst to end.
 BURST_ALONE, BURST_TOGETHER = 256, 8
 
-# A lane with its label, which comes back with the result.
-Labelled = tuple[Any, Lane]
+# A label, which comes back with the result, and what makes the lane: once, as its turn comes.
+Labelled = tuple[Any, Callable[[], Lane]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,7 @@ class _Waiting:
     """The waiting lanes of one program."""
 
     program: Program
+    kind: Hashable  # the signature of its lanes
     lanes: deque[Labelled]
     num_slots: int
     num_filled: int  # slots that a worker fills: no device takes all lanes where there are few
@@ -76,7 +77,8 @@ def run(
     Workers begin with different programs, so that these compile side by side, and end by helping each other.
 
     Args:
-        groups: a program and its lanes, each a pair of a label, which comes back with the result, and a lane.
+        groups: a program and its lanes, each a pair of a label, which comes back with the result, and a function
+            that makes the lane.
         devices: local devices.
         slots: slots of a program; None: see `devices.slots_per_program`.
         workers: threads of each device; None: one, but a single CPU device gets one a core.
@@ -92,17 +94,18 @@ def run(
         workers = cores() if len(devices) == 1 and devices[0].platform == "cpu" else 1
     waiting, most, needs = [], 0, []
     for program, members in groups:
-        size = lanes.forecast_memory(members[0][1], program)
+        first = members[0][1]()
+        size = lanes.forecast_memory(first, program)
         num_slots = slots or slots_per_program(devices[0], size)
         if num_slots > 1:  # side by side, some lanes may be on a tail and others not
             program = lanes.with_turns(program, "both")
-            size = lanes.forecast_memory(members[0][1], program)
+            size = lanes.forecast_memory(first, program)
             num_slots = slots or slots_per_program(devices[0], size)
         num_filled = min(num_slots, -(-len(members) // (len(devices) * workers)))
         locks = {device: threading.Lock() for device in devices}
-        waiting.append(_Waiting(program, deque(members), num_slots, num_filled, locks))
+        waiting.append(_Waiting(program, lanes.signature(first), deque(members), num_slots, num_filled, locks))
         most += -(-len(members) // num_filled)
-        needs.append((num_slots * size, f"{num_slots} slot(s) at width {program.width}"))
+        needs.append((num_slots * size, f"{num_slots} slot(s) {first.size_name}"))
     placed = (list(devices) * workers)[:most]
     need, what = max(needs, default=(0, ""))
     check_memory(need, len(placed), devices[0], what)
@@ -132,7 +135,7 @@ def _one_by_one(
     program, burst = waiting.program, jnp.asarray(BURST_ALONE, int)
     compiled = False
     while not stopped.is_set() and (job := waiting.take()) is not None:
-        label, lane = job
+        label, lane = job[0], job[1]()
         if not compiled:
             with waiting.compiling[device]:
                 lanes.advance(lanes.begin(lane, program), program, jnp.zeros_like(burst))
@@ -146,7 +149,7 @@ def _one_by_one(
             before = int(steps)
             report(Tally(useful=taken, computed=taken))
             if not active:
-                yield label, jax.device_get(result)
+                yield label, lanes.finished(result, running)
 
 
 def _together(
@@ -161,7 +164,7 @@ def _together(
         for number in range(waiting.num_filled):
             job = None if number in slots else waiting.take()
             if job is not None:
-                slots[number], fresh[number] = _Slot(job[0]), job[1]
+                slots[number], fresh[number] = _Slot(job[0]), job[1]()
         if not slots:
             return
         if running is None:
@@ -178,6 +181,7 @@ def _together(
         for number in ended:
             slot = slots.pop(number)
             result = jax.tree.map(lambda x, number=number: x[number, ...], results)
+            result = lanes.finished(result, lanes.slot(running, number))
             yield slot.label, replace(result, computed_steps=slot.computed)
 
 
@@ -196,5 +200,5 @@ def _fill(running: Running | None, fresh: dict[int, Lane], waiting: _Waiting) ->
     filled = np.asarray([number in fresh for number in range(waiting.num_slots)])
     spare = next(iter(fresh.values()))
     members = [fresh.get(number, spare) for number in range(waiting.num_slots)]
-    begun = lanes.begin_slots(jax.tree.map(lambda *x: np.stack(x), *members), filled, waiting.program)
+    begun = lanes.begin_slots(lanes.side_by_side(members, waiting.kind), filled, waiting.program)
     return begun if running is None else lanes.refill_slots(running, begun, filled)

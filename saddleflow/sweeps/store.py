@@ -148,7 +148,13 @@ class Store:
         )
         for label in ("saddleflow_sweep", "complete"):
             data.attrs.pop(label)
-        return data
+        return data.assign_coords(
+            {
+                name: (values.dims, [str(value) for value in values.values], values.attrs)
+                for name, values in data.coords.items()
+                if values.dtype.kind in "OT"  # strings of any length
+            }
+        )
 
     @staticmethod
     def _read(reader, path: Path, what: str):
@@ -170,7 +176,7 @@ def _write(
     array = group.create_array(
         name,
         shape=values.shape,
-        dtype=values.dtype,
+        dtype=str if values.dtype.kind == "U" else values.dtype,  # of fixed lengths zarr's format says nothing
         chunks=tuple(max(size, 1) for size in values.shape),
         compressors=[ZstdCodec(), Crc32cCodec()],
         dimension_names=dims,

@@ -1,26 +1,31 @@
 """Sweeps: one call for a grid of flows, one dataset back."""
 
+import inspect
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import diffrax
+import equinox as eqx
 import jax
 import lazy_loader as lazy
 import numpy as np
 
 from saddleflow._backend import meters
-from saddleflow._backend.checks import named_arguments, require, require_integer, require_positive
+from saddleflow._backend.checks import require, require_integer, require_known, require_positive
 from saddleflow._backend.devices import find_devices, slots_per_program
 from saddleflow.flow.arguments import FlowOptions
 from saddleflow.flow.history import versions as package_versions
+from saddleflow.problem.costs import Cost
 from saddleflow.sweeps import cluster, dataset
-from saddleflow.sweeps.chunks import Chunk, SweepOptions, cut, run_chunks
+from saddleflow.sweeps.chunk import Chunk, Starts, SweepOptions
+from saddleflow.sweeps.chunks import NETWORKS, cut, run_chunks
 from saddleflow.sweeps.configuration import describe
 from saddleflow.sweeps.grid import Grid
+from saddleflow.sweeps.models import ModelStarts, arguments_of
 from saddleflow.sweeps.store import Store
 from saddleflow.sweeps.workers import Report, Tally
 
@@ -29,18 +34,29 @@ if TYPE_CHECKING:
 else:
     xr = lazy.load("xarray")
 
+# What a sweep of networks takes beside what all sweeps do.
+NETWORK_AXES = ("depth", "width", "gamma", "alpha")
+
 # Where a lane's own steps are saved: rows of a step, so that short runs too have as many as the dataset asks for.
 SAVES_PER_STEP = 4
 
 
-@named_arguments
+@overload
 def sweep(
-    cost: Any,
+    cost: Cost | Sequence[Cost],
     *,
     depth: Any,
     width: Any,
     gamma: Any = 1.0,
     alpha: Any = 1.0,
+    **options: Any,
+) -> "xr.Dataset": ...
+@overload
+def sweep(cost: Any, *, init: Callable[..., Any], **options: Any) -> "xr.Dataset": ...
+def sweep(  # pyright: ignore[reportInconsistentOverload]
+    cost: Any,
+    *,
+    init: Callable[..., Any] | None = None,
     seed: Any = 0,
     rtol: Any = 1e-4,
     t1: Any = None,
@@ -53,17 +69,21 @@ def sweep(
     gradient_tolerance: float = 1e-4,
     rank_tolerance: float | None = None,
     reduce_width: str | None = None,
+    trainable: Any = eqx.is_inexact_array,
+    preconditioner: str = "auto",
     store: str | Path | None = None,
     client: Any = None,
     devices: int | Sequence[Any] | None = None,
     slots: int | None = None,
     chunk_size: int | None = None,
     progress: bool = True,
+    **axes: Any,
 ) -> "xr.Dataset":
-    """Solve the flow from every start of a grid: `alpha * theta_0(seed)`, layers of variance `width^-gamma`.
+    """Solve the flow from every start of a grid.
 
-    Each of cost, depth, gamma, alpha, width, seed and rtol may be a sequence; those that are become the dims of
-    the dataset, in this order, and every combination is a lane. A lane's start is drawn with
+    Of deep linear networks, `sweep(cost, depth=..., width=...)`, the starts are `alpha * theta_0(seed)`, layers of
+    variance `width^-gamma`. Each of cost, depth, gamma, alpha, width, seed and rtol may be a sequence; those that are
+    become the dims of the dataset, in this order, and every combination is a lane. A lane's start is drawn with
     `jax.random.key(seed)`, so a lane's numbers depend on its own coordinates only: not on the grid's other
     values, its order, the chunks, the devices or the machines. (CPUs and accelerators agree to rtol only: see
     `solver`.)
@@ -72,17 +92,30 @@ def sweep(
         data = sf.sweep(cost, depth=3, width=[10, 100], gamma=[1.0, 1.5], seed=range(10))
         data.test_cost.isel(sample=-1).mean("seed")    # dims (gamma, width)
 
+    Of other models, `sweep(objective, init=make, ...)`, a start is what a function of yours returns,
+    `make(jax.random.key(seed), ...)`. Its keywords are given to sweep; those that are sequences become dims, in the
+    order of the call, after `cost` and before seed and rtol.
+
+        def make(key, width, scale=1.0):
+            model = eqx.nn.MLP(5, 1, width, 1, jnp.tanh, key=key)
+            return jax.tree.map(lambda x: scale * x if eqx.is_inexact_array(x) else x, model)
+
+        data = sf.sweep(objective, init=make, width=[10, 50], scale=[1.0, 1e-2], seed=range(4), t1=1e3)
+        data.train_cost.isel(sample=-1)                # dims (width, scale, seed)
+
+    `make` is called on the host, outside of `jit`, when a lane's turn comes, and a few times more to see the
+    structure of models; several threads may call it. Models of one structure (shapes, and all that is no array) share
+    a compiled program, so functions in a model should be made outside of `make`.
+
     Three defaults differ from those of `gradient_flow`, because a sweep has many lanes. `rtol` is 1e-4, not 1e-6: a
     sweep is drawn as a picture, and A is held to 10 rtol, a tenth of a percent. `max_saves` is 64, not 1000: so many
     rows are held for every lane. `max_steps` is 100,000, not 1,000,000: a lane that gets nowhere holds a worker until
     its steps are used up.
 
     Args:
-        cost: the cost, or several of one shape.
-        depth: number of layers L.
-        width: hidden width w.
-        gamma: exponent of the start's variance.
-        alpha: scale of the start.
+        cost: the cost, or several of one shape; of models an `Objective` or a function from the model to a number, or
+            several.
+        init: a function (key, ...) -> model; None: networks.
         seed: seeds of the starts.
         rtol: relative tolerance, as in `gradient_flow`.
         t1: end of each run; None: a certified minimum.
@@ -91,7 +124,7 @@ def sweep(
             steps, within them by dense output where they are few, the dim `sample`, first row the start and last row
             the end; then `time` is a variable.
         max_saves: rows of a lane where its own steps are saved; at least 4.
-        save_matrices: keep the end-to-end matrices of all rows.
+        save_matrices: keep the end-to-end matrices of all rows, or the outputs of models.
         observables: as in `gradient_flow`.
         solver: as in `gradient_flow`; None: its default where this machine computes on CPUs, the stiff part of it
             on accelerators.
@@ -100,7 +133,10 @@ def sweep(
         rank_tolerance: absolute cut for the rank; None: see `gradient_flow`.
         reduce_width: "auto" reduces the lanes whose width it makes smaller, each to an error in A of at most 10 *
             rtol of its largest |A|; "sample" draws those lanes in law (`sample_reduced`, any width up to 10^12), so
-            that their starts are others than the full ones. The dataset then has reduction_error_estimate.
+            that their starts are others than the full ones. The dataset then has reduction_error_estimate. Networks
+            only, as is rank_tolerance.
+        trainable: of models, as in `gradient_flow`.
+        preconditioner: of models, as in `gradient_flow`.
         store: folder of a zarr store: finished chunks are kept there, and the same call goes on where an earlier
             one ended.
         client: a `dask.distributed.Client` to run the chunks on.
@@ -109,12 +145,17 @@ def sweep(
             as many as fit its memory.
         chunk_size: lanes of a chunk at most; None: a 32nd of them, between 8 and 256.
         progress: show a meter on terminals and in notebooks.
+        axes: of networks depth (number of layers L), width (hidden width w), gamma (exponent of the start's variance,
+            default 1) and alpha (scale of the start, default 1). Of models the keywords of init: a list, tuple, range
+            or array is a dim, anything else one value; values that are no numbers or strings have their names as
+            coordinates.
 
     Returns:
         A dataset with the dims above: train_cost, test_cost (where there is a test set), gradient_norm, rank,
         nuclear_norm, singular_values, observable_<name> along the rows; stop_reason, end_time,
-        num_accepted_steps, num_rejected_steps, evaluations, balancedness_drift a lane. Attributes: configuration
-        and versions as JSON, lane_utilisation (useful lane-steps over all computed).
+        num_accepted_steps, num_rejected_steps, evaluations, balancedness_drift a lane. Of models train_cost (the
+        loss), test_cost, gradient_norm, observables, outputs, and all that a lane has but the drift. Attributes:
+        configuration and versions as JSON, lane_utilisation (useful lane-steps over all computed).
 
     Raises:
         ValueError: bad arguments, named with value and remedy; a store of another sweep, or a damaged one.
@@ -122,7 +163,10 @@ def sweep(
         OSError: a store that cannot be written; what was written stays.
         RuntimeError: chunks that failed on a cluster.
     """
-    grid = Grid.of(cost, depth=depth, gamma=gamma, alpha=alpha, width=width, seed=seed, rtol=rtol)
+    starts, make_grid = _starts(
+        init, trainable, preconditioner, axes, reduce_width=reduce_width, rank_tolerance=rank_tolerance
+    )
+    grid = make_grid(cost, seed=seed, rtol=rtol)
     t1, save_at = _times(t1, save_at)
     flow = FlowOptions(
         t1=t1,
@@ -143,8 +187,8 @@ def sweep(
         if value is not None:
             require_integer(name, value, 1)
     require(client is None or devices is None, "devices", "not be given together with client", devices)
-    chunks = cut(grid, options, chunk_size)
-    configuration, versions = describe(grid, options, chunks), package_versions()
+    chunks = cut(grid, options, chunk_size, starts)
+    configuration, versions = describe(grid, starts, options, chunks), package_versions()
     kept = None if store is None else Store(store, configuration, versions)
     if kept is not None and kept.complete:
         return dataset.with_names(kept.load())
@@ -152,10 +196,44 @@ def sweep(
     if client is not None:
         compute = partial(cluster.run_on_client, client=client, slots=slots)
     flat = _collect(cluster.own_chunks(chunks), grid.size, kept, compute, progress)
-    data = dataset.assemble(grid, options, cluster.gather(flat), configuration, versions)
+    data = dataset.assemble(grid, starts, options, cluster.gather(flat), configuration, versions)
     if kept is not None and jax.process_index() == 0:
         kept.finish(data)
     return dataset.with_names(data)
+
+
+def _starts(
+    init: Any, trainable: Any, preconditioner: str, axes: dict[str, Any], **of_networks: Any
+) -> tuple[Starts, Callable[..., Grid]]:
+    """What kind of starts there are, and what makes their grid of cost, seed and rtol.
+
+    Raises:
+        ValueError: options of the other kind; arguments of init that are missing or have the name of a variable.
+        TypeError: an argument of another name.
+    """
+    known = [name for name, one in inspect.signature(sweep).parameters.items() if one.kind != one.VAR_KEYWORD]
+    if init is None:
+        for name in axes:
+            require_known(name, [*known[:1], *NETWORK_AXES, *known[1:]], "sweep")
+        for name in ("depth", "width"):
+            require(name in axes, name, "be given for networks", None, "Other models come from init.")
+        remedy = "Networks move as a whole, by their own preconditioner."
+        require(trainable is eqx.is_inexact_array, "trainable", "come with init", trainable, remedy)
+        require(
+            preconditioner == "auto", "preconditioner", "come with init", preconditioner, "Networks have their own."
+        )
+        return NETWORKS, partial(Grid.of, **({"gamma": 1.0, "alpha": 1.0} | axes))
+    for name, value in of_networks.items():
+        require(value is None, name, "be left out where init is given", value, "Only networks have it.")
+    names, open_ended = arguments_of(init, axes)
+    for name, value in axes.items():
+        if not open_ended and name not in names:
+            own = name not in NETWORK_AXES
+            require(own, name, "be an argument of init where that is given", value, f"It takes {', '.join(names)}.")
+            require_known(name, [*names, *known], "sweep or of init")
+    for name in dataset.NAMES & set(axes):
+        require(False, name, "have another name as an argument of init", axes[name], "The dataset uses it.")
+    return ModelStarts(init, trainable, preconditioner), partial(Grid.of_models, arguments=axes)
 
 
 def _times(t1: Any, save_at: Any) -> tuple[float | None, Any]:

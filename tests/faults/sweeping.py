@@ -1,6 +1,7 @@
-"""A small sweep as a process of its own, for the tests: python sweeping.py OUT [devices N [deep] | process I PORT].
+"""A small sweep as a process of its own, for the tests.
 
-OUT is a store (.zarr), or a NetCDF file for the dataset; "deep" sweeps with the default solver.
+python sweeping.py OUT [devices N [deep|models] | process I PORT | models]: OUT is a store (.zarr), or a NetCDF file
+for the dataset; "deep" sweeps with the default solver, "models" models.
 """
 
 import sys
@@ -19,6 +20,21 @@ def sweep(store=None, **further):
     return sf.sweep(cost, **(GRID | {"solver": diffrax.Tsit5()} | further), store=store)
 
 
+def make(key, scale):
+    return scale * jax.random.normal(key, (2,), float)
+
+
+def loss(pair):
+    return (pair[0] * pair[1] - 1.0) ** 2
+
+
+def sweep_models(store=None, **further):
+    import saddleflow as sf
+
+    grid = {"scale": [1.0, 0.1], "seed": list(range(4)), "chunk_size": 2, "max_saves": 8, "t1": 10.0}
+    return sf.sweep(loss, init=make, **(grid | further), store=store)
+
+
 def main(out, mode=None, number=0, last=None):
     if mode == "devices":
         jax.config.update("jax_num_cpu_devices", int(number))
@@ -26,11 +42,12 @@ def main(out, mode=None, number=0, last=None):
     elif mode == "process":
         jax.distributed.initialize(f"localhost:{last}", 2, int(number))
         further = {}
+    run = sweep_models if "models" in (mode, last) else sweep
     print("begin", flush=True)
-    if mode is None:
-        sweep(out)
+    if mode in (None, "models"):
+        run(out)
     else:
-        sweep(**further).to_netcdf(out, engine="h5netcdf")
+        run(**further).to_netcdf(out, engine="h5netcdf")
     print("end", flush=True)
 
 

@@ -15,7 +15,7 @@ from saddleflow.sweeps import cluster
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from sweeping import DEEP, sweep  # noqa: E402
+from sweeping import DEEP, sweep, sweep_models  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,14 @@ def test_devices_do_not_matter(tmp_path, undisturbed, devices):
     assert printed.split() == ["begin", "end"], error
     with xr.open_dataset(out, engine="h5netcdf") as data:
         assert_same(undisturbed, data)
+
+
+def test_devices_do_not_matter_to_models(tmp_path):
+    out = tmp_path / "data.nc"
+    printed, error = start(out, "devices", 2, "models").communicate()
+    assert printed.split() == ["begin", "end"], error
+    with xr.open_dataset(out, engine="h5netcdf") as data:
+        assert_same(sweep_models(), data)
 
 
 @pytest.mark.slow
@@ -97,6 +105,11 @@ def test_a_dask_client_and_a_worker_killed_on_the_way(undisturbed, client, monke
     assert_same(undisturbed, sweep(client=client))
     assert killed
     assert set(client.run(os.getpid).values()) != set(pids.values())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_models_on_a_dask_client(client):
+    assert_same(sweep_models(), sweep_models(client=client))
 
 
 @pytest.mark.slow

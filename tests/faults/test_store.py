@@ -13,18 +13,16 @@ import xarray as xr
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from sweeping import sweep  # noqa: E402
+from sweeping import sweep, sweep_models  # noqa: E402
 
 
-def process(store, cache, before=None):
+def process(store, cache, *mode):
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    command = [sys.executable, str(HERE / "sweeping.py"), str(store)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=before
-    )
+    command = [sys.executable, str(HERE / "sweeping.py"), str(store), *mode]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def assert_identical(a, b):
@@ -36,29 +34,35 @@ def undisturbed():
     return sweep()
 
 
-def kill_and_resume(tmp_path, moments):
-    """Kill a stored sweep after each of these delays, then let it finish: the dataset, and the exit codes."""
+def kill_and_resume(tmp_path, moments, *mode):
+    """Kill a sweep stored in sweep.zarr after each of these shares of its time: the exit codes."""
     store, cache = tmp_path / "sweep.zarr", tmp_path / "cache"
     begin = time.perf_counter()
-    out, error = process(tmp_path / "whole.zarr", cache).communicate()
+    out, error = process(tmp_path / "whole.zarr", cache, *mode).communicate()
     assert out.split() == ["begin", "end"], error
     whole = time.perf_counter() - begin
     codes = []
     for share in moments:
-        run = process(store, cache)
+        run = process(store, cache, *mode)
         assert run.stdout is not None
         assert run.stdout.readline() == "begin\n"
         time.sleep(share * whole)
         run.send_signal(signal.SIGKILL)
         run.communicate()
         codes.append(run.returncode)
-    return sweep(store), codes
+    return codes
 
 
 def test_a_killed_sweep_resumes(tmp_path, undisturbed):
-    resumed, codes = kill_and_resume(tmp_path, [0.3])
+    codes = kill_and_resume(tmp_path, [0.3])
     assert codes == [-signal.SIGKILL]  # it was still at work
-    assert_identical(resumed, undisturbed)
+    assert_identical(sweep(tmp_path / "sweep.zarr"), undisturbed)
+
+
+def test_a_killed_sweep_of_models_resumes(tmp_path):
+    codes = kill_and_resume(tmp_path, [0.3], "models")
+    assert codes == [-signal.SIGKILL]
+    assert_identical(sweep_models(tmp_path / "sweep.zarr"), sweep_models())
 
 
 @pytest.mark.slow
@@ -67,9 +71,9 @@ def test_kill_9_at_twenty_moments(tmp_path, undisturbed):
     for attempt in range(4):
         folder = tmp_path / str(attempt)
         folder.mkdir()
-        resumed, codes = kill_and_resume(folder, [rng.random() * 0.5 for _ in range(5)])
+        codes = kill_and_resume(folder, [rng.random() * 0.5 for _ in range(5)])
         assert codes[0] == -signal.SIGKILL
-        assert_identical(resumed, undisturbed)
+        assert_identical(sweep(folder / "sweep.zarr"), undisturbed)
 
 
 def test_a_finished_store_is_read_back_and_opens_in_xarray(tmp_path, undisturbed):
