@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import lazy_loader as lazy
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from saddleflow.flow import observables as obs
 from saddleflow.flow.clock import SegmentedTime
@@ -50,7 +50,7 @@ class ModelTrajectory(History):
     landscape: ModelLandscape
     parameters: Vector
     first_parameters: Vector
-    saved_parameters: Float[np.ndarray, "time p"] | None
+    saved_parameters: Float[Array, "time p"] | None
     dips: tuple[np.ndarray, Any] | None = None
     singular_values: Float[np.ndarray, "time n"] | None = field(init=False)
 
@@ -115,7 +115,7 @@ class ModelTrajectory(History):
         """The model at every saved time: its trainable arrays have a leading time axis."""
         if self.saved_parameters is None:
             return None
-        return eqx.filter_vmap(self.landscape.model)(jnp.asarray(self.saved_parameters))
+        return eqx.filter_vmap(self.landscape.model)(self.saved_parameters)
 
     @property
     def rank(self) -> Int[np.ndarray, " time"]:
