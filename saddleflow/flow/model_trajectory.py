@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import lazy_loader as lazy
 import numpy as np
 from jaxtyping import Array, Float, Int

@@ -113,7 +113,7 @@ class Predictions(eqx.Module):
     predict: Callable[[Model, Any], Any]
     inputs: Any
 
-    def __call__(self, model: Model) -> Float[Array, "n_out N"]:
+    def __call__(self, model: Model) -> Array:
         """The predictions for all samples."""
         return jax.vmap(lambda x: jnp.atleast_1d(self.predict(model, x)), out_axes=-1)(self.inputs)
 
@@ -253,8 +253,11 @@ class BareLoss(Objective):
     It is held as an objective with the loss as its only output.
     """
 
+    loss_of: Callable[[Model], Any]
+
     def __init__(self, loss: Callable[[Model], Any]):
         super().__init__(_Itself(), lambda model: jnp.reshape(loss(model), (1, 1)))
+        self.loss_of = loss
 
 
 class _Itself(Cost):
