@@ -22,7 +22,7 @@ from saddleflow.flow.run import dips_of, numbers_of, rows_of, run, stats_of
 from saddleflow.flow.state import StopReason
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import MAX_RESIDUALS
-from saddleflow.problem.objective import BareLoss, Objective
+from saddleflow.problem.objective import AsMatrix, BareLoss, Objective
 from saddleflow.problem.spectrum import ZERO
 
 PRECONDITIONERS = ("auto", "gauss_newton", "hessian", "none")
@@ -153,8 +153,9 @@ def _check_leaves(parameters: Any) -> None:
 def _check_functions(landscape: ModelLandscape, theta: Vector) -> None:
     """Refuse outputs that do not fit the cost, and what is no differentiable number."""
     objective = landscape.objective
-    if isinstance(objective, BareLoss):
-        _check_returned("loss", lambda at: objective.loss_of(landscape.model(at)), theta, ())
+    if isinstance(objective.outputs, AsMatrix):
+        loss = objective.outputs.loss
+        _check_returned("loss", lambda at: loss(landscape.model(at)), theta, ())
     else:
         _check_returned("outputs", landscape.outputs, theta, tuple(objective.cost.shape))
         for name, function in (("regulariser", objective.regulariser), ("test", objective.test)):

@@ -253,11 +253,17 @@ class BareLoss(Objective):
     It is held as an objective with the loss as its only output.
     """
 
-    loss_of: Callable[[Model], Any]
-
     def __init__(self, loss: Callable[[Model], Any]):
-        super().__init__(_Itself(), lambda model: jnp.reshape(loss(model), (1, 1)))
-        self.loss_of = loss
+        super().__init__(_Itself(), AsMatrix(loss))
+
+
+class AsMatrix(eqx.Module):
+    """A loss as a 1x1 matrix: equal for equal losses, so that a program compiled for one serves the next run."""
+
+    loss: Callable[[Model], Any]
+
+    def __call__(self, model: Model) -> Array:
+        return jnp.reshape(self.loss(model), (1, 1))
 
 
 class _Itself(Cost):
