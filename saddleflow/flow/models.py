@@ -70,6 +70,7 @@ def solve_model(
         configuration=numbers_of(settings, method),
         durations=np.asarray(state.clock.durations),
         dips=dips,
+        rank_tolerance=options.rank_tolerance,
     )
 
 
