@@ -27,7 +27,7 @@ class WeightDecay(eqx.Module):
         return 0.5 * self.strength * sum((jnp.sum(leaf**2) for leaf in leaves), start=jnp.zeros(()))
 
 
-def weight_decay(strength: float) -> WeightDecay:
+def weight_decay(strength: float | int) -> WeightDecay:
     """The regulariser `strength / 2 |theta|^2`: the flow gains the term `-strength theta`.
 
         objective = sf.Objective(cost, outputs, sf.weight_decay(1e-3))
@@ -129,7 +129,7 @@ class Predictions(eqx.Module):
 
 
 def regression(
-    predict: Callable[[Model, Any], Any],
+    predict: Any,
     inputs: Any,
     targets: Any,
     test_inputs: Any = None,
@@ -164,12 +164,15 @@ def regression(
         "one of them",
     )
     if test_inputs is not None:
-        test = _Test(SquaredError(_targets("test_targets", test_targets, test_inputs)), predict, test_inputs)
+        held_out = _targets("test_targets", test_targets, test_inputs)
+        same = len(held_out) == len(targets)
+        require(same, "test_targets", f"have as many outputs as `targets`, {len(targets)}", len(held_out))
+        test = _Test(SquaredError(held_out), predict, test_inputs)
     return Objective(SquaredError(targets), _predictions("inputs", predict, inputs), regulariser, test=test)
 
 
 def classification(
-    predict: Callable[[Model, Any], Any],
+    predict: Any,
     inputs: Any,
     labels: Any,
     test_inputs: Any = None,
@@ -206,10 +209,18 @@ def classification(
     )
     test = None
     if test_inputs is not None:
-        held_out = CrossEntropy(test_labels, cost.num_classes)
+        held_out = _test_entropy(test_labels, cost.num_classes)
         _same_number("test_labels", held_out.labels, test_inputs)
         test = _Test(held_out, predict, test_inputs)
     return Objective(cost, _predictions("inputs", predict, inputs), regulariser, test=test)
+
+
+def _test_entropy(labels: Any, num_classes: int) -> CrossEntropy:
+    """The cost of test labels; what it has against them is said of them."""
+    try:
+        return CrossEntropy(labels, num_classes)
+    except ValueError as error:
+        raise ValueError(str(error).replace("`labels`", "`test_labels`")) from None
 
 
 class _Test(eqx.Module):
@@ -263,6 +274,7 @@ class AsMatrix(eqx.Module):
     loss: Callable[[Model], Any]
 
     def __call__(self, model: Model) -> Array:
+        """The matrix."""
         return jnp.reshape(self.loss(model), (1, 1))
 
 
