@@ -1,14 +1,11 @@
 """Flows of any model against other integrators, closed forms, conservation laws and symmetries."""
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import model_problems as problems
 import numpy as np
 import pytest
-import scipy
-from problems import rows
 
 import saddleflow as sf
 from saddleflow.flow.arguments import STIFF
