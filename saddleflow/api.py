@@ -136,6 +136,7 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
         graded=graded,
         progress=progress,
     )
+    _check_order(network)
     if not isinstance(cost, Cost):
         require(reduce_width is None, "reduce_width", "be None: only networks have a width to reduce", reduce_width)
         objective = as_objective(cost)
@@ -185,6 +186,12 @@ def stationary_point(
     return nearest_critical_point(landscape, theta, rtol=rtol, max_steps=max_steps)
 
 
+def _check_order(model: Any) -> None:
+    """Refuse a loss in the place of the model."""
+    swapped = isinstance(model, Cost | Objective)
+    require(not swapped, "network", "be a network or a model", type(model).__name__, "The loss comes first.")
+
+
 def _check_network(network: Any) -> None:
     """Refuse what is no network, and tracers."""
     if not isinstance(network, DeepLinearNetwork | ReducedNetwork):
@@ -202,8 +209,8 @@ def _check_network(network: Any) -> None:
 
 @named_arguments
 def integrate(
-    cost: Cost,
-    network: DeepLinearNetwork,
+    cost: Any,
+    network: Any,
     *,
     rtol: Any = 1e-6,
     t1: Any = None,
@@ -234,8 +241,9 @@ def integrate(
     as tiny as alpha = 1e-4 or less. `max_saves` is smaller than that of `gradient_flow`, as every lane holds so many.
 
     Args:
-        cost: the convex cost C.
-        network: the start, layers in float64; reduced networks by their small one, `reduced.network`.
+        cost: the convex cost C, a `saddleflow.Cost`.
+        network: the start, a `saddleflow.DeepLinearNetwork` with layers in float64; reduced networks by their small
+            one, `reduced.network`.
         rtol: relative tolerance, 1e-13 <= rtol < 1.
         t1: end of the flow; None: a certified minimum.
         save_at: sorted times to save at, concrete; None: the solver's own steps, thinned to `max_saves` rows. The end
@@ -256,6 +264,9 @@ def integrate(
     Raises:
         ValueError: bad arguments, as far as they are concrete.
     """
+    is_network = isinstance(cost, Cost) and isinstance(network, DeepLinearNetwork)
+    found = f"{type(cost).__name__} and {type(network).__name__}"
+    require(is_network, "cost, network", "be a cost and a deep linear network", found, "Models: sf.gradient_flow.")
     options = FlowOptions(
         rtol=rtol,
         t1=t1,

@@ -39,6 +39,11 @@ class History(abc.ABC):
     configuration: dict[str, Any]
     clock: SegmentedTime
 
+    @property
+    @abc.abstractmethod
+    def matrix_name(self) -> str | None:
+        """What the singular values are those of, for pictures; None where there is no matrix with several."""
+
     @abc.abstractmethod
     def _find_visits(self) -> list[SaddleVisit]:
         """The saddles visited, as the rows show them."""

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import lazy_loader as lazy
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from saddleflow.flow import observables as obs
 from saddleflow.flow.clock import SegmentedTime
@@ -43,6 +42,7 @@ class ModelTrajectory(History):
         stats: num_steps, num_accepted_steps, num_rejected_steps, num_vector_field_evaluations,
             num_hessian_vector_products (None where the solver does not tell), preconditioner, seconds, and more.
         configuration: what ran. Plain numbers and strings.
+        rank_tolerance: singular values above it count for `rank`; as of `Trajectory`.
         singular_values: of the outputs, in descending order, shape (time, min(n_out, N)); None for a bare loss.
     """
 
@@ -50,8 +50,9 @@ class ModelTrajectory(History):
     landscape: ModelLandscape
     parameters: Vector
     first_parameters: Vector
-    saved_parameters: Float[np.ndarray, "time p"] | None
+    saved_parameters: Float[Array, "time p"] | None
     dips: tuple[np.ndarray, Any] | None = None
+    rank_tolerance: float | None = None
     singular_values: Float[np.ndarray, "time n"] | None = field(init=False)
 
     def __post_init__(self):
@@ -60,6 +61,8 @@ class ModelTrajectory(History):
             finite = np.isfinite(self.outputs).all(axis=(1, 2))
             values = np.full((len(self.time), min(self.outputs.shape[1:])), np.nan)
             values[finite] = np.linalg.svd(self.outputs[finite], compute_uv=False)
+            if self.rank_tolerance is None:
+                object.__setattr__(self, "rank_tolerance", obs.default_rank_tolerance(values, self.train_cost))
         object.__setattr__(self, "singular_values", values)
 
     @classmethod
@@ -115,15 +118,20 @@ class ModelTrajectory(History):
         """The model at every saved time: its trainable arrays have a leading time axis."""
         if self.saved_parameters is None:
             return None
-        return eqx.filter_vmap(self.landscape.model)(jnp.asarray(self.saved_parameters))
+        return eqx.filter_vmap(self.landscape.model)(self.saved_parameters)
 
     @property
     def rank(self) -> Int[np.ndarray, " time"]:
         """Numerical rank of the outputs, as a matrix of predictions; shape (time,), zero for a bare loss."""
         if self.singular_values is None:
             return np.zeros(len(self.time), int)
-        tolerance = obs.default_rank_tolerance(self.singular_values, self.train_cost)
-        return obs.rank(self.singular_values, tolerance)
+        return obs.rank(self.singular_values, self.rank_tolerance or 0.0)
+
+    @property
+    def matrix_name(self) -> str | None:
+        """Outputs are a matrix where there are several for each sample."""
+        several = self.singular_values is not None and self.singular_values.shape[1] > 1
+        return "the outputs" if several else None
 
     def _find_visits(self) -> list[SaddleVisit]:
         ranks = None if self.outputs is None else self.rank

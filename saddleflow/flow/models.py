@@ -1,6 +1,7 @@
 """One flow of any model, solved: the start checked, the run, its trajectory."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import is_concrete, require, require_finite, require_float64
 from saddleflow._backend.programs import make_room
 from saddleflow.flow.arguments import FlowOptions, method_of, needs_symmetry, require_gradient, settings_of
@@ -20,7 +22,7 @@ from saddleflow.flow.run import dips_of, numbers_of, rows_of, run, stats_of
 from saddleflow.flow.state import StopReason
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import MAX_RESIDUALS
-from saddleflow.problem.objective import BareLoss, Objective
+from saddleflow.problem.objective import AsMatrix, BareLoss, Objective
 from saddleflow.problem.spectrum import ZERO
 
 PRECONDITIONERS = ("auto", "gauss_newton", "hessian", "none")
@@ -68,6 +70,7 @@ def solve_model(
         configuration=numbers_of(settings, method),
         durations=np.asarray(state.clock.durations),
         dips=dips,
+        rank_tolerance=options.rank_tolerance,
     )
 
 
@@ -89,26 +92,39 @@ def landscape_of(
             shape than the cost's; a loss that is no number, not differentiable, or not finite at the start.
     """
     require(preconditioner in PRECONDITIONERS, "preconditioner", f"be one of {PRECONDITIONERS}", preconditioner)
-    kept = eqx.filter(model, trainable)
-    parameters, others = eqx.partition(kept, eqx.is_inexact_array)
-    rest = eqx.combine(others, eqx.filter(model, trainable, inverse=True))
-    leaves, structure = jax.tree.flatten(parameters)
+    parameters, rest = _parted(model, trainable)
     _check_leaves(parameters)
+    leaves, structure = jax.tree.flatten(jax.tree.map(on_device, parameters))
     theta = jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
     shapes = tuple(leaf.shape for leaf in leaves)
     blank = ModelLandscape(objective, rest, theta, jnp.ones(()), shapes, structure, "none")
-    _check_shapes(blank, theta)
+    _check_once(blank, theta)
     loss, gradient = _probe(blank, theta)
     if finite:
         remedy = "Start elsewhere, or look for a division by zero."
         require(bool(jnp.isfinite(loss)), "model", "have a finite loss at the start", float(loss), remedy)
-        sound = bool(jnp.all(jnp.isfinite(gradient)))
-        require(sound, "model", "have a finite gradient at the start", "others", remedy)
+        bad = int(jnp.sum(~jnp.isfinite(gradient)))
+        require(bad == 0, "model", "have a finite gradient at the start", f"{bad} entries that are not", remedy)
     if symmetric and blank.has_outputs:
         require_gradient(objective.cost, blank.outputs(theta))
     rms = _typical_sizes(leaves, abs(float(loss)), float(geometry.norm(gradient)))
     found = _chosen(blank, theta) if preconditioner == "auto" else preconditioner
+    fits = found != "gauss_newton" or _num_residuals(objective) is not None
+    require(fits, "preconditioner", "be 'hessian' or 'none' for a loss without residuals", preconditioner)
     return replace(blank, rms=rms, level=jnp.abs(loss), preconditioner=found), theta
+
+
+def _parted(model: Any, trainable: Any) -> tuple[Any, Any]:
+    """The trainable arrays of a model, and the rest of it."""
+    try:
+        kept, frozen = eqx.partition(model, trainable)
+    except ValueError as error:
+        raise ValueError(
+            "`trainable` must be a function of a leaf, or booleans in a pytree like the model, "
+            f"but got: {_first_line(error)}"
+        ) from error
+    parameters, others = eqx.partition(kept, eqx.is_inexact_array)
+    return parameters, eqx.combine(others, frozen)
 
 
 @eqx.filter_jit
@@ -120,11 +136,11 @@ def _check_leaves(parameters: Any) -> None:
     """Refuse what the flow cannot move."""
     leaves, _ = jax.tree.flatten_with_path(parameters)
     require(
-        len(leaves) > 0,
+        any(leaf.size > 0 for _, leaf in leaves),
         "model",
         "hold at least one trainable floating-point array",
         "none",
-        "Arrays of integers, and what `trainable` leaves out, stay as they are.",
+        "Arrays of integers, Python numbers, and what `trainable` leaves out stay as they are.",
     )
     for path, leaf in leaves:
         name = f"model{jax.tree_util.keystr(path)}"
@@ -132,40 +148,82 @@ def _check_leaves(parameters: Any) -> None:
             raise ValueError(
                 f"`{name}` must be concrete, but got a tracer: call gradient_flow outside of jit and vmap."
             )
+        require(not np.iscomplexobj(leaf), name, "be real", str(leaf.dtype), "Hold the two parts as two arrays.")
         require_float64(name, leaf)
         require_finite(name, leaf)
 
 
-def _check_shapes(landscape: ModelLandscape, theta: Vector) -> None:
-    """Refuse losses that are no differentiable number, and outputs that do not fit the cost."""
-    objective, name = landscape.objective, "outputs" if landscape.has_outputs else "loss"
+# Structures of models and losses that have passed the checks: the lanes of a sweep have one.
+_SOUND: dict[Any, None] = {}
+MAX_SOUND = 64
+
+
+def _check_once(landscape: ModelLandscape, theta: Vector) -> None:
+    """Refuse losses that will not do; models of one structure are looked at once."""
+    arrays, others = eqx.partition((landscape, theta), eqx.is_array)
+    leaves, structure = jax.tree.flatten(others)
+    key = (tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(arrays)), tuple(leaves), structure)
     try:
-        shape = eqx.filter_eval_shape(_outputs, landscape, theta)
-    except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
-        if landscape.has_outputs:
-            raise
-        raise ValueError(f"`loss` must be a function from the model to one number. It failed: {error}") from error
-    if landscape.has_outputs:
-        expected, found = tuple(objective.cost.shape), tuple(shape.shape)
-        require(found == expected, name, f"have the shape of the cost, {expected}", found)
-    require(shape.dtype == np.float64, name, "be float64", str(shape.dtype))
+        if key in _SOUND:
+            return
+    except TypeError:  # a leaf without a hash
+        _check_functions(landscape, theta)
+        return
+    _check_functions(landscape, theta)
+    while len(_SOUND) >= MAX_SOUND:
+        _SOUND.pop(next(iter(_SOUND)), None)
+    _SOUND[key] = None
+
+
+def _check_functions(landscape: ModelLandscape, theta: Vector) -> None:
+    """Refuse outputs that do not fit the cost, and what is no differentiable number."""
+    objective = landscape.objective
+    if isinstance(objective.outputs, AsMatrix):
+        loss = objective.outputs.loss
+        _check_returned("loss", lambda at: loss(landscape.model(at)), theta, ())
+    else:
+        _check_returned("outputs", landscape.outputs, theta, tuple(objective.cost.shape))
+        for name, function in (("regulariser", objective.regulariser), ("test", objective.test)):
+            if function is not None:
+                _check_returned(name, lambda at, f=function: f(landscape.model(at)), theta, ())
+    name = "outputs" if landscape.has_outputs else "loss"
     try:
-        eqx.filter_eval_shape(_curved, landscape, theta)
+        eqx.filter_jit(_products).lower(landscape, theta)  # traced alone, some missing rules do not show
     except Exception as error:  # whatever JAX has against it
         raise ValueError(
-            f"`{name}` must be twice differentiable by JAX (forward over reverse), but is not: {error}"
+            f"`{name}` must be twice differentiable by JAX, forward over reverse, but got: {_first_line(error)} "
+            "Write it with jax.numpy, without custom_vjp."
         ) from error
 
 
-# Jitted, though never compiled: models of one structure are traced once.
-@eqx.filter_jit
-def _outputs(landscape: ModelLandscape, theta: Vector) -> Array:
-    return landscape.outputs(theta)
+def _products(landscape: ModelLandscape, at: Vector) -> Vector:
+    """Hessian-vector products in a loop, as solvers take them: JAX drops no part of such a body."""
+
+    def product(v: Vector) -> Vector:
+        return jax.jvp(landscape.gradient, (v,), (v,))[1]
+
+    return jax.lax.while_loop(lambda v: v[0] < 1, product, at)
 
 
-@eqx.filter_jit
-def _curved(landscape: ModelLandscape, theta: Vector) -> tuple[Vector, Vector]:
-    return jax.jvp(landscape.gradient, (theta,), (theta,))
+def _check_returned(name: str, function: Callable[[Vector], Any], theta: Vector, shape: tuple[int, ...]) -> None:
+    """Refuse a function that returns anything but float64 numbers of that shape; its own errors pass as they are."""
+    try:
+        found = eqx.filter_eval_shape(function, theta)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise ValueError(
+            f"`{name}` must be a function that JAX can trace, but got: {_first_line(error)} "
+            "Take jax.numpy in place of numpy, jnp.where in place of `if`, no float()."
+        ) from error
+    if isinstance(found, float):  # a constant
+        found = np.asarray(found)
+    expected = f"have the shape of the cost, {shape}" if shape else "return one number, of shape ()"
+    kind = getattr(found, "shape", type(found).__name__)
+    require(kind == shape, name, expected, kind)
+    require(found.dtype == np.float64, name, "be float64", str(found.dtype), "Do all of it in float64.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _typical_sizes(leaves: list[Array], loss: float, gradient: float) -> Vector:
@@ -174,28 +232,33 @@ def _typical_sizes(leaves: list[Array], loss: float, gradient: float) -> Vector:
     An array that starts at zero (a bias) gets that of all entries; where all start at zero, the length over which
     the loss falls by itself takes its place.
     """
-    total = sum(leaf.size for leaf in leaves)
-    overall = float(geometry.norm(leaves)) / total**0.5
+    filled = [leaf for leaf in leaves if leaf.size > 0]
+    total = sum(leaf.size for leaf in filled)
+    overall = float(geometry.norm(filled)) / total**0.5
     if overall == 0:
         overall = loss / gradient / total**0.5 if gradient > 0 and loss > 0 else 1.0
-    sizes = [float(geometry.norm([leaf])) / max(leaf.size, 1) ** 0.5 for leaf in leaves]
+    sizes = [float(geometry.norm([leaf])) / leaf.size**0.5 for leaf in filled]
     return jnp.concatenate(
-        [jnp.full(leaf.size, size if size > 0 else overall) for leaf, size in zip(leaves, sizes, strict=True)]
+        [jnp.full(leaf.size, size if size > 0 else overall) for leaf, size in zip(filled, sizes, strict=True)]
     )
 
 
 def _chosen(landscape: ModelLandscape, theta: Vector) -> Preconditioner:
     """The preconditioner that measurements recommend (docs/models.md)."""
-    curvature = None
-    if not isinstance(landscape.objective, BareLoss):
-        outputs = jnp.zeros(landscape.objective.cost.shape)
-        curvature = eqx.filter_eval_shape(landscape.objective.cost.curvature, outputs)
-    if curvature is None:
+    residuals = _num_residuals(landscape.objective)
+    if residuals is None:
         return "hessian" if theta.size <= MAX_HESSIAN else "none"
-    residuals = curvature.num_residuals
     if min(residuals, theta.size) <= MAX_RESIDUALS and residuals * theta.size <= MAX_JACOBIAN:
         return "gauss_newton"
     return "none"
+
+
+def _num_residuals(objective: Objective) -> int | None:
+    """How many residuals the cost has; None where it does not tell."""
+    if isinstance(objective, BareLoss):
+        return None
+    curvature = eqx.filter_eval_shape(objective.cost.curvature, jnp.zeros(objective.cost.shape))
+    return None if curvature is None else curvature.num_residuals
 
 
 def _num_dips(theta: Vector) -> int:

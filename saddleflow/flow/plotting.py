@@ -73,7 +73,7 @@ AXES = {
 
 
 def draw_trajectory(trajectory: Any, axis: str = "t") -> Figure:
-    """The picture of `Trajectory.plot`."""
+    """The picture of `Trajectory.plot` and of `ModelTrajectory.plot`."""
     require(axis in AXES, "axis", f"be one of {tuple(AXES)}", axis)
     visits = trajectory.saddles(stationary_points=False)
     if axis == "t / t_escape":
@@ -82,23 +82,41 @@ def draw_trajectory(trajectory: Any, axis: str = "t") -> Figure:
     along = trajectory.arc_length if axis == "arc length" else trajectory.time / unit
     with style():
         figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(4.2, 4.2))
-        top.semilogy(along, trajectory.train_cost, color=BLUE, label="train")
+        top.plot(along, trajectory.train_cost, color=BLUE, label="train")
         if trajectory.test_cost is not None:
-            top.semilogy(along, trajectory.test_cost, "--", color=ORANGE, label="test")
+            top.plot(along, trajectory.test_cost, "--", color=ORANGE, label="test")
+        if np.min(trajectory.train_cost) >= 0:  # a loss of a user's own may fall below
+            top.set_yscale("log")
         for visit in visits:
             begin, here, end = np.interp([visit.enter, visit.time, visit.leave], trajectory.time, along)
             top.axvspan(begin, end, color=MUTED, alpha=0.15, lw=0)
             top.plot(here, visit.cost, "o", ms=4, color=RED)
-            name = "origin" if visit.rank == 0 else f"rank {visit.rank}"
-            top.annotate(name, (here, visit.cost), xytext=(3, 4), textcoords="offset points", color=RED)
+            top.annotate(_name(visit), (here, visit.cost), xytext=(3, 4), textcoords="offset points", color=RED)
         top.set_ylabel("cost")
         top.legend()
-        bottom.plot(along, trajectory.singular_values, color=BLUE)
-        bottom.axhline(trajectory.rank_tolerance, color=MUTED, lw=0.7, ls=":")
-        bottom.set(ylabel="singular values of A", xlabel=AXES[axis])
+        _draw_growth(bottom, along, trajectory)
+        bottom.set_xlabel(AXES[axis])
         if axis == "log t":
             bottom.set_xscale("log")
     return figure
+
+
+def _name(visit: Any) -> str:
+    """What a plateau is called: by its rank, else by its height."""
+    if visit.rank is None:
+        return f"cost {visit.cost:.3g}"
+    return "origin" if visit.rank == 0 else f"rank {visit.rank}"
+
+
+def _draw_growth(axes: Axes, along: np.ndarray, trajectory: Any) -> None:
+    """What grows from plateau to plateau: singular values, or (of outputs that are a vector) the gradient norm."""
+    if trajectory.matrix_name is None:
+        axes.semilogy(along, trajectory.gradient_norm, color=BLUE)
+        axes.set_ylabel("gradient norm")
+        return
+    axes.plot(along, trajectory.singular_values, color=BLUE)
+    axes.axhline(trajectory.rank_tolerance, color=MUTED, lw=0.7, ls=":")
+    axes.set_ylabel(f"singular values of {trajectory.matrix_name}")
 
 
 def save_figure(figure: Figure, stem: Path, force: bool = False) -> list[Path]:

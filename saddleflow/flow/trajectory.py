@@ -77,6 +77,11 @@ class Trajectory(History):
             object.__setattr__(self, "rank_tolerance", obs.default_rank_tolerance(values, self.train_cost))
 
     @property
+    def matrix_name(self) -> str:
+        """The end-to-end matrix."""
+        return "A"
+
+    @property
     def rank(self) -> Int[np.ndarray, " time"]:
         """Numerical rank of A: singular values above `rank_tolerance`, shape (time,)."""
         return obs.rank(self.singular_values, self.rank_tolerance or 0.0)

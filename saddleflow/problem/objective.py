@@ -27,7 +27,7 @@ class WeightDecay(eqx.Module):
         return 0.5 * self.strength * sum((jnp.sum(leaf**2) for leaf in leaves), start=jnp.zeros(()))
 
 
-def weight_decay(strength: float) -> WeightDecay:
+def weight_decay(strength: float | int) -> WeightDecay:
     """The regulariser `strength / 2 |theta|^2`: the flow gains the term `-strength theta`.
 
         objective = sf.Objective(cost, outputs, sf.weight_decay(1e-3))
@@ -123,7 +123,7 @@ class Predictions(eqx.Module):
     predict: Callable[[Model, Any], Any]
     inputs: Any
 
-    def __call__(self, model: Model) -> Float[Array, "n_out N"]:
+    def __call__(self, model: Model) -> Array:
         """The predictions for all samples."""
         return jax.vmap(lambda x: jnp.atleast_1d(self.predict(model, x)), out_axes=-1)(self.inputs)
 
@@ -139,7 +139,7 @@ class Predictions(eqx.Module):
 
 
 def regression(
-    predict: Callable[[Model, Any], Any],
+    predict: Any,
     inputs: Any,
     targets: Any,
     test_inputs: Any = None,
@@ -174,12 +174,15 @@ def regression(
         "one of them",
     )
     if test_inputs is not None:
-        test = _Test(SquaredError(_targets("test_targets", test_targets, test_inputs)), predict, test_inputs)
+        held_out = _targets("test_targets", test_targets, test_inputs)
+        same = len(held_out) == len(targets)
+        require(same, "test_targets", f"have as many outputs as `targets`, {len(targets)}", len(held_out))
+        test = _Test(SquaredError(held_out), predict, test_inputs)
     return Objective(SquaredError(targets), _predictions("inputs", predict, inputs), regulariser, test=test)
 
 
 def classification(
-    predict: Callable[[Model, Any], Any],
+    predict: Any,
     inputs: Any,
     labels: Any,
     test_inputs: Any = None,
@@ -216,10 +219,18 @@ def classification(
     )
     test = None
     if test_inputs is not None:
-        held_out = CrossEntropy(test_labels, cost.num_classes)
+        held_out = _test_entropy(test_labels, cost.num_classes)
         _same_number("test_labels", held_out.labels, test_inputs)
         test = _Test(held_out, predict, test_inputs)
     return Objective(cost, _predictions("inputs", predict, inputs), regulariser, test=test)
+
+
+def _test_entropy(labels: Any, num_classes: int) -> CrossEntropy:
+    """The cost of test labels; what it has against them is said of them."""
+    try:
+        return CrossEntropy(labels, num_classes)
+    except ValueError as error:
+        raise ValueError(str(error).replace("`labels`", "`test_labels`")) from None
 
 
 class _Test(eqx.Module):
@@ -264,7 +275,7 @@ class BareLoss(Objective):
     """
 
     def __init__(self, loss: Callable[[Model], Any]):
-        super().__init__(_Itself(), _AsOutput(loss))
+        super().__init__(_Itself(), AsMatrix(loss))
 
 
 def as_objective(given: Any) -> Objective:
@@ -279,12 +290,13 @@ def as_objective(given: Any) -> Objective:
     return BareLoss(given)
 
 
-class _AsOutput(eqx.Module):
-    """A loss as a matrix of one entry; equal for equal losses, so that they share compiled programs."""
+class AsMatrix(eqx.Module):
+    """A loss as a 1x1 matrix: equal for equal losses, so that a program compiled for one serves the next run."""
 
     loss: Callable[[Model], Any]
 
-    def __call__(self, model: Model) -> Float[Array, "1 1"]:
+    def __call__(self, model: Model) -> Array:
+        """The matrix."""
         return jnp.reshape(self.loss(model), (1, 1))
 
 

@@ -64,6 +64,8 @@ def _some(product: Product, size: int, which: str, count: int) -> Float[np.ndarr
     linalg: Any = scipy.sparse.linalg
     operator = linalg.LinearOperator((size, size), lambda v: np.asarray(product(jnp.asarray(v.ravel()))), dtype=float)
     start = np.random.default_rng(0).standard_normal(size)
+    if not np.any(operator.matvec(start)):
+        return np.zeros(count)  # ARPACK refuses an operator that is zero, as deep nets' Hessians at the origin are
     krylov = min(size - 1, max(40, 4 * count))
     return linalg.eigsh(operator, k=count, which=which, v0=start, ncv=krylov, return_eigenvectors=False)
 
