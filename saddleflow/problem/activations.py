@@ -1,12 +1,14 @@
 r"""Softened activations: smooth functions within a stated distance of ReLU and its kin.
 
-The gradient of a loss jumps where a preactivation of a kinked activation changes sign. There an adaptive solver rejects
-step after step, and a flow that slides along such a surface is never done (`docs/kinks.md`). These functions are smooth,
-and tend to the kinked ones as `epsilon`, the width of the softened kink in units of the preactivation, goes to zero.
+The gradient of a loss jumps where a preactivation of a kinked activation changes sign. There an adaptive solver
+rejects step after step, and a flow that slides along such a surface is never done (`docs/kinks.md`). These functions
+are smooth, and tend to the kinked ones as `epsilon`, the width of the softened kink in units of the preactivation,
+goes to zero.
 
-All of them are made of one function, `epsilon log(1 + exp(x / epsilon))` (softplus; Dugas et al., NIPS 2000), which is
-the integral of the sigmoid of `x / epsilon`. Beside `(x + sqrt(x^2 + epsilon^2)) / 2` at the same distance from ReLU
-it costs our solvers fewer steps, and it is ReLU to rounding 37 epsilon away from the kink, which that one nowhere is.
+All of them are made of one function, `epsilon log(1 + exp(x / epsilon))` (softplus; Dugas et al., NIPS 2000), which
+is the integral of the sigmoid of `x / epsilon`. Beside `(x + sqrt(x^2 + epsilon^2)) / 2` at the same distance from
+ReLU it costs our solvers fewer steps, and it is ReLU to rounding 37 epsilon away from the kink, which that one
+nowhere is.
 
 **Scale.** For every c > 0, `relu(c x, c epsilon) = c relu(x, epsilon)`; likewise `leaky_relu` and `absolute`. So a
 network that is scaled by c in one layer and by 1/c in the next computes the same function only if the epsilon between
@@ -94,8 +96,9 @@ def leaky_relu(x: Preactivation, epsilon: Number, slope: Number = 0.01) -> Float
 def absolute(x: Preactivation, epsilon: Number) -> Float[Array, "..."]:
     """A smooth absolute value, `2 epsilon log(2 cosh(x / (2 epsilon)))`.
 
-    **Distance.** Between 0 and `2 epsilon log 2 < 1.4 epsilon` above |x|, as it is `relu(x, epsilon) + relu(-x, epsilon)`.
-    The derivative is `tanh(x / (2 epsilon))`. It is even, convex, and positive at x = 0.
+    **Distance.** Between 0 and `2 epsilon log 2 < 1.4 epsilon` above |x|, as it is
+    `relu(x, epsilon) + relu(-x, epsilon)`. The derivative is `tanh(x / (2 epsilon))`. It is even, convex,
+    and positive at x = 0.
 
     Args:
         x: preactivations, of any shape.
@@ -120,8 +123,8 @@ def absolute(x: Preactivation, epsilon: Number) -> Float[Array, "..."]:
 def hard_tanh(x: Preactivation, epsilon: Number) -> Float[Array, "..."]:
     """A smooth `clip(x, -1, 1)`: `relu(x + 1, epsilon) - relu(x - 1, epsilon) - 1`.
 
-    **Distance.** At most `epsilon log 2 < 0.7 epsilon`, above near x = -1 and below near x = 1: it is the difference of
-    two distances between 0 and that. It is odd and increasing, and its derivative lies between 0 and 1.
+    **Distance.** At most `epsilon log 2 < 0.7 epsilon`, above near x = -1 and below near x = 1: it is the difference
+    of two distances between 0 and that. It is odd and increasing, and its derivative lies between 0 and 1.
 
     Args:
         x: preactivations, of any shape.
