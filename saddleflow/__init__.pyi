@@ -15,6 +15,7 @@ from .flow.trajectory import load as load
 from .greedy.algorithms import greedy_descent as greedy_descent
 from .greedy.algorithms import saddle_to_saddle as saddle_to_saddle
 from .greedy.paths import load_path as load_path
+from .problem import activations as activations
 from .problem.costs import Cost as Cost
 from .problem.costs import CrossEntropy as CrossEntropy
 from .problem.costs import MatrixCompletion as MatrixCompletion
