@@ -36,7 +36,8 @@ class Models(Peer[ModelProblem]):
         """One flow; seconds are those of the integration, without what is derived from it for the trajectory."""
         run = self._flow(problem, rtol, MAX_STEPS)
         values = np.full((len(problem.times), *problem.shape), np.nan)
-        values[: len(run.time)] = run.outputs
+        samples_first = np.moveaxis(run.outputs, -1, 1)  # those of the peers are as the model gives them
+        values[: len(run.time)] = samples_first.reshape(len(run.time), *problem.shape)
         return Result(
             values=values,
             stopped=run.stop_reason,

@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 
 import saddleflow as sf
+from saddleflow.flow import models
 
 TIMES = np.array([0.0, 0.5, 2.0, 1e3, 1e6])
 
@@ -225,6 +226,8 @@ def test_a_dataset_holds_everything(plateaus, tmp_path):
         assert data.attrs["stop_reason"] == "converged"
     with pytest.raises(ValueError, match="force"):
         plateaus.save(path)
+    with pytest.raises(ValueError, match="hold the trajectory of a network"):
+        sf.load(path)
     saved = solve(polynomial(b=(0.5, 1, 1.5)), (1, 1, 1), save_at=TIMES, save_networks=True).to_xarray()
     assert saved["parameters"].shape == (5, 3)
     assert "outputs" not in saved
@@ -263,3 +266,14 @@ def test_the_rank_tolerance_of_outputs_is_free(plateaus):
     found = solve(plateaus.landscape.objective, plateaus.start, rank_tolerance=1.0)
     assert found.rank[-1] == 1
     assert found.rank_tolerance == 1.0
+
+
+def test_outputs_are_dropped_where_rows_would_be_too_large(monkeypatch):
+    objective, model = model_problems.regression(), model_problems.tanh_net()
+    numbers = len(TIMES) * int(np.prod(objective.shape))
+    for most, kept in ((numbers, True), (numbers - 1, False)):
+        monkeypatch.setattr(models, "MAX_OUTPUTS", most)
+        run = solve(objective, model, save_at=TIMES)
+        assert (run.outputs is not None) == kept
+        assert np.isfinite(run.train_cost).all()
+        assert "no plateau" in str(run)

@@ -170,7 +170,7 @@ def method_of(
     solver = options.solver
     if solver is None:
         # Graded coordinates are the stiff method's: a plateau among rounding is no place to be explicit.
-        stiff = replace(STIFF, strains=landscape.strains)
+        stiff = replace(STIFF, strains=landscape.strains, linear_tolerance=landscape.linear_tolerance)
         solver = stiff if graded else Switching(stiff)
     assert isinstance(solver, diffrax.AbstractAdaptiveSolver)
     return Method(

@@ -18,7 +18,7 @@ from saddleflow.flow.jacobian import flow_jacobian, residual_newton
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost, affordable_curvature
 from saddleflow.problem.symmetry import balancedness_drift
-from saddleflow.solvers import LocalModel
+from saddleflow.solvers import LocalModel, Rosenbrock
 
 Parameters = PyTree[Float[Array, "..."]]
 
@@ -30,6 +30,8 @@ class Landscape(eqx.Module):
     always_saddle: eqx.AbstractClassVar[bool]
     # whether `output_error` may ask for more than the tolerances of the entries
     strains: eqx.AbstractClassVar[bool]
+    # what a stage's linear solve may leave, as a share of the step's tolerance
+    linear_tolerance: eqx.AbstractClassVar[float]
     # whether its gradient may jump, as that of ReLU does
     may_jump: eqx.AbstractClassVar[bool]
 
@@ -119,6 +121,7 @@ class NetworkLandscape(Landscape):
 
     always_saddle: ClassVar[bool] = True
     strains: ClassVar[bool] = True
+    linear_tolerance: ClassVar[float] = Rosenbrock.linear_tolerance
     may_jump: ClassVar[bool] = False
 
     cost: Cost  # as the frame sees it

@@ -31,7 +31,8 @@ class ModelTrajectory(History):
 
     Attributes:
         time: saved times, shape (time,), in units of the flow dtheta/dt = -grad loss.
-        outputs: f at those times, shape (time, n_out, N); None for a bare loss.
+        outputs: f at those times, shape (time, n_out, N); None for a bare loss, or where they would be more than 200
+            MB: take fewer rows (`max_saves`, `save_at`) to have them.
         train_cost: the loss, C(f) + R, shape (time,).
         test_cost: the test loss, shape (time,), or None where there is no test set.
         gradient_norm: |grad loss| in the trainable parameters, shape (time,).
@@ -44,7 +45,7 @@ class ModelTrajectory(History):
             num_hessian_vector_products (None where the solver does not tell), preconditioner, seconds, and more.
         configuration: what ran. Plain numbers and strings.
         rank_tolerance: singular values above it count for `rank`; as of `Trajectory`.
-        singular_values: of the outputs, in descending order, shape (time, min(n_out, N)); None for a bare loss.
+        singular_values: of the outputs, in descending order, shape (time, min(n_out, N)); None where `outputs` is.
     """
 
     outputs: Float[np.ndarray, "time n_out N"] | None
@@ -123,7 +124,7 @@ class ModelTrajectory(History):
 
     @property
     def rank(self) -> Int[np.ndarray, " time"]:
-        """Numerical rank of the outputs, as a matrix of predictions; shape (time,), zero for a bare loss."""
+        """Numerical rank of the outputs, as a matrix of predictions; shape (time,), zero where `outputs` is None."""
         if self.singular_values is None:
             return np.zeros(len(self.time), int)
         return obs.rank(self.singular_values, self.rank_tolerance or 0.0)

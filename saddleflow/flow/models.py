@@ -1,5 +1,6 @@
 """One flow of any model, solved: the start checked, the run, its trajectory."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,6 +34,9 @@ MAX_JACOBIAN = 50_000_000
 # The Hessian of a loss without known residuals is formed and factorised for so many parameters at most.
 MAX_HESSIAN = 150
 
+# Rows hold the outputs where all of them together are no more numbers than this: 200 MB.
+MAX_OUTPUTS = 25_000_000
+
 # Parameters kept at dips of the gradient norm: so many vectors, of so many numbers together at most.
 MAX_DIPS, MAX_DIP_NUMBERS = 16, 10_000_000
 
@@ -47,8 +51,14 @@ def solve_model(
     """
     make_room()
     require(not options.graded, "graded", "be None or False: only networks have graded coordinates", options.graded)
+    num_rows = options.max_saves if options.save_at is None else len(options.save_at)
     landscape, theta = landscape_of(
-        objective, model, trainable=trainable, preconditioner=preconditioner, symmetric=needs_symmetry(options)
+        objective,
+        model,
+        trainable=trainable,
+        preconditioner=preconditioner,
+        symmetric=needs_symmetry(options),
+        keep_outputs=num_rows * math.prod(objective.shape) <= MAX_OUTPUTS,
     )
     settings = settings_of(landscape, theta, options)
     method = method_of(options, landscape, graded=False, num_dips=_num_dips(theta), turns="plain")
@@ -75,7 +85,14 @@ def solve_model(
 
 
 def landscape_of(
-    objective: Objective, model: Any, *, trainable: Any, preconditioner: str, symmetric: bool, finite: bool = True
+    objective: Objective,
+    model: Any,
+    *,
+    trainable: Any,
+    preconditioner: str,
+    symmetric: bool,
+    finite: bool = True,
+    keep_outputs: bool = True,
 ) -> tuple[ModelLandscape, Vector]:
     """The landscape of a model, and its trainable parameters as one vector.
 
@@ -86,6 +103,7 @@ def landscape_of(
         preconditioner: one of `PRECONDITIONERS`; "auto" decides by the numbers of residuals and of parameters.
         symmetric: whether the solver takes only fields that are gradients.
         finite: refuse a loss that is not finite at the start, which a run ends at with that reason.
+        keep_outputs: whether rows are to hold the outputs.
 
     Raises:
         ValueError: a model without trainable arrays, or with such that are not finite float64; outputs of another
@@ -111,7 +129,7 @@ def landscape_of(
     found = _chosen(blank, theta) if preconditioner == "auto" else preconditioner
     fits = found != "gauss_newton" or _num_residuals(objective) is not None
     require(fits, "preconditioner", "be 'hessian' or 'none' for a loss without residuals", preconditioner)
-    return replace(blank, rms=rms, level=jnp.abs(loss), preconditioner=found), theta
+    return replace(blank, rms=rms, level=jnp.abs(loss), preconditioner=found, keeps_outputs=keep_outputs), theta
 
 
 def _parted(model: Any, trainable: Any) -> tuple[Any, Any]:

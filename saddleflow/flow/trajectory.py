@@ -307,6 +307,13 @@ def load(path: str | Path, cost: Cost | None = None) -> Trajectory:
     with xr.open_dataset(path, engine="h5netcdf") as file:
         data = file.load()
     require({"stop_reason", "configuration"} <= set(data.attrs), "path", "hold a saddleflow trajectory", str(path))
+    require(
+        "end_to_end" in data,
+        "path",
+        "hold the trajectory of a network",
+        f"that of a model, {path}",
+        "Read it with xarray.open_dataset(path, engine='h5netcdf'): a file holds numbers, and no functions.",
+    )
     return from_xarray(data, cost)
 
 

@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from saddleflow._backend.checks import require
-from saddleflow.flow.arguments import FlowOptions, needs_symmetry
+from saddleflow.flow.arguments import needs_symmetry
 from saddleflow.flow.model_landscape import ModelLandscape, Vector
 from saddleflow.flow.models import landscape_of
 from saddleflow.problem.objective import Objective
-from saddleflow.sweeps.chunk import Chunk, Starts
+from saddleflow.sweeps.chunk import Chunk, Starts, SweepOptions
 from saddleflow.sweeps.configuration import name
 from saddleflow.sweeps.lanes import Lane, signature
 from saddleflow.sweeps.results import as_arrays, masked
@@ -59,7 +59,7 @@ class ModelChunk(Chunk):
     def lane(self, number):
         """Of an objective, the arguments of init, a seed and rtol."""
         values = {axis: column[number] for axis, column in self.coordinates.items()}
-        return self.starts.lane(self.costs[values.pop("cost")], values, self.options.flow)
+        return self.starts.lane(self.costs[values.pop("cost")], values, self.options)
 
     def program(self):
         """By the first of the models."""
@@ -69,7 +69,7 @@ class ModelChunk(Chunk):
     def arrays(self, result):
         """With the outputs, if asked for."""
         options, further = self.options, {}
-        if options.save_matrices and "outputs" in result.rows:
+        if "outputs" in result.rows:
             further["outputs"] = masked(result, result.rows["outputs"], options.num_rows)
         return as_arrays(result, further, num_rows=options.num_rows, with_time=options.flow.save_at is None)
 
@@ -95,7 +95,7 @@ class ModelStarts(Starts):
         "outputs": ("outputs of the model", "f"),
     }
 
-    def lane(self, objective: Objective, values: dict[str, Any], flow: FlowOptions) -> ModelLane:
+    def lane(self, objective: Objective, values: dict[str, Any], options: SweepOptions) -> ModelLane:
         """The lane of a seed, of rtol and of arguments of init.
 
         Raises:
@@ -109,8 +109,9 @@ class ModelStarts(Starts):
                 self.init(jax.random.key(int(seed)), **arguments),
                 trainable=self.trainable,
                 preconditioner=self.preconditioner,
-                symmetric=needs_symmetry(flow),
+                symmetric=needs_symmetry(options.flow),
                 finite=False,
+                keep_outputs=options.save_matrices,
             )
         except Exception as error:
             text = ", ".join(f"{axis}={value}" for axis, value in {**arguments, "seed": seed}.items())
@@ -127,7 +128,7 @@ class ModelStarts(Starts):
             where = place[:-2]  # of all axes but seed and rtol, which come last
             if where not in kinds:
                 values = {axis: column[lane] for axis, column in table.items()}
-                kinds[where] = signature(self.lane(grid.costs[values.pop("cost")], values, options.flow))
+                kinds[where] = signature(self.lane(grid.costs[values.pop("cost")], values, options))
             groups.setdefault(kinds[where], []).append(lane)
         return [(partial(ModelChunk, starts=self), members) for members in groups.values()]
 
