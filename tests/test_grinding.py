@@ -3,6 +3,7 @@
 from functools import partial
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
@@ -117,3 +118,19 @@ def test_a_smooth_stretch_ends_it():
     for _ in range(100):
         ground = ground.follow(jnp.asarray(1.0), jnp.asarray(True), jnp.asarray(0.5), 4)
     assert not ground.grinds
+
+
+def test_runs_of_kinked_models_end_by_name_and_with_advice():
+    keys = jax.random.split(jax.random.key(1), 3)
+    inputs, targets = jax.random.normal(keys[0], (100, 5)), jax.random.normal(keys[1], (100,))
+    objective = sf.regression(lambda model, x: model(x), inputs, targets)
+
+    def run(activation):
+        model = eqx.nn.MLP(5, "scalar", 10, 1, activation, key=keys[2])
+        return sf.gradient_flow(objective, model, t1=10.0, rtol=1e-5, progress=False)
+
+    kinked, smooth = run(jax.nn.relu), run(partial(sf.activations.relu, epsilon=1e-2))
+    assert kinked.stop_reason == "not_smooth"
+    assert kinked.stats["num_steps"] < 1000
+    assert "sf.activations" in str(kinked)
+    assert smooth.stop_reason == "t1"

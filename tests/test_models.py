@@ -203,11 +203,9 @@ def test_small_starts_of_diagonal_networks_tend_to_the_least_l1_norm():
     assert off[3] < 1e-5
 
 
-@pytest.mark.xfail(strict=True, reason="what has yet to grow hides in the rounding of what is learned")
 @pytest.mark.parametrize("save_at", [None, np.array([1000.0])])
 def test_tiny_starts_are_not_taken_for_rest(save_at):
-    # At the first saddle the gradient is rounding, but for an entry of 1e-14 that grows on. (Networks see such
-    # entries in graded coordinates.) The run ends there, and rows at later times hold the saddle.
+    # At the first saddle the gradient is rounding, but for an entry of 1e-14 that grows on.
     start = {"u": jnp.full(4, 1e-48), "v": jnp.full(4, 1e-48)}
     end = solve(sf.regression(diagonal, *FEW), start, gradient_tolerance=1e-10, save_at=save_at)
     assert end.train_cost[-1] < 1e-15

@@ -30,6 +30,8 @@ class Landscape(eqx.Module):
     always_saddle: eqx.AbstractClassVar[bool]
     # whether `output_error` may ask for more than the tolerances of the entries
     strains: eqx.AbstractClassVar[bool]
+    # whether its gradient may jump, as that of ReLU does
+    may_jump: eqx.AbstractClassVar[bool]
 
     @abc.abstractmethod
     def gradient(self, parameters: Any) -> Any:
@@ -117,6 +119,7 @@ class NetworkLandscape(Landscape):
 
     always_saddle: ClassVar[bool] = True
     strains: ClassVar[bool] = True
+    may_jump: ClassVar[bool] = False
 
     cost: Cost  # as the frame sees it
     frame: Frame | None = None

@@ -20,11 +20,12 @@ from optimistix import rms_norm
 from saddleflow.flow.clock import Clock
 from saddleflow.flow.dips import Dips
 from saddleflow.flow.graded import Frame, grade, noise, resolution
+from saddleflow.flow.grinding import Grinding
 from saddleflow.flow.growth import Growth
 from saddleflow.flow.landscape import FLOW, Landscape, NetworkLandscape, Parameters
 from saddleflow.flow.state import FlowState, Method, Row, Settings, StopReason
 from saddleflow.problem import geometry
-from saddleflow.solvers import NDF, CountingSolver, NDFState, PredictiveController, amplified
+from saddleflow.solvers import NDF, CountingSolver, NDFState, PredictiveController, amplified, scaled_size
 
 # This many rejections in a row shrink h by at least 1e-20: nothing but underflow or NaN does that.
 MAX_CONSECUTIVE_REJECTIONS = 60
@@ -100,6 +101,7 @@ def start(landscape: Landscape, parameters: Parameters, settings: Settings, meth
         step_size=jnp.asarray(step_size),
         dips=Dips.start(parameters, frame, gradient, method.num_dips) if method.num_dips else None,
         growth=Growth.start(landscape.unbounded(parameters, outputs)),
+        grinding=Grinding.start() if landscape.may_jump and isinstance(solver, CountingSolver) else None,
         solver_state=_arrays(solver.init(FLOW, zero, step_size, parameters, landscape)),
         controller_state=_arrays(controller_state),
         num_accepted=jnp.zeros((), int),
@@ -291,6 +293,7 @@ class _Attempt(eqx.Module):
     parameters: Parameters  # the old ones where the step is rejected
     outputs: Float[Array, "n_out n_in"]  # of the candidate
     keep: Bool[Array, ""]
+    error: Float[Array, ""] | None  # of the entries, in units of their tolerances, where it is looked at
     finite: Bool[Array, ""]
     next_size: Float[Array, ""]
     solver_state: PyTree
@@ -320,6 +323,9 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
         end_time = jnp.where(lands, settings.t1, clock.time)
         end_point = parameters, clock, end_time, gradient
         rows, num_rows = _save_steps(state, h, keep, interpolation, end_point, landscape, method)
+    grinding = state.grinding
+    if grinding is not None and tried.error is not None:
+        grinding = grinding.follow(h, keep, tried.error, _order(method.solver))
     rejections = jnp.where(keep, 0, state.consecutive_rejections + 1)
     met_non_finite = jnp.where(keep, state.met_non_finite, ~tried.finite)
     num_accepted, num_rejected = state.num_accepted + keep, state.num_rejected + (1 - keep)
@@ -334,6 +340,7 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
         (StopReason.non_finite, (stuck | creeps) & met_non_finite),
         (StopReason.step_size_underflow, stuck),
         (StopReason.below_resolution, creeps),  # steps move less than rounding, and longer ones fail
+        (StopReason.not_smooth, jnp.asarray(False) if grinding is None else grinding.grinds),
         (StopReason.max_steps, num_accepted + num_rejected >= settings.max_steps),
         (_rest_reason(landscape), rests),
     )
@@ -344,6 +351,7 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
         step_size=tried.next_size,
         dips=state.dips and state.dips.follow(parameters, state.frame, gradient, clock.time, h, keep),
         growth=growth,
+        grinding=grinding,
         solver_state=tried.solver_state,
         controller_state=tried.controller_state,
         num_accepted=num_accepted,
@@ -380,6 +388,7 @@ def _attempt(
     # The controller would forgive a NaN candidate under a finite error, and turn an infinite one into a NaN step.
     error = jax.tree.map(lambda e: jnp.where(finite & ~jnp.isnan(e), e, jnp.inf), error)
     candidate = _kept(finite, candidate, state.parameters)
+    judged = candidate, error, controller.rtol, controller.atol
     keep, begin, end, _, controller_state, _ = controller.adapt_step_size(
         zero, h, state.parameters, candidate, landscape, error, _order(solver), state.controller_state
     )
@@ -390,6 +399,7 @@ def _attempt(
         parameters=_kept(keep, candidate, state.parameters),
         outputs=outputs,
         keep=jnp.asarray(keep),
+        error=None if state.grinding is None else scaled_size(state.parameters, *judged),
         finite=finite,
         next_size=jnp.asarray(end - begin),
         solver_state=_arrays(_kept(keep, solver_state, dropped)),

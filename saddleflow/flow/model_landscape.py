@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from saddleflow.flow.jacobian import ShiftedGram
 from saddleflow.flow.landscape import FLOW, Landscape
@@ -25,6 +25,9 @@ WORTHWHILE = 3e3
 # A gradient is looked at for rest where over the length of the start it would change the loss by this share at most.
 FAINT = 1e-8
 
+# Rounding is told entry by entry from so many patterns of signs: less than a fifth of it is seen once in 1e5 entries.
+PATTERNS = 8
+
 
 class ModelLandscape(Landscape):
     """The loss `C(f(theta)) + R(theta)` of a model; theta are its trainable entries, one vector of p numbers.
@@ -41,6 +44,7 @@ class ModelLandscape(Landscape):
 
     always_saddle: ClassVar[bool] = False
     strains: ClassVar[bool] = False
+    may_jump: ClassVar[bool] = True
 
     objective: Objective
     rest: Any
@@ -110,21 +114,46 @@ class ModelLandscape(Landscape):
         return self.rms, jnp.where(at_zero > 0, at_zero, here)
 
     def at_rest(self, parameters, graded):
-        """By what roundings of the parameters and of the cost's own gradient do to the gradient, with fixed signs."""
+        """By what roundings of the parameters and of the cost's own gradient do to the gradient.
+
+        That is asked of every entry: a tiny force on one that still grows is not taken for the rounding of others.
+        """
         del graded  # networks only
-        size = geometry.norm(self.gradient(parameters))
+        gradient = self.gradient(parameters)
+        size = geometry.norm(gradient)
         faint = size * self.length(parameters) <= FAINT * self.level
         no = jnp.asarray(False)
 
         def look():
+            # one pattern of signs tells nearly always enough
             resting = size <= geometry.ROUNDING * self.gradient_unit(parameters)
+            quiet = jax.lax.cond(resting, lambda: self._quiet(gradient, parameters), lambda: no)
             if not self.has_outputs or self.objective.regulariser is not None:
-                return resting, no
+                return quiet, no
             outputs = self.outputs(parameters)
             forces = jnp.linalg.norm(self.objective.cost.gradient(outputs))
-            return resting, forces <= geometry.ROUNDING * jnp.linalg.norm(self._force_sizes(outputs))
+            return quiet, forces <= geometry.ROUNDING * jnp.linalg.norm(self._force_sizes(outputs))
 
         return size, *jax.lax.cond(faint, look, lambda: (no, no))
+
+    def _quiet(self, gradient: Vector, parameters: Vector) -> Bool[Array, ""]:
+        """Whether every entry of the gradient is at most the rounding that its terms leave in it.
+
+        Of each the root mean square over patterns of signs, so that none seems quiet or loud by chance.
+        """
+
+        def squares(pattern: Float[Array, ""]) -> Vector:
+            signs = _signs(parameters.size, pattern)
+            changed = jax.jvp(self.gradient, (parameters,), (signs * parameters,))[1] ** 2
+            if not self.has_outputs:
+                return changed
+            outputs, pull = jax.vjp(self.outputs, parameters)
+            sizes = self._force_sizes(outputs)
+            return changed + pull(sizes * _signs(sizes.size, pattern).reshape(sizes.shape))[0] ** 2
+
+        patterns = 1 + jnp.arange(PATTERNS) / PATTERNS
+        noise = jnp.sqrt(jnp.mean(jax.lax.map(squares, patterns), axis=0))
+        return jnp.all(jnp.abs(gradient) <= geometry.ROUNDING * noise)
 
     def gradient_unit(self, parameters: Vector) -> Float[Array, ""]:
         """What the gradient changes by where every entry does by its size, and every term of the cost's own gradient.
@@ -275,5 +304,5 @@ class ModelLandscape(Landscape):
         return self.objective, self.model(parameters)
 
 
-def _signs(size: int) -> Vector:
-    return jnp.sign(jnp.cos(jnp.arange(1.0, size + 1) ** 2))
+def _signs(size: int, pattern: Any = 1.0) -> Vector:
+    return jnp.sign(jnp.cos(pattern * jnp.arange(1.0, size + 1) ** 2))

@@ -16,6 +16,7 @@ from saddleflow.flow.clock import SegmentedTime
 from saddleflow.flow.critical import nearest_critical_point
 from saddleflow.flow.history import TIME_UNIT, History, versions
 from saddleflow.flow.model_landscape import ModelLandscape, Vector
+from saddleflow.flow.state import StopReason
 from saddleflow.flow.visits import SaddleVisit, find_visits, nearest
 
 if TYPE_CHECKING:
@@ -182,6 +183,8 @@ class ModelTrajectory(History):
             "gradient": f"|grad| {self.gradient_norm[-1]:.1e}",
             "saddles": visits or "no plateau",
         }
+        if self.stop_reason == StopReason.not_smooth.name:
+            lines["advice"] = StopReason.not_smooth.meaning
         return "ModelTrajectory\n" + "\n".join(f"  {name:<9} : {text}" for name, text in lines.items())
 
     def to_xarray(self) -> "xr.Dataset":

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from saddleflow.flow.clock import Clock
 from saddleflow.flow.dips import Dips
 from saddleflow.flow.graded import Frame
+from saddleflow.flow.grinding import Grinding
 from saddleflow.flow.growth import Growth
 from saddleflow.flow.landscape import Parameters
 from saddleflow.flow.observables import Observable
@@ -47,7 +48,8 @@ class StopReason(IntEnum):
     stationary_saddle = 8, "The gradient in theta is zero up to rounding, but grad C(A) is not."
     below_resolution = 9, "Rounding would decide the next escape."
     diverges = 10, "C falls towards its infimum while A grows without bound."
-    stationary = 11, "The gradient in theta is zero up to rounding, and no direction leads down from there."
+    stationary = 11, "The gradient in theta is zero up to rounding, and the Hessian has no direction that leads down."
+    not_smooth = 12, "Steps fail at jumps of the gradient again and again: take a smooth activation (sf.activations)."
 
 
 Row = dict[str, Any]
@@ -88,6 +90,7 @@ class FlowState(eqx.Module):
     step_size: Float[Array, ""]
     dips: Dips | None
     growth: Growth
+    grinding: Grinding | None  # None: jumps of the gradient are not looked for
     solver_state: PyTree
     controller_state: PyTree
     num_accepted: Int[Array, ""]

@@ -21,7 +21,7 @@ Solver and step controller get the same tolerances::
 `docs/solvers.md` goes on from there: a partial differential equation, preconditioners, single precision.
 """
 
-from saddleflow.solvers.controller import PredictiveController, amplified
+from saddleflow.solvers.controller import PredictiveController, amplified, scaled_size
 from saddleflow.solvers.krylov import ConjugateBasis, SolveReport, conjugate_solve
 from saddleflow.solvers.local_model import MAX_ASYMMETRY, LocalModel, Plain, PlainModel, asymmetry, max_asymmetry
 from saddleflow.solvers.ndf import NDF, NDFState
@@ -52,4 +52,5 @@ __all__ = [
     "asymmetry",
     "conjugate_solve",
     "max_asymmetry",
+    "scaled_size",
 ]

@@ -53,7 +53,18 @@ def scaled_error(y0: PyTree, y1: PyTree, error: PyTree, rtol: Any, atol: Any) ->
 
 
 def scaled_size(y0: PyTree, y1: PyTree, error: PyTree, rtol: Any, atol: Any) -> Float[Array, ""]:
-    """The root mean square of `scaled_error` over all entries."""
+    """The size of a step's error: the root mean square over all entries, each in units of its tolerance.
+
+    Args:
+        y0: the state before the step.
+        y1: the state after it.
+        error: of every entry of y1, a pytree like the state.
+        rtol: relative tolerance.
+        atol: absolute tolerance, one number or a pytree like the state.
+
+    Returns:
+        A number; the controller accepts a step where it is below one.
+    """
     return rms_norm(scaled_error(y0, y1, error, rtol, atol))
 
 

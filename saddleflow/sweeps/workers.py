@@ -22,7 +22,7 @@ class Tally:
     useful: float = 0.0
     computed: float = 0.0
 
-    FAILURES = (StopReason.step_size_underflow, StopReason.non_finite, StopReason.max_steps)
+    FAILURES = (StopReason.step_size_underflow, StopReason.non_finite, StopReason.max_steps, StopReason.not_smooth)
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
