@@ -70,7 +70,7 @@ def test_comments_are_read():
 
 
 def test_readme_states_numbers():
-    assert sum(len(stated(line)) for source in blocks(PAGES[0]) for line in source.splitlines()) == 4
+    assert sum(len(stated(line)) for source in blocks(PAGES[0]) for line in source.splitlines()) == 6
 
 
 @pytest.mark.parametrize(("before", "source"), list(cases()))
@@ -85,7 +85,7 @@ def test_blocks_print_what_their_comments_say(before, source):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/solvers.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/solvers.md", "docs/any_model.md"])
 def test_all_blocks_run(page, tmp_path, monkeypatch):
     """In order, in one process; without those that need a cluster, or take minutes at a width of a million."""
     monkeypatch.chdir(tmp_path)
