@@ -1,11 +1,14 @@
 """Escapes that rounding decides: the run stays at the saddle, and says so."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import saddleflow as sf
+from saddleflow.flow.model_twin import has_symmetry
+from saddleflow.flow.models import landscape_of
 
 TARGET = np.diag([-20.0, -10, 8, 4])
 BASIS = np.array([[1, 1, 1, 0], [1, -1, 0, 1], [-1, 0, 1, 1], [0, 1, -1, 1]]) / np.sqrt(3)
@@ -57,3 +60,60 @@ def test_balanced_starts_of_full_rank_are_resolved(alpha):
     run = sf.gradient_flow(task, sf.balanced(matrix, depth=3, width=5), rtol=1e-4, progress=False)
     assert run.stop_reason == "converged"
     assert len(run.saddles(stationary_points=False)) == 3
+
+
+class Tanh(eqx.Module):
+    """Two layers of four neurons."""
+
+    w: jax.Array
+    a: jax.Array
+
+    def __call__(self, x):
+        return self.a @ jnp.tanh(self.w @ x)
+
+
+SIGNS = np.array([1.0, -1.0, 1.0, 1.0])
+W, B = (1e-3 * np.random.default_rng(seed).standard_normal(size) for seed, size in ((1, (1, 6)), (2, (3, 1))))
+
+
+def teach():
+    """A teacher whose second direction breaks the symmetry of neurons that are equal up to signs."""
+    rng = np.random.default_rng(0)
+    rows, columns = (np.linalg.qr(rng.standard_normal((size, size)))[0] for size in (6, 3))
+    inputs = rng.standard_normal((200, 6))
+    targets = np.tanh(inputs @ rows[:3].T) @ (columns * [4.0, 1.5, 0.5]).T
+    return inputs, sf.regression(lambda model, x: model(x), inputs, targets)
+
+
+@pytest.mark.parametrize("save_at", [None, [1.0, 10.0, 1e3]])
+def test_neurons_that_are_equal_up_to_signs_part_on_rounding_only(save_at):
+    inputs, objective = teach()
+    model = Tanh(jnp.asarray(SIGNS[:, None] * W), jnp.asarray(SIGNS * B))
+    run = sf.gradient_flow(objective, model, t1=1e3, save_at=save_at, progress=False, save_networks=True)
+    # where sums are rounded alike for all neurons the run stays by itself
+    assert run.stop_reason in ("below_resolution", "t1")
+    lengths = np.linalg.norm(run.model.w, axis=1)
+    np.testing.assert_allclose(lengths, lengths[0], rtol=1e-2)
+    assert len(run.time) == len(run.outputs) == len(run.train_cost) == len(run.clock.time) == len(run.models.w)
+    if save_at is None:
+        np.testing.assert_allclose(run.outputs[-1], jax.vmap(run.model, out_axes=1)(inputs), rtol=1e-9)
+
+
+def test_symmetric_starts_of_models_are_told():
+    objective = sf.regression(lambda model, x: model(x), np.ones((2, 6)), np.ones((2, 3)))
+    rng = np.random.default_rng(0)
+    w, a = rng.standard_normal((4, 6)), rng.standard_normal((3, 4))
+    doubled = w.copy()
+    doubled[3] = -w[1]
+    for first, second, symmetric in (
+        (w, a, False),
+        (w, np.zeros((3, 4)), False),
+        (doubled, a, True),
+        (SIGNS[:, None] * W, SIGNS * B, True),
+        (w, np.ones((3, 4)), True),
+    ):
+        model = Tanh(jnp.asarray(first), jnp.asarray(second))
+        landscape, theta = landscape_of(
+            objective, model, trainable=eqx.is_inexact_array, preconditioner="none", symmetric=False
+        )
+        assert has_symmetry(landscape, theta) == symmetric

@@ -323,9 +323,7 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
         end_time = jnp.where(lands, settings.t1, clock.time)
         end_point = parameters, clock, end_time, gradient
         rows, num_rows = _save_steps(state, h, keep, interpolation, end_point, landscape, method)
-    grinding = state.grinding
-    if grinding is not None and tried.error is not None:
-        grinding = grinding.follow(h, keep, tried.error, _order(method.solver))
+    grinding, grinds = _watch_jumps(state, tried, h, method)
     rejections = jnp.where(keep, 0, state.consecutive_rejections + 1)
     met_non_finite = jnp.where(keep, state.met_non_finite, ~tried.finite)
     num_accepted, num_rejected = state.num_accepted + keep, state.num_rejected + (1 - keep)
@@ -340,7 +338,7 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
         (StopReason.non_finite, (stuck | creeps) & met_non_finite),
         (StopReason.step_size_underflow, stuck),
         (StopReason.below_resolution, creeps),  # steps move less than rounding, and longer ones fail
-        (StopReason.not_smooth, jnp.asarray(False) if grinding is None else grinding.grinds),
+        (StopReason.not_smooth, grinds),
         (StopReason.max_steps, num_accepted + num_rejected >= settings.max_steps),
         (_rest_reason(landscape), rests),
     )
@@ -406,6 +404,16 @@ def _attempt(
         controller_state=_arrays(controller_state),
         dense_info=dense_info,
     )
+
+
+def _watch_jumps(
+    state: FlowState, tried: _Attempt, h: Float[Array, ""], method: Method
+) -> tuple[Grinding | None, Bool[Array, ""]]:
+    """What the try says of jumps of the gradient, and whether the run grinds at them."""
+    if state.grinding is None or tried.error is None:
+        return None, jnp.asarray(False)
+    grinding = state.grinding.follow(h, tried.keep, tried.error, _order(method.solver))
+    return grinding, grinding.grinds
 
 
 def _first_of(*cases: tuple[StopReason, Bool[Array, ""]]) -> Int[Array, ""]:

@@ -64,6 +64,11 @@ class ModelLandscape(Landscape):
         leaves = [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
         return eqx.combine(jax.tree.unflatten(self.structure, leaves), self.rest)
 
+    def arrays(self, theta: Vector) -> list[np.ndarray]:
+        """The trainable arrays of a vector of parameters, on the host."""
+        parts = np.split(np.asarray(theta), np.cumsum([math.prod(shape) for shape in self.shapes])[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
     @property
     def has_outputs(self) -> bool:
         """Whether the loss has outputs; a bare one has none."""
@@ -76,6 +81,11 @@ class ModelLandscape(Landscape):
     def loss(self, parameters, outputs):
         """C(f) + R."""
         return self.objective.loss(self.model(parameters), outputs)
+
+    @eqx.filter_jit
+    def loss_at(self, parameters: Vector) -> Float[Array, ""]:
+        """The loss where nothing is known, compiled."""
+        return self.loss(parameters, self.outputs(parameters))
 
     def gradient(self, parameters):
         """By reverse differentiation, C by its own gradient."""

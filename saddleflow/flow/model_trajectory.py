@@ -206,7 +206,7 @@ class ModelTrajectory(History):
             along[f"observable_{name}"] = (dims, values, "")
         if self.saved_parameters is not None:
             along["parameters"] = (("time", "parameter"), self.saved_parameters, "parameter")
-        trainable = jax.tree.unflatten(self.landscape.structure, self._leaves())
+        trainable = jax.tree.unflatten(self.landscape.structure, self.landscape.arrays(self.parameters))
         for path, leaf in jax.tree.flatten_with_path(trainable)[0]:
             name = f"model{jax.tree_util.keystr(path)}"
             along[name] = (tuple(f"{name}_{axis}" for axis in range(leaf.ndim)), np.asarray(leaf), "parameter")
@@ -221,9 +221,3 @@ class ModelTrajectory(History):
                 "versions": json.dumps(versions()),
             },
         )
-
-    def _leaves(self) -> list[Any]:
-        """The trainable arrays at the end."""
-        sizes = [int(np.prod(shape)) for shape in self.landscape.shapes]
-        parts = np.split(np.asarray(self.parameters), np.cumsum(sizes)[:-1])
-        return [part.reshape(shape) for part, shape in zip(parts, self.landscape.shapes, strict=True)]

@@ -19,8 +19,10 @@ from saddleflow.flow.arguments import FlowOptions, method_of, needs_symmetry, re
 from saddleflow.flow.critical import hessian_ends
 from saddleflow.flow.model_landscape import ModelLandscape, Preconditioner, Vector
 from saddleflow.flow.model_trajectory import ModelTrajectory
+from saddleflow.flow.model_twin import has_symmetry, model_escapes, perturbed, rows_up_to
 from saddleflow.flow.run import dips_of, numbers_of, rows_of, run, stats_of
-from saddleflow.flow.state import StopReason
+from saddleflow.flow.state import FlowState, Method, StopReason
+from saddleflow.flow.twin import Escape, first_unresolved
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import MAX_RESIDUALS
 from saddleflow.problem.objective import AsMatrix, BareLoss, Objective
@@ -60,16 +62,21 @@ def solve_model(
         symmetric=needs_symmetry(options),
         keep_outputs=num_rows * math.prod(objective.shape) <= MAX_OUTPUTS,
     )
-    settings = settings_of(landscape, theta, options)
     method = method_of(options, landscape, graded=False, num_dips=_num_dips(theta), turns="plain")
     begin = time.perf_counter()
+    settings = settings_of(landscape, theta, options)
     state, reason = run(landscape, theta, settings, method, options)
-    seconds = time.perf_counter() - begin
-    end = state.parameters
-    if reason == StopReason.stationary and leads_down(landscape, end):
+    seconds, end = time.perf_counter() - begin, state.parameters
+    rows, dips = rows_of(landscape, state, settings, method), dips_of(state)
+    escape = _unresolved(landscape, theta, state, reason, method, options, seconds)
+    if escape is not None:
+        assert state.dips is not None
+        assert dips is not None
+        add_end = options.save_at is None
+        rows, end = rows_up_to(rows, landscape, state.dips, escape, method, add_end=add_end)
+        reason, dips = StopReason.below_resolution, (dips[0][: escape.dip], dips[1][: escape.dip])
+    elif reason == StopReason.stationary and leads_down(landscape, end):
         reason = StopReason.stationary_saddle
-    rows = rows_of(landscape, state, settings, method)
-    dips = dips_of(state)
     return ModelTrajectory.of(
         landscape,
         theta,
@@ -82,6 +89,27 @@ def solve_model(
         dips=dips,
         rank_tolerance=options.rank_tolerance,
     )
+
+
+def _unresolved(
+    landscape: ModelLandscape,
+    theta: Vector,
+    state: FlowState,
+    reason: StopReason,
+    method: Method,
+    options: FlowOptions,
+    seconds: float,
+) -> Escape | None:
+    """The first saddle that the run has left on rounding; looked for where the start has a symmetry."""
+    escapes = model_escapes(landscape, state)
+    if not escapes or reason == StopReason.max_seconds or not has_symmetry(landscape, theta):
+        return None
+    left = None if options.max_seconds is None else max(options.max_seconds - seconds, 1e-3)
+    quiet, other = replace(options, progress=False, max_seconds=left), perturbed(theta)
+    twin, its_reason = run(landscape, other, settings_of(landscape, other, options), method, quiet)
+    if its_reason == StopReason.max_seconds:
+        return None
+    return first_unresolved(escapes, model_escapes(landscape, twin))
 
 
 def landscape_of(

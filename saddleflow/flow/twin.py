@@ -79,24 +79,35 @@ def perturbed(network: DeepLinearNetwork) -> DeepLinearNetwork:
 
 
 def escapes(cost: Cost, trajectory: Trajectory, dips: Dips | None) -> list[Escape]:
-    """The escapes of a run, by the dips of its gradient norm: rows may be few.
-
-    Two dips in a row are two saddles where the cost has fallen between them, by as much as the gradient norms say:
-    on tails and at rest what rises and dips is the solver's noise.
+    """The escapes of a run of a network; see `escapes_between`.
 
     Args:
         cost: the cost of the run.
         trajectory: the run.
         dips: what the loop has kept of its dips.
     """
-    found: list[Escape] = []
     if dips is None or trajectory.dips is None:
-        return found
+        return []
     networks = _kept(trajectory.dips[1], len(trajectory.dips[0]))
-    costs = [float(cost(network.end_to_end())) for network in networks] + [float(trajectory.train_cost[-1])]
-    falls = [*np.asarray(dips.falls)[: len(networks)], float(dips.fall)]
+    costs = [float(cost(network.end_to_end())) for network in networks]
+    return escapes_between([*costs, float(trajectory.train_cost[-1])], dips)
+
+
+def escapes_between(costs: Sequence[float], dips: Dips) -> list[Escape]:
+    """The escapes of a run, by the dips of its gradient norm: rows may be few.
+
+    Two dips in a row are two saddles where the cost has fallen between them, by as much as the gradient norms say:
+    on tails and at rest what rises and dips is the solver's noise.
+
+    Args:
+        costs: at the dips, and at the end.
+        dips: what the loop has kept of them.
+    """
+    found: list[Escape] = []
+    count = len(costs) - 1
+    falls = [*np.asarray(dips.falls)[:count], float(dips.fall)]
     first = 0
-    for dip, peak in enumerate(np.asarray(dips.peaks)[: len(networks)]):
+    for dip, peak in enumerate(np.asarray(dips.peaks)[:count]):
         fall = costs[dip] - costs[dip + 1]
         if fall > SHARE_OF_COST * abs(costs[0]) and fall > SHARE_OF_SLOPE * (falls[dip + 1] - falls[dip]):
             found.append(Escape(first, costs[first], float(peak)))
