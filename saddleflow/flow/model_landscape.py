@@ -75,7 +75,7 @@ class ModelLandscape(Landscape):
         return not isinstance(self.objective, BareLoss)
 
     def outputs(self, parameters):
-        """F."""
+        """The outputs f."""
         return self.objective.outputs(self.model(parameters))
 
     def loss(self, parameters, outputs):
