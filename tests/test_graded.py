@@ -111,3 +111,17 @@ def test_what_rounding_would_decide_is_not_called_an_escape():
     assert trajectory.saddles(stationary_points=False)[0].escape_speed == pytest.approx(
         sf.theory.escape_speed(np.asarray(cost.gradient(jnp.zeros((10, 10)))), 4), rel=0.05
     )
+
+
+@pytest.mark.parametrize(("depth", "scale"), [(3, 300.0), (4, 1000.0)])
+def test_a_huge_layer_is_no_excuse(depth, scale):
+    """Entries within their tolerances may be most of A there; without a look at A it was 50 and 250 rtol off."""
+    task = sf.MatrixCompletion.random(jax.random.key(1), shape=(3, 3), rank=2, observed=0.9)
+    start = sf.gaussian(jax.random.key(11), depth=depth, width=3, shape=(3, 3), variance=0.01)
+    layers = [start.layers[0], scale * start.layers[1], *start.layers[2:]]
+    options = {"rtol": 1e-6, "save_at": np.geomspace(1e-3, 1, 8), "progress": False}
+    plain, graded = (
+        sf.gradient_flow(task, sf.DeepLinearNetwork(layers), graded=how, **options).end_to_end
+        for how in (False, True)
+    )
+    np.testing.assert_allclose(graded, plain, rtol=0, atol=1e-5 * np.abs(plain).max())

@@ -548,9 +548,7 @@ def _numerics(method: Method, settings: Settings, landscape: Landscape, paramete
         predicts = not isinstance(solver, NDF)
         safety = safety if predicts else PredictiveController.safety
         controller = PredictiveController(rtol=settings.rtol, atol=atol, safety=safety, predicts=predicts)
-        # in graded coordinates entries are held to their own sizes, and A with them
-        quantity_error = None if method.graded else landscape.output_error
-        return solver.with_tolerances(settings.rtol, atol, quantity_error), controller
+        return solver.with_tolerances(settings.rtol, atol, landscape.output_error), controller
     # an explicit method's step is often held by stability: the proportional part damps the rejections
     controller = diffrax.PIDController(
         rtol=STEP_SHARE * settings.rtol, atol=STEP_SHARE * settings.atol, pcoeff=0.4, icoeff=0.3
