@@ -2,6 +2,7 @@
 
 import abc
 import functools
+import json
 import platform
 from dataclasses import dataclass
 from functools import cached_property
@@ -142,16 +143,25 @@ class History(abc.ABC):
             self.to_xarray().to_netcdf(temporary, engine="h5netcdf")
         return Path(path)
 
-    def _clock_variables(self) -> dict[str, Any]:
-        """Times and escapes, as a dataset holds them: (dims, values, units) by name."""
-        unit = TIME_UNIT
-        return {
+    def _dataset(self, along: dict[str, Any], **attrs: Any) -> "xr.Dataset":
+        """The dataset of variables (dims, values, units) by name, with times and escapes, configuration and versions."""
+        along = along | {
             "num_escapes": (("time",), self.num_escapes, "1"),
-            "time_since_escape": (("time",), self.time_since_escape, unit),
+            "time_since_escape": (("time",), self.time_since_escape, TIME_UNIT),
             "clock_segment": (("time",), self.clock.segment, "1"),
-            "clock_within": (("time",), self.clock.within, unit),
-            "clock_durations": (("clock",), self.clock.durations, unit),
+            "clock_within": (("time",), self.clock.within, TIME_UNIT),
+            "clock_durations": (("clock",), self.clock.durations, TIME_UNIT),
         }
+        record = {
+            "stats": json.dumps(self.stats),
+            "configuration": json.dumps(self.configuration),
+            "versions": json.dumps(versions()),
+        }
+        return xr.Dataset(
+            {name: (dims, values, {"units": units}) for name, (dims, values, units) in along.items()},
+            coords={"time": ("time", self.time, {"units": TIME_UNIT})},
+            attrs={"stop_reason": self.stop_reason} | attrs | record,
+        )
 
 
 TIME_UNIT = "time of the flow dtheta/dt = -grad C"

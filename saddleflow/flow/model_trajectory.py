@@ -1,6 +1,5 @@
 """What a run of a model returns: its outputs, losses and saddles along the flow."""
 
-import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from saddleflow.flow import observables as obs
 from saddleflow.flow.clock import SegmentedTime
 from saddleflow.flow.critical import nearest_critical_point
-from saddleflow.flow.history import TIME_UNIT, History, versions
+from saddleflow.flow.history import History
 from saddleflow.flow.model_landscape import ModelLandscape, Vector
 from saddleflow.flow.state import StopReason
 from saddleflow.flow.visits import SaddleVisit, find_visits, nearest
@@ -210,14 +209,4 @@ class ModelTrajectory(History):
         for path, leaf in jax.tree.flatten_with_path(trainable)[0]:
             name = f"model{jax.tree_util.keystr(path)}"
             along[name] = (tuple(f"{name}_{axis}" for axis in range(leaf.ndim)), np.asarray(leaf), "parameter")
-        along |= self._clock_variables()
-        return xr.Dataset(
-            {name: (dims, values, {"units": units}) for name, (dims, values, units) in along.items()},
-            coords={"time": ("time", self.time, {"units": TIME_UNIT})},
-            attrs={
-                "stop_reason": self.stop_reason,
-                "stats": json.dumps(self.stats),
-                "configuration": json.dumps(self.configuration),
-                "versions": json.dumps(versions()),
-            },
-        )
+        return self._dataset(along)

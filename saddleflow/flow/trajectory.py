@@ -17,7 +17,7 @@ from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import require
 from saddleflow.flow import observables as obs
 from saddleflow.flow.clock import SegmentedTime
-from saddleflow.flow.history import TIME_UNIT, History, versions
+from saddleflow.flow.history import TIME_UNIT, History
 from saddleflow.flow.residual import Residual, residual
 from saddleflow.flow.visits import SaddleVisit, find_visits, inspect, learned_directions, nearest
 from saddleflow.problem.costs import Cost
@@ -206,20 +206,9 @@ class Trajectory(History):
                     np.asarray(self.dips[1].layers[index]),
                     "parameter",
                 )
-        along |= self._clock_variables()
         if self.dips is not None:
             along["dip_time"] = (("dip",), self.dips[0], TIME_UNIT)
-        return xr.Dataset(
-            {name: (dims, values, {"units": units}) for name, (dims, values, units) in along.items()},
-            coords={"time": ("time", self.time, {"units": TIME_UNIT})},
-            attrs={
-                "stop_reason": self.stop_reason,
-                "stats": json.dumps(self.stats),
-                "configuration": json.dumps(self.configuration),
-                "rank_tolerance": self.rank_tolerance,
-                "versions": json.dumps(versions()),
-            },
-        )
+        return self._dataset(along, rank_tolerance=self.rank_tolerance)
 
 
 def assemble(
