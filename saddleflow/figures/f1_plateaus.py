@@ -22,7 +22,8 @@ import numpy as np
 from saddleflow._backend.checks import require
 from saddleflow.api import gradient_flow
 from saddleflow.figures import common
-from saddleflow.flow.trajectory import Trajectory, versions
+from saddleflow.flow.history import versions
+from saddleflow.flow.trajectory import Trajectory
 from saddleflow.greedy.comparison import align, lift
 from saddleflow.problem.network import DeepLinearNetwork, gaussian
 from saddleflow.problem.symmetry import include

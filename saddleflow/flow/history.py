@@ -144,7 +144,7 @@ class History(abc.ABC):
         return Path(path)
 
     def _dataset(self, along: dict[str, Any], **attrs: Any) -> "xr.Dataset":
-        """The dataset of variables (dims, values, units) by name, with times and escapes, configuration and versions."""
+        """The dataset of variables (dims, values, units), with times, escapes, configuration and versions."""
         along = along | {
             "num_escapes": (("time",), self.num_escapes, "1"),
             "time_since_escape": (("time",), self.time_since_escape, TIME_UNIT),
