@@ -101,8 +101,11 @@ def _unresolved(
     seconds: float,
 ) -> Escape | None:
     """The first saddle that the run has left on rounding; looked for where the start has a symmetry."""
+    dipped = state.dips is not None and int(state.dips.count) > 0
+    if not dipped or reason == StopReason.max_seconds or not has_symmetry(landscape, theta):
+        return None
     escapes = model_escapes(landscape, state)
-    if not escapes or reason == StopReason.max_seconds or not has_symmetry(landscape, theta):
+    if not escapes:
         return None
     left = None if options.max_seconds is None else max(options.max_seconds - seconds, 1e-3)
     quiet, other = replace(options, progress=False, max_seconds=left), perturbed(theta)
