@@ -113,6 +113,13 @@ def test_objectives_that_do_not_fit(name):
     assert "\n" not in str(caught.value)
 
 
+def test_predictions_of_all_samples_at_once_are_told_what_predict_takes():
+    inputs, targets = model_problems.INPUTS, model_problems.TARGETS
+    with pytest.raises((ValueError, TypeError)) as caught:
+        sf.gradient_flow(sf.regression(lambda model, x: jax.vmap(model)(x), inputs, targets), NET)
+    assert "ONE sample" in "".join(caught.value.__notes__)
+
+
 def test_outputs_that_are_once_differentiable():
     with pytest.raises(ValueError, match="`outputs` must be twice differentiable"):
         sf.gradient_flow(one_output(lambda model: once(model["u"])), U)

@@ -181,8 +181,10 @@ BAD = {
     ),
     "inputs that differ": (
         lambda: sf.regression(apply, (X, X[:4]), TARGETS),
-        r"`targets` must be as many as the samples, \[4, 6\], but got 6",
+        r"`inputs` must agree in their number of samples, but got \[4, 6\]",
     ),
+    "a list": (lambda: sf.regression(apply, X, TARGETS.tolist()), "`targets` must be an array, but got 'list'"),
+    "no samples": (lambda: sf.regression(apply, X[:0], TARGETS[:0]), "`targets` must hold at least one sample"),
     "inputs of no axis": (lambda: sf.regression(apply, 3.0, TARGETS), "`targets` must be as many"),
     "nan inputs": (lambda: sf.regression(apply, X * np.nan, TARGETS), "`inputs` must be finite"),
     "float32 inputs": (lambda: sf.regression(apply, X.astype("float32"), TARGETS), "`inputs` must hold float64"),

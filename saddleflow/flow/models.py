@@ -25,7 +25,7 @@ from saddleflow.flow.state import FlowState, Method, StopReason
 from saddleflow.flow.twin import Escape, first_unresolved
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import MAX_RESIDUALS
-from saddleflow.problem.objective import AsMatrix, BareLoss, Objective
+from saddleflow.problem.objective import AsMatrix, BareLoss, Objective, Predictions
 from saddleflow.problem.spectrum import ZERO
 
 PRECONDITIONERS = ("auto", "gauss_newton", "hessian", "none")
@@ -231,7 +231,15 @@ def _check_functions(landscape: ModelLandscape, theta: Vector) -> None:
         loss = objective.outputs.loss
         _check_returned("loss", lambda at: loss(landscape.model(at)), theta, ())
     else:
-        _check_returned("outputs", landscape.outputs, theta, tuple(objective.cost.shape))
+        try:
+            _check_returned("outputs", landscape.outputs, theta, tuple(objective.cost.shape))
+        except Exception as error:
+            if isinstance(objective.outputs, Predictions):
+                error.add_note(
+                    "`predict` takes the model and ONE sample x, without the axis of samples, and returns what "
+                    "it predicts: of a classification a logit for each class (labels from 0; two classes take two)."
+                )
+            raise
         for name, function in (("regulariser", objective.regulariser), ("test", objective.test)):
             if function is not None:
                 _check_returned(name, lambda at, f=function: f(landscape.model(at)), theta, ())

@@ -257,14 +257,19 @@ def _predictions(name: str, predict: Any, inputs: Any) -> Predictions:
 
 def _targets(name: str, targets: Any, inputs: Any) -> Float[np.ndarray, "n_out N"]:
     """Targets as columns, as many as there are samples."""
+    require(hasattr(targets, "dtype"), name, "be an array", type(targets).__name__, "Convert with numpy.asarray.")
     require_float64(name, targets)
     require(targets.ndim in (1, 2), name, "have the shape (N, n_out) or (N,)", f"shape {targets.shape}")
+    require(targets.size > 0, name, "hold at least one sample", f"shape {targets.shape}")
     _same_number(name, targets, inputs)
     return np.ascontiguousarray(np.asarray(targets).reshape(len(targets), -1).T)
 
 
 def _same_number(name: str, targets: Any, inputs: Any) -> None:
     counts = sorted({np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(inputs)})
+    remedy = "Each array has a leading axis of samples."
+    inputs_name = "test_inputs" if name.startswith("test_") else "inputs"
+    require(len(counts) == 1, inputs_name, "agree in their number of samples", counts, remedy)
     require(counts == [len(targets)], name, f"be as many as the samples, {counts}", len(targets))
 
 

@@ -46,6 +46,7 @@ def test_devices_do_not_matter(tmp_path, undisturbed, devices):
         assert_same(undisturbed, data)
 
 
+@pytest.mark.slow  # networks have the same machinery
 def test_devices_do_not_matter_to_models(tmp_path):
     out = tmp_path / "data.nc"
     printed, error = start(out, "devices", 2, "models").communicate()

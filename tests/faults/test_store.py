@@ -59,6 +59,7 @@ def test_a_killed_sweep_resumes(tmp_path, undisturbed):
     assert_identical(sweep(tmp_path / "sweep.zarr"), undisturbed)
 
 
+@pytest.mark.slow  # networks have the same machinery
 def test_a_killed_sweep_of_models_resumes(tmp_path):
     codes = kill_and_resume(tmp_path, [0.3], "models")
     assert codes == [-signal.SIGKILL]
