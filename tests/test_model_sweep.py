@@ -218,6 +218,10 @@ def test_a_finished_store_is_read_back_with_the_names_of_values(tmp_path, data):
         ({"rank_tolerance": 0.1}, "`rank_tolerance` must be left out where init is given"),
         ({"init": lambda: 3}, r"`init` must be a function \(key, ...\) -> model"),
         (
+            {"init": lambda scale: 3, "scale": [1, 2]},
+            "`init` must take a key before its keywords, but got \"'scale' first",
+        ),
+        (
             {"init": lambda key, width, size: 3},
             "`init` must be given all its arguments by sweep, .*size",
         ),
