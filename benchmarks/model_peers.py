@@ -13,42 +13,22 @@ import optax
 import sksundae
 from jax.flatten_util import ravel_pytree
 from model_problems import ModelProblem, loss_of
-from peers import CVODE, MAX_SECONDS, MAX_STEPS, Diffrax, Host, Peer, Result
+from peers import CVODE, MAX_SECONDS, Diffrax, Host, Ours, Peer, Result, Values
 from problems import Flow, Vector
 
 import saddleflow as sf
 from saddleflow.solvers import CountingSolver, Plain, PredictiveController, Rosenbrock, Switching
 
 
-class Models(Peer[ModelProblem]):
+class Models(Ours[ModelProblem]):
     """`sf.gradient_flow` as it comes."""
 
     name = "saddleflow"
     tolerances = (1e-3, 1e-4, 1e-5, 1e-6)
 
-    def prepare(self, problem: ModelProblem) -> float:
-        """One step, compiled."""
-        begin = time.perf_counter()
-        self._flow(problem, 1e-3, max_steps=1)
-        return time.perf_counter() - begin
-
-    def run(self, problem: ModelProblem, rtol: float) -> Result:
-        """One flow; seconds are those of the integration, without what is derived from it for the trajectory."""
-        run = self._flow(problem, rtol, MAX_STEPS)
-        values = np.full((len(problem.times), *problem.shape), np.nan)
-        samples_first = np.moveaxis(run.outputs, -1, 1)  # those of the peers are as the model gives them
-        values[: len(run.time)] = samples_first.reshape(len(run.time), *problem.shape)
-        return Result(
-            values=values,
-            stopped=run.stop_reason,
-            seconds=run.stats["seconds"],
-            fields=run.stats["num_vector_field_evaluations"],
-            products=run.stats["num_hessian_vector_products"],
-            preconditions=run.stats["num_preconditioner_applications"],
-            steps=run.stats["num_steps"],
-            rejected=run.stats["num_rejected_steps"],
-            explicit_steps=run.stats["num_explicit_steps"],
-        )
+    def _outputs(self, run: Any, problem: ModelProblem) -> Values:
+        """Samples first, as the model gives them to the peers."""
+        return np.moveaxis(run.outputs, -1, 1).reshape(len(run.time), *problem.shape)
 
     def _flow(self, problem: ModelProblem, rtol: float, max_steps: int) -> Any:
         return sf.gradient_flow(

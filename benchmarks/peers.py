@@ -103,29 +103,31 @@ class Peer(abc.ABC, Generic[Kind]):
         return result.fields + units["linearise"] * result.linearisations + units["product"] * result.products
 
 
-class Saddleflow(Peer[Problem]):
-    """`sf.gradient_flow` with a Rosenbrock solver, None for the default one."""
+class Ours(Peer[Kind]):
+    """`sf.gradient_flow`, whatever is solved."""
 
-    tolerances = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+    @abc.abstractmethod
+    def _flow(self, problem: Kind, rtol: float, max_steps: int) -> Any:
+        """The trajectory."""
 
-    def __init__(self, name: str, solver: Rosenbrock | None = None, parts: str = "our") -> None:
-        self.name, self.solver, self.parts = name, solver, parts
-        self.stages = (solver or Rosenbrock()).tableau.stages
+    @abc.abstractmethod
+    def _outputs(self, run: Any, problem: Kind) -> Values:
+        """The outputs at its times."""
 
-    def prepare(self, problem: Problem) -> float:
+    def prepare(self, problem: Kind) -> float:
         """One step, compiled."""
         begin = time.perf_counter()
         self._flow(problem, 1e-3, max_steps=1)
         return time.perf_counter() - begin
 
-    def run(self, problem: Problem, rtol: float) -> Result:
+    def run(self, problem: Kind, rtol: float) -> Result:
         """One flow; seconds are those of the integration, without what is derived from it for the trajectory."""
         run = self._flow(problem, rtol, MAX_STEPS)
         values = np.full((len(problem.times), *problem.shape), np.nan)
-        values[: len(run.time)] = run.end_to_end
+        values[: len(run.time)] = self._outputs(run, problem)
         return Result(
             values=values,
-            stopped={"stop": "cost"}.get(run.stop_reason, run.stop_reason),
+            stopped="cost" if run.stop_reason == "stop" else run.stop_reason,
             seconds=run.stats["seconds"],
             fields=run.stats["num_vector_field_evaluations"],
             products=run.stats["num_hessian_vector_products"],
@@ -134,6 +136,19 @@ class Saddleflow(Peer[Problem]):
             rejected=run.stats["num_rejected_steps"],
             explicit_steps=run.stats["num_explicit_steps"],
         )
+
+
+class Saddleflow(Ours[Problem]):
+    """`sf.gradient_flow` with a Rosenbrock solver, None for the default one."""
+
+    tolerances = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+
+    def __init__(self, name: str, solver: Rosenbrock | None = None, parts: str = "our") -> None:
+        self.name, self.solver, self.parts = name, solver, parts
+        self.stages = (solver or Rosenbrock()).tableau.stages
+
+    def _outputs(self, run: Any, problem: Problem) -> Values:
+        return run.end_to_end
 
     def _flow(self, problem: Problem, rtol: float, max_steps: int) -> sf.Trajectory:
         return sf.gradient_flow(

@@ -1,5 +1,7 @@
 """Flows of any model against other integrators, closed forms, conservation laws and symmetries."""
 
+import itertools
+
 import diffrax
 import equinox as eqx
 import jax
@@ -275,6 +277,42 @@ def test_plateaus_of_a_nonlinear_net_end_in_time():
     escape = np.interp(-(visit.cost + bottom) / 2, -np.array(costs), fine)
     assert visit.enter == 0
     assert visit.escape_time == pytest.approx(escape, rel=1e-4)
+
+
+ACTIVATIONS = {"tanh": jnp.tanh, "quadratic": lambda z: z + z**2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_escapes_from_a_start_of_1e_6_come_in_time(name):
+    """Against DOP853 at 1e-12: where the loss is half-way down between two plateaus.
+
+    Rows within steps, since the time is found between rows.
+    """
+    rng = np.random.default_rng(0)
+    rows, columns = (np.linalg.qr(rng.standard_normal((size, size)))[0] for size in (4, 3))
+    inputs, activation = rng.standard_normal((40, 4)), ACTIVATIONS[name]
+
+    def predict(model, x):
+        return model["a"] @ activation(model["w"] @ x)
+
+    targets = np.asarray(activation(inputs @ rows[:3].T)) @ (columns * [2.0, 1.0, 0.5]).T
+    model = {"w": 1e-6 * rng.standard_normal((5, 4)), "a": 1e-6 * rng.standard_normal((3, 5))}
+    objective = sf.regression(predict, inputs, targets)
+    flat, back = problems.vector(model)
+    slope = jax.jit(jax.grad(lambda theta: objective(back(theta))))
+    options = {"method": "DOP853", "rtol": 1e-12, "atol": 1e-19, "dense_output": True}
+    exact = scipy.integrate.solve_ivp(lambda t, y: -np.asarray(slope(y)), (0, 40), np.asarray(flat), **options).sol
+    loss = jax.jit(lambda theta: objective(back(theta)))
+    for rtol in (1e-4, 1e-6):
+        run = solve(objective, model, t1=40.0, rtol=rtol, saves_per_step=8)
+        visits = run.saddles(stationary_points=False)
+        assert len(visits) >= 1
+        for visit, after in itertools.pairwise([*visits, None]):
+            low, until = (run.train_cost[-1], 40.0) if after is None else (after.cost, after.time)
+            half = (visit.cost + low) / 2
+            time = scipy.optimize.brentq(lambda t, half=half: float(loss(exact(t))) - half, visit.time, until)
+            assert visit.escape_time == pytest.approx(time, rel=EXACT * rtol)
 
 
 def frozen_first(leaf):

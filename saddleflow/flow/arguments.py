@@ -20,11 +20,11 @@ from saddleflow._backend.checks import (
 )
 from saddleflow.flow import observables as obs
 from saddleflow.flow.graded import is_tiny
-from saddleflow.flow.landscape import Landscape, local_model, newton
+from saddleflow.flow.landscape import Landscape, local_model
 from saddleflow.flow.state import Method, Settings
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
-from saddleflow.solvers import MAX_ASYMMETRY, NDF, CountingSolver, Rosenbrock, Switching, asymmetry
+from saddleflow.solvers import MAX_ASYMMETRY, CountingSolver, Rosenbrock, Switching, asymmetry
 
 # The error of an entry is weighed against max(|entry|, this share of the start's rms entry): relative to what
 # the start holds, at every initialisation scale.
@@ -32,9 +32,6 @@ START_SHARE = 0.2
 
 # The stiff method as it fits landscapes.
 STIFF = Rosenbrock(local_model=local_model, check_symmetry=False)
-
-# The method of long tails.
-TAIL = NDF(newton)
 
 # Networks kept near saddles hold this many numbers at most (but four networks always).
 MAX_DIP_NUMBERS = 10_000_000
@@ -182,7 +179,7 @@ def method_of(
         capacity=options.max_saves,
         saves_per_step=options.saves_per_step,
         num_dips=num_dips,
-        tail_solver=TAIL if isinstance(solver, CountingSolver) and landscape.has_residuals() else None,
+        tail_solver=landscape.tail_solver() if isinstance(solver, CountingSolver) else None,
         turns=turns,
     )
 

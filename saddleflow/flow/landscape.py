@@ -18,7 +18,7 @@ from saddleflow.flow.jacobian import flow_jacobian, residual_newton
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost, affordable_curvature
 from saddleflow.problem.symmetry import balancedness_drift
-from saddleflow.solvers import LocalModel, Rosenbrock
+from saddleflow.solvers import NDF, LocalModel, Rosenbrock
 
 Parameters = PyTree[Float[Array, "..."]]
 
@@ -76,20 +76,12 @@ class Landscape(eqx.Module):
         """The relative error of the outputs that an error of the parameters makes, to first order."""
 
     @abc.abstractmethod
-    def stiffness(self, parameters: Any) -> Float[Array, ""]:
-        """About the fastest relaxation rate of the flow."""
-
-    @abc.abstractmethod
     def local_model(self, time: Any, parameters: Any) -> LocalModel:
         """The Jacobian of the flow for the stiff solver."""
 
     @abc.abstractmethod
-    def newton(self, time: Any, parameters: Any) -> Any:
-        """Newton's iteration in the space of residuals for the solver of tails, where `has_residuals`."""
-
-    @abc.abstractmethod
-    def has_residuals(self) -> bool:
-        """Whether the loss has residuals, so few that `newton` is to be had."""
+    def tail_solver(self) -> NDF | None:
+        """The solver of long tails, where it is to be had."""
 
     @abc.abstractmethod
     def framed(self, frame: Frame | None) -> "Landscape":
@@ -167,10 +159,6 @@ class NetworkLandscape(Landscape):
         """By the sizes of the terms that cancel."""
         return geometry.at_rest(self.cost, parameters, graded)
 
-    def stiffness(self, parameters):
-        """By the NTK."""
-        return geometry.stiffness(self.cost, parameters)
-
     def output_error(self, before, after, error):
         """Of A."""
         return geometry.end_to_end_error(before, after, error)
@@ -179,14 +167,10 @@ class NetworkLandscape(Landscape):
         """Compressed coordinates, the Gauss-Newton part inverted exactly."""
         return flow_jacobian(_NETWORK_FLOW, time, parameters, self.cost)
 
-    def newton(self, time, parameters):
-        """With the Gram matrix of the residuals."""
-        return residual_newton(_NETWORK_FLOW, time, parameters, self.cost)
-
-    def has_residuals(self):
-        """Whether the cost tells its residuals; those of some are too many."""
+    def tail_solver(self):
+        """Newton's iteration in the space of residuals; None where the cost tells none, or too many."""
         curvature = eqx.filter_eval_shape(affordable_curvature, self.cost, jnp.zeros(self.cost.shape))
-        return curvature is not None
+        return None if curvature is None else _TAIL
 
     def framed(self, frame):
         """The cost, turned."""
@@ -226,11 +210,13 @@ def local_model(terms: Any, time: Any, parameters: Any, landscape: Landscape) ->
     return landscape.local_model(time, parameters)
 
 
-def newton(terms: Any, time: Any, parameters: Any, landscape: Landscape) -> Any:
-    """The landscape's own Newton iteration, for `saddleflow.solvers.NDF(newton=...)`."""
+def _newton(terms: Any, time: Any, network: Any, landscape: NetworkLandscape) -> Any:
+    """`residual_newton` for the cost of a landscape."""
     del terms
-    return landscape.newton(time, parameters)
+    return residual_newton(_NETWORK_FLOW, time, network, landscape.cost)
 
+
+_TAIL = NDF(_newton)
 
 # The gradient flow of a landscape.
 FLOW = diffrax.ODETerm(_descent)

@@ -197,7 +197,9 @@ def _calm(before: FlowState, after: FlowState, landscape: Landscape, settings: S
     """How many steps in a row, of those looked at, were stiff and short; less than zero: not to be counted yet."""
     move = _mean_change(after.parameters, before.parameters, settings)
     short = (move < SHORT_MOVE * settings.rtol**0.25) & ~_a_plateau(before, after, landscape, move, CREEP)
-    stiff = before.step_size * landscape.framed(before.frame).stiffness(after.parameters) > STIFF
+    framed = landscape.framed(before.frame)
+    assert isinstance(framed, NetworkLandscape), "only networks have a solver of tails"
+    stiff = before.step_size * geometry.stiffness(framed.cost, after.parameters) > STIFF
     return jnp.where((before.calm < 0) | (short & stiff), before.calm + 1, 0)
 
 
