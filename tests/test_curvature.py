@@ -35,7 +35,7 @@ def test_gram_is_the_kernel_of_the_residuals(name):
     def compute(cost):
         curvature = cost.curvature(MATRIX)
         left, right = geometry.partial_products(NETWORK)
-        gram = curvature.gram(tuple(m @ m.T for m in left), tuple(n.T @ n for n in right))
+        gram = curvature.gram(tuple(m @ m.T for m in left.one_by_one()), tuple(n.T @ n for n in right.one_by_one()))
         apply = lambda u: curvature.root(sf.neural_tangent_kernel(NETWORK, curvature.adjoint(u)))  # noqa: E731
         return gram, jax.vmap(apply)(jnp.eye(len(gram))).T
 

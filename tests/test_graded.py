@@ -13,9 +13,11 @@ NETWORK = sf.gaussian(jax.random.key(1), depth=4, width=(5, 7, 6), shape=(4, 3),
 
 
 def test_grading_is_a_change_of_coordinates():
-    once, frame, _ = grade(NETWORK, Frame.of(NETWORK))
-    graded, frame, _ = grade(once, frame)
-    for rotation in frame.rotations:
+    once, turns, _ = grade(NETWORK)
+    frame = Frame.of(NETWORK).after(turns)
+    graded, turns, _ = grade(once)
+    frame = frame.after(turns)
+    for rotation in (frame.into, *frame.hidden, frame.out):
         np.testing.assert_allclose(rotation @ rotation.T, np.eye(len(rotation)), atol=1e-13)
     for back, layer in zip(frame.undo(graded).layers, NETWORK.layers, strict=True):
         np.testing.assert_allclose(back, layer, atol=1e-13)
@@ -29,11 +31,11 @@ def test_learned_and_unlearned_directions_do_not_share_entries():
     )
     noise = sf.gaussian(jax.random.key(1), depth=4, width=6, shape=(4, 3), variance=1.0)
     tiny = jax.tree.map(lambda a, b: a + 1e-9 * b, learned, noise)
-    graded, _, spectra = grade(tiny, Frame.of(tiny))
+    graded, _, spectra = grade(tiny)
     for layer in graded.layers:
         assert float(jnp.abs(layer[0, 0])) > 1
         assert float(jnp.abs(layer[1:, 1:]).max()) < 1e-7
-    for layer, values in zip(graded.layers, spectra, strict=True):
+    for layer, values in zip(graded.layers, spectra.one_by_one(), strict=True):
         np.testing.assert_allclose(values, np.linalg.svd(layer, compute_uv=False), rtol=1e-9)
 
 
@@ -42,12 +44,12 @@ def test_a_framed_cost_is_the_cost(name):
     @eqx.filter_jit
     def compute(cost):
         """Pairs that must be equal."""
-        graded, frame, _ = grade(NETWORK, Frame.of(NETWORK))
+        graded, frame, _ = grade(NETWORK)
         framed = FramedCost(cost, frame)
         matrix = graded.end_to_end()
         left, right = geometry.partial_products(graded)
         curvature = framed.curvature(matrix)
-        gram = curvature.gram(tuple(m @ m.T for m in left), tuple(n.T @ n for n in right))
+        gram = curvature.gram(tuple(m @ m.T for m in left.one_by_one()), tuple(n.T @ n for n in right.one_by_one()))
         column = curvature.root(sf.neural_tangent_kernel(graded, curvature.adjoint(jnp.eye(len(gram))[1])))
         gradients = frame.undo(sf.gradient(framed, graded)), sf.gradient(cost, NETWORK)
         return [

@@ -8,6 +8,7 @@ from typing import Any
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from saddleflow._backend.checks import (
@@ -24,6 +25,7 @@ from saddleflow.flow.landscape import Landscape, local_model
 from saddleflow.flow.state import Method, Settings
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.problem.padding import padded_size
 from saddleflow.solvers import MAX_ASYMMETRY, CountingSolver, Rosenbrock, Switching, asymmetry
 
 # The error of an entry is weighed against max(|entry|, this share of the start's rms entry): relative to what
@@ -138,10 +140,23 @@ def require_gradient(cost: Cost, matrix: Float[Array, "n_out n_in"]) -> None:
     )
 
 
-def settings_of(landscape: Landscape, parameters: Any, options: FlowOptions) -> Settings:
-    """The numbers of a run from a start."""
+def settings_of(landscape: Landscape, parameters: Any, options: FlowOptions, pad_rows: bool = False) -> Settings:
+    """The numbers of a run from a start.
+
+    Args:
+        landscape: the landscape.
+        parameters: the start.
+        options: of the run.
+        pad_rows: whether times are padded, for fewer compiled programs.
+    """
     rms, unit = scales(landscape, parameters)
-    save_at = None if options.save_at is None else jnp.asarray(options.save_at)
+    save_at, max_rows = None if options.save_at is None else jnp.asarray(options.save_at), None
+    if pad_rows:
+        max_rows = options.max_saves
+        if save_at is not None:
+            max_rows = len(options.save_at)
+            later = padded_size(max_rows) - max_rows
+            save_at = jnp.asarray(np.pad(np.asarray(options.save_at), (0, later), constant_values=np.inf))
     return Settings(
         rtol=jnp.asarray(options.rtol, float),
         atol=jnp.asarray(options.rtol * START_SHARE * rms, float),
@@ -149,11 +164,17 @@ def settings_of(landscape: Landscape, parameters: Any, options: FlowOptions) -> 
         save_at=save_at,
         max_steps=jnp.asarray(options.max_steps),
         gradient_tolerance=jnp.asarray(-1.0) if save_at is not None else options.gradient_tolerance * unit,
+        max_rows=None if max_rows is None else jnp.asarray(max_rows),
     )
 
 
 def method_of(
-    options: FlowOptions, landscape: Landscape, graded: bool, num_dips: int = 0, turns: Any = "both"
+    options: FlowOptions,
+    landscape: Landscape,
+    graded: bool,
+    num_dips: int = 0,
+    turns: Any = "both",
+    pad_rows: bool = False,
 ) -> Method:
     """The part of a run that is compiled in.
 
@@ -163,6 +184,7 @@ def method_of(
         graded: in graded coordinates.
         num_dips: networks kept at most, for `Trajectory.saddles`.
         turns: whose steps to compile in; a run waits where those of the other solver begin.
+        pad_rows: whether there is room for more rows, for fewer compiled programs; `settings_of` bounds them.
     """
     solver = options.solver
     if solver is None:
@@ -176,7 +198,7 @@ def method_of(
         stop=options.stop,
         save_networks=options.save_networks,
         graded=graded,
-        capacity=options.max_saves,
+        capacity=padded_size(options.max_saves) if pad_rows else options.max_saves,
         saves_per_step=options.saves_per_step,
         num_dips=num_dips,
         tail_solver=landscape.tail_solver() if isinstance(solver, CountingSolver) else None,
@@ -191,7 +213,7 @@ def needs_grading(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) 
     return (options.solver is None or isinstance(options.solver, Rosenbrock)) and is_tiny(cost, network)
 
 
-def dip_capacity(network: DeepLinearNetwork) -> int:
+def dip_capacity(network: Any) -> int:
     """How many networks to keep from dips of the gradient norm: twice the ranks there are, if memory allows."""
     return max(4, min(2 * min(network.shape) + 2, MAX_DIP_NUMBERS // network.num_parameters))
 

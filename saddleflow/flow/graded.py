@@ -10,6 +10,7 @@ break the conservation of balancedness, and push the learned part along its symm
 """
 
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -22,7 +23,10 @@ from saddleflow._backend.linalg import svd
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.curvature import Curvature, Grams, Matrix
+from saddleflow.problem.geometry import as_network, end_to_end
+from saddleflow.problem.layered import Active, Hidden, Layered, StackedNetwork, each, fold, joined
 from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.problem.padding import Padding
 
 EPSILON = 2.0**-52
 
@@ -42,61 +46,88 @@ REST = 1e-4
 # of later escapes suffer (docs/small_starts.md has what was seen; it does not vanish above).
 TINY = 1e-3
 
-Spectra = tuple[Float[Array, " _"], ...]
-
 
 class Frame(eqx.Module):
-    """Rotations of all spaces, input first: a network in the frame has layers `O_l W_l O_{l-1}^T`."""
+    """Rotations of all spaces: a network in the frame has layers `O_l W_l O_{l-1}^T`."""
 
-    rotations: tuple[Float[Array, "_ _"], ...]
+    into: Float[Array, "n_in n_in"]
+    hidden: Hidden  # of every hidden space, from the input on
+    out: Float[Array, "n_out n_out"]
 
     @classmethod
-    def of(cls, network: DeepLinearNetwork) -> "Frame":
+    def of(cls, network: Any) -> "Frame":
         """The frame of a network as it stands: no rotation."""
-        sizes = (network.shape[1], *network.hidden_widths, network.shape[0])
-        return cls(tuple(jnp.eye(size) for size in sizes))
+        (n_out, n_in), widths = network.shape, network.hidden_widths
+        if isinstance(network, StackedNetwork):
+            hidden = jnp.broadcast_to(jnp.eye(widths[0]), (len(widths), widths[0], widths[0]))
+        else:
+            hidden = tuple(map(jnp.eye, widths))
+        return cls(jnp.eye(n_in), hidden, jnp.eye(n_out))
 
-    def apply(self, network: DeepLinearNetwork) -> DeepLinearNetwork:
+    def apply(self, network: Any) -> Any:
         """A network, turned into the frame."""
-        ends = zip(self.rotations, network.layers, self.rotations[1:], strict=False)
-        return DeepLinearNetwork(above @ layer @ below.T for below, layer, above in ends)
+        first, hidden, last = network.parts
+        hidden = each(lambda above, w, below: above @ w @ below.T, self.hidden[1:], hidden, self.hidden[:-1])
+        return as_network(self.hidden[0] @ first @ self.into.T, hidden, self.out @ last @ self.hidden[-1].T)
 
-    def undo(self, network: DeepLinearNetwork) -> DeepLinearNetwork:
+    def undo(self, network: Any) -> Any:
         """A network in the frame, back in the coordinates of the start."""
-        ends = zip(self.rotations, network.layers, self.rotations[1:], strict=False)
-        return DeepLinearNetwork(above.T @ layer @ below for below, layer, above in ends)
+        first, hidden, last = network.parts
+        hidden = each(lambda above, w, below: above.T @ w @ below, self.hidden[1:], hidden, self.hidden[:-1])
+        return as_network(self.hidden[0].T @ first @ self.into, hidden, self.out.T @ last @ self.hidden[-1])
 
     def undo_matrix(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
         """An end-to-end matrix in the frame, back in the coordinates of the start."""
-        return self.rotations[-1].T @ matrix @ self.rotations[0]
+        return self.out.T @ matrix @ self.into
+
+    def after(self, turns: "Frame") -> "Frame":
+        """This frame, turned further."""
+        hidden = each(jnp.matmul, turns.hidden, self.hidden)
+        return Frame(turns.into @ self.into, hidden, turns.out @ self.out)
 
 
-def grade(network: DeepLinearNetwork, frame: Frame) -> tuple[DeepLinearNetwork, Frame, Spectra]:
+def grade(network: Any, active: Active = None) -> tuple[Any, Frame, Layered]:
     """Turn hidden space l into the left singular basis of W_l, the outer spaces into those of A.
 
+    Args:
+        network: layers side by side or in a stack.
+        active: layers of a stack that are there.
+
     Returns:
-        The network in the new frame, that frame, and the singular values of each layer on the way.
+        The network in the new bases, the turns that led there, and the singular values of each layer on the way.
     """
-    left, _, right = svd(network.end_to_end())
-    layers = list(network.layers)
-    layers[0] = layers[0] @ right.T
-    layers[-1] = left.T @ layers[-1]
-    turns, spectra = [right], []
-    for index in range(len(layers) - 1):
-        u, s, vh = svd(layers[index])
+
+    def turned(layer):
+        u, s, vh = svd(layer)
         # the product U^T W by its small numbers, not as a cancellation of large ones
-        layers[index] = jnp.zeros(layers[index].shape).at[: len(s)].set(s[:, None] * vh[: len(s)])
-        layers[index + 1] = layers[index + 1] @ u
-        turns.append(u.T)
-        spectra.append(s)
-    turns.append(left.T)
-    spectra.append(svd(layers[-1])[1])
-    rotations = tuple(turn @ before for turn, before in zip(turns, frame.rotations, strict=True))
-    return DeepLinearNetwork(layers), Frame(rotations), tuple(spectra)
+        return jnp.zeros(layer.shape).at[: len(s)].set(s[:, None] * vh[: len(s)]), u, s
+
+    def turn(u, layer):
+        layer, u, s = turned(layer @ u)
+        return u, (layer, u.T, s)
+
+    left, _, right = svd(end_to_end(network, active))
+    first, hidden, last = network.parts
+    first, u, of_first = turned(first @ right.T)
+    last_u, hidden, turns, of_hidden = fold(turn, u, hidden, active=active, outputs=3)
+    last = left.T @ last @ last_u
+    if isinstance(turns, tuple):
+        turns = (u.T, *turns)
+    else:
+        # past the last layer that is there, the space goes on as it is
+        turns = turns if active is None else jnp.where(active[:, None, None], turns, last_u.T)
+        turns = jnp.concatenate([u.T[None], turns])
+    spectra = Layered(of_first, of_hidden, svd(last)[1])
+    return as_network(first, hidden, last), Frame(right, turns, left.T), spectra
 
 
 def resolution(
-    cost: Cost, network: DeepLinearNetwork, spectra: Spectra, step_size: Float[Array, ""], strained: Int[Array, ""]
+    cost: Cost,
+    network: Any,
+    spectra: Layered,
+    step_size: Float[Array, ""],
+    strained: Int[Array, ""],
+    padding: Padding | None = None,
 ) -> tuple[Int[Array, ""], Bool[Array, ""]]:
     """How often in a row rounding strained the plateau that the network rests on; whether it decides the next escape.
 
@@ -107,13 +138,18 @@ def resolution(
     was off by 1.4 %; strained is what is above 1. It applies at rest, where steps have become long; on the way to it
     escapes are safe at every scale.
     """
-    count = min(len(s) for s in spectra)
-    sizes = jnp.mean(jnp.stack([jnp.log(jnp.maximum(s[:count], 1e-300)) for s in spectra]), axis=0)
+    depth, active = (network.depth, None) if padding is None else (padding.depth, padding.active)
+    ends, inner = (spectra.first, spectra.last), spectra.hidden
+    count = min(s.shape[-1] for s in (*ends, *(inner if isinstance(inner, tuple) else (inner,))))
+    logarithms = joined(jax.tree.map(lambda s: jnp.log(jnp.maximum(s[..., :count], 1e-300)), spectra))
+    if active is not None:
+        logarithms = logarithms.at[1:-1].multiply(active[:, None])
+    sizes = jnp.sum(logarithms, axis=0) / depth
     alive = sizes > jnp.log(1e-290)
     gaps = jnp.where(alive[1:], sizes[:-1] - sizes[1:], -jnp.inf)
     unlearned = jnp.exp(sizes[jnp.argmax(gaps) + 1]) if count > 1 else jnp.inf
-    largest = geometry.stiffness(cost, network)
-    rate = jnp.linalg.norm(cost.gradient(network.end_to_end())) * unlearned ** (network.depth - 2)
+    largest = geometry.stiffness(cost, network, active)
+    rate = jnp.linalg.norm(cost.gradient(end_to_end(network, active))) * unlearned ** (depth - 2)
     rounding = EPSILON * largest
     at_rest = jnp.any(gaps > 0) & (rounding * step_size > REST)
     strained = jnp.where(at_rest & (rounding > rate), strained + 1, 0)
@@ -146,7 +182,7 @@ class FramedCost(Cost):
     def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
         """The gradient, in the frame."""
         plain = self.cost.gradient(self.frame.undo_matrix(matrix))
-        return self.frame.rotations[-1] @ plain @ self.frame.rotations[0].T
+        return self.frame.out @ plain @ self.frame.into.T
 
     def curvature(self, matrix: Matrix) -> Curvature | None:
         """The cost's curvature, in the frame."""
@@ -171,7 +207,7 @@ class FramedCurvature(Curvature):
 
     def adjoint(self, values: Float[Array, " m"]) -> Float[Array, "n_out n_in"]:
         """`R^T u`, turned into the frame."""
-        return self.frame.rotations[-1] @ self.curvature.adjoint(values) @ self.frame.rotations[0].T
+        return self.frame.out @ self.curvature.adjoint(values) @ self.frame.into.T
 
     def coefficients(self, matrix: Matrix) -> Float[Array, " m"]:
         """Those of the matrix turned back."""
@@ -179,18 +215,18 @@ class FramedCurvature(Curvature):
 
     def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
         """The Gram matrix, the same in every frame."""
-        out, into = self.frame.rotations[-1], self.frame.rotations[0]
-        return self.curvature.gram(tuple(out.T @ p @ out for p in left), tuple(into.T @ q @ into for q in right))
+        out, into = self.frame.out, self.frame.into
+        return self.curvature.gram(out.T @ jnp.asarray(left) @ out, into.T @ jnp.asarray(right) @ into)
 
 
-def noise(layer: Float[Array, "_ _"]) -> Float[Array, "_ _"]:
+def noise(layer: Float[Array, "*stack _ _"]) -> Float[Array, "*stack _ _"]:
     """What rounding leaves of an entry in graded coordinates: the rounding of the largest in its row or column.
 
     A learned direction is held by forces that are known to rounding of the whole, so where it crosses an unlearned
     one no entry can be asked to be quieter than that, however small it is.
     """
     size = jnp.abs(layer)
-    return NOISE * EPSILON * jnp.maximum(jnp.max(size, axis=1, keepdims=True), jnp.max(size, axis=0, keepdims=True))
+    return NOISE * EPSILON * jnp.maximum(jnp.max(size, axis=-1, keepdims=True), jnp.max(size, axis=-2, keepdims=True))
 
 
 def is_tiny(cost: Cost, network: DeepLinearNetwork) -> bool:

@@ -8,6 +8,7 @@ kernel of the residuals (`saddleflow.problem.curvature`).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import diffrax
@@ -20,13 +21,16 @@ from saddleflow._backend.linalg import lane_by_lane, qr
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost, affordable_curvature
 from saddleflow.problem.curvature import Curvature
-from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.problem.layered import Active, Hidden, Layered, each, fold, joined
+from saddleflow.problem.padding import Padding, active_of
 from saddleflow.solvers import LocalModel, Plain
 
 Vector = Float[Array, " coordinates"]
 
 
-def flow_jacobian(terms: diffrax.AbstractTerm, time: Any, network: DeepLinearNetwork, cost: Cost) -> LocalModel:
+def flow_jacobian(
+    terms: diffrax.AbstractTerm, time: Any, network: Any, cost: Cost, padding: Padding | None = None
+) -> LocalModel:
     """The local model of the gradient flow of a cost, for `saddleflow.solvers.Rosenbrock(local_model=...)`.
 
     Compressed coordinates where the hidden spaces are wider than they need to be for that to save work, the
@@ -34,15 +38,15 @@ def flow_jacobian(terms: diffrax.AbstractTerm, time: Any, network: DeepLinearNet
     """
     n_out, n_in = network.shape
     if network.depth > 2 and min(network.hidden_widths) > n_out + n_in:
-        return CompressedJacobian.at(network, cost)
-    return Plain(_woodbury)(terms, time, network, cost)
+        return CompressedJacobian.at(network, cost, padding)
+    return Plain(partial(_woodbury, padding=padding))(terms, time, network, cost)
 
 
-def _woodbury(time: Any, network: DeepLinearNetwork, cost: Cost) -> Any:
+def _woodbury(time: Any, network: Any, cost: Cost, padding: Padding | None) -> Any:
     """Preconditioner in the network's own coordinates."""
     del time
-    left, right = geometry.partial_products(network)
-    curvature = affordable_curvature(cost, left[0] @ network.layers[0])
+    left, right = geometry.partial_products(network, active_of(padding))
+    curvature = affordable_curvature(cost, left.first @ network.parts.first)
     if curvature is None:
         return None
     gram = _gram(curvature, left, right)
@@ -50,7 +54,7 @@ def _woodbury(time: Any, network: DeepLinearNetwork, cost: Cost) -> Any:
     def prepare(shift):
         inverse = shifted_inverse(gram, shift)
 
-        def apply(v: DeepLinearNetwork) -> DeepLinearNetwork:
+        def apply(v: Any) -> Any:
             values = inverse @ curvature.root(geometry.push_forward(left, right, v))
             return jax.tree.map(jnp.subtract, v, geometry.pull_back(left, right, curvature.adjoint(values)))
 
@@ -59,7 +63,7 @@ def _woodbury(time: Any, network: DeepLinearNetwork, cost: Cost) -> Any:
     return prepare
 
 
-def residual_newton(terms: diffrax.AbstractTerm, time: Any, network: DeepLinearNetwork, cost: Cost) -> Any:
+def residual_newton(network: Any, cost: Cost, active: Active = None) -> Any:
     """Newton's iteration of an implicit step in the space of residuals, for `saddleflow.solvers.NDF(newton=...)`.
 
     With the Jacobian J of the residuals (weighted by the root of C'') and the coefficients r of the gradient,
@@ -69,15 +73,14 @@ def residual_newton(terms: diffrax.AbstractTerm, time: Any, network: DeepLinearN
 
     Derived; the push-through identity `(I + c J^T J)^-1 J^T = J^T (I + c J J^T)^-1` is textbook.
     """
-    del terms, time
-    left, right = geometry.partial_products(network)
-    matrix = left[0] @ network.layers[0]
+    left, right = geometry.partial_products(network, active)
+    matrix = left.first @ network.parts.first
     curvature, gradient = cost.curvature(matrix), cost.gradient(matrix)
     assert curvature is not None, "asked for only where the cost has a curvature"
     gram, residuals = _gram(curvature, left, right), curvature.coefficients(gradient)
     excess = geometry.pull_back(left, right, gradient - curvature.adjoint(residuals))
 
-    def solve(c: Float[Array, ""], b: DeepLinearNetwork) -> DeepLinearNetwork:
+    def solve(c: Float[Array, ""], b: Any) -> Any:
         b = jax.tree.map(lambda x, e: x - c * e, b, excess)
         values = residuals + curvature.root(geometry.push_forward(left, right, b))
         values = _scaled_solve(gram, c, values)
@@ -97,8 +100,17 @@ def _scaled_solve(
     return scale * jax.scipy.linalg.cho_solve((factor, True), scale * values)
 
 
-def _gram(curvature: Curvature, left, right) -> Float[Array, "m m"]:
-    return curvature.gram(tuple(m @ m.T for m in left), tuple(n.T @ n for n in right))
+def _gram(curvature: Curvature, left: Layered, right: Layered) -> Float[Array, "m m"]:
+    return curvature.gram(joined(_squares(left, 1)), joined(_squares(right, 0)))
+
+
+def _squares(products: Layered, axis: int) -> Layered:
+    """`M M^T` of each, or (axis 0) `N^T N`."""
+
+    def square(m):
+        return m @ m.T if axis else m.T @ m
+
+    return Layered(square(products.first), each(square, products.hidden), square(products.last))
 
 
 # A plain inverse of `1/shift + K` loses its stiff directions to rounding as shift times the largest eigenvalue nears
@@ -171,54 +183,69 @@ class CompressedJacobian(LocalModel):
 
     complete: ClassVar[bool] = False
 
-    network: DeepLinearNetwork
-    left: tuple[Float[Array, "n_out _"], ...]
-    right: tuple[Float[Array, "_ n_in"], ...]
-    frames: tuple[Any, ...]  # (Q, R, O, S) of each hidden layer
+    network: Any
+    left: Layered
+    right: Layered
+    frames: tuple[Hidden, Hidden, Hidden, Hidden]  # Q, R, O and S of the hidden layers
     gradient: Float[Array, "n_out n_in"]
     hessian: Callable[[Array], Array]  # of the cost, on matrices
     curvature: Curvature | None
+    padding: Padding | None = None
 
     @classmethod
-    def at(cls, network: DeepLinearNetwork, cost: Cost) -> "CompressedJacobian":
+    def at(cls, network: Any, cost: Cost, padding: Padding | None = None) -> "CompressedJacobian":
         """Linearise at a network."""
-        left, right = geometry.partial_products(network)
-        matrix = left[0] @ network.layers[0]
+        left, right = geometry.partial_products(network, active_of(padding))
+        matrix = left.first @ network.parts.first
         gradient, hessian = jax.linearize(cost.gradient, matrix)
-        frames = tuple((*qr(m.T), *qr(n)) for m, n in zip(left[1:-1], right[1:-1], strict=True))
-        return cls(network, left, right, frames, gradient, hessian, affordable_curvature(cost, matrix))
+        frames = (*split(each(lambda m: qr(m.T), left.hidden)), *split(each(qr, right.hidden)))
+        curvature = affordable_curvature(cost, matrix)
+        return cls(network, left, right, frames, gradient, hessian, curvature, padding)
+
+    @property
+    def _active(self) -> Active:
+        return active_of(self.padding)
 
     def _split(self, z: Vector):
-        """First layer, [(X, Y) of the hidden ones], last layer."""
-        first, *hidden, last = self.network.layers
-        at = first.size
-        pairs = []
-        for layer, (q, _, o, _) in zip(hidden, self.frames, strict=True):
-            across, along = q.shape[1] * layer.shape[1], layer.shape[0] * o.shape[1]
-            x = z[at : at + across].reshape(q.shape[1], layer.shape[1])
-            y = z[at + across : at + across + along].reshape(layer.shape[0], o.shape[1])
-            pairs.append((x, y))
-            at += across + along
-        return z[: first.size].reshape(first.shape), pairs, z[at:].reshape(last.shape)
+        """First layer, X and Y of the hidden ones, last layer."""
+        first, hidden, last = self.network.parts
+        inner = z[first.size : z.size - last.size]
+        q, _, o, _ = self.frames
+        if isinstance(hidden, tuple):
+            x, y, at = [], [], 0
+            for layer, q_layer, o_layer in zip(hidden, q, o, strict=True):
+                across, along = q_layer.shape[1] * layer.shape[1], layer.shape[0] * o_layer.shape[1]
+                x.append(inner[at : at + across].reshape(q_layer.shape[1], layer.shape[1]))
+                y.append(inner[at + across : at + across + along].reshape(layer.shape[0], o_layer.shape[1]))
+                at += across + along
+            x, y = tuple(x), tuple(y)
+        else:
+            count, width = hidden.shape[:2]
+            half = count * width * q.shape[2]
+            x, y = inner[:half].reshape(count, q.shape[2], width), inner[half:].reshape(count, width, o.shape[2])
+        return z[: first.size].reshape(first.shape), x, y, z[z.size - last.size :].reshape(last.shape)
 
     @staticmethod
-    def _join(first, pairs, last) -> Vector:
-        return jnp.concatenate([first.ravel(), *(part.ravel() for pair in pairs for part in pair), last.ravel()])
+    def _join(first, x, y, last) -> Vector:
+        inner = [part for pair in zip(x, y, strict=True) for part in pair] if isinstance(x, tuple) else [x, y]
+        return jnp.concatenate([part.ravel() for part in (first, *inner, last)])
 
-    def restrict(self, v: DeepLinearNetwork) -> Vector:
+    def restrict(self, v: Any) -> Vector:
         """Coordinates of the orthogonal projection."""
-        first, *hidden, last = v.layers
-        pairs = []
-        for layer, (q, _, o, _) in zip(hidden, self.frames, strict=True):
-            across = layer @ o
-            pairs.append((q.T @ layer, across - q @ (q.T @ across)))
-        return self._join(first, pairs, last)
+        first, hidden, last = v.parts
+        q, _, o, _ = self.frames
 
-    def extend(self, z: Vector) -> DeepLinearNetwork:
+        def across(layer, q, o):
+            moved = layer @ o
+            return moved - q @ (q.T @ moved)
+
+        return self._join(first, each(lambda layer, q: q.T @ layer, hidden, q), each(across, hidden, q, o), last)
+
+    def extend(self, z: Vector) -> Any:
         """The network with these coordinates."""
-        first, pairs, last = self._split(z)
-        hidden = (q @ x + y @ o.T for (x, y), (q, _, o, _) in zip(pairs, self.frames, strict=True))
-        return DeepLinearNetwork([first, *hidden, last])
+        first, x, y, last = self._split(z)
+        q, _, o, _ = self.frames
+        return geometry.as_network(first, each(lambda x, y, q, o: q @ x + y @ o.T, x, y, q, o), last)
 
     def preconditioner(self, shift: Float[Array, ""]) -> Callable[[Vector], Vector] | None:
         """Inverse of `I + shift` times the Gauss-Newton part, in coordinates."""
@@ -226,50 +253,69 @@ class CompressedJacobian(LocalModel):
         if curvature is None:
             return None
         inverse = shifted_inverse(_gram(curvature, self.left, self.right), shift)
+        r, n = self.frames[1], self.right.hidden
 
         def apply(z: Vector) -> Vector:
-            first, pairs, last = self._split(z)
-            hidden = list(zip(pairs, self.frames, self.right[1:-1], strict=True))
-            moved = self.left[0] @ first + last @ self.right[-1]
-            for (x, _), (_, r, _, _), n in hidden:
-                moved = moved + r.T @ (x @ n)
+            first, x, y, last = self._split(z)
+            moved = self.left.first @ first + last @ self.right.last
+            moved = moved + geometry.over_layers(each(lambda x, r, n: r.T @ (x @ n), x, r, n))
             u = curvature.adjoint(inverse @ curvature.root(moved))
-            pairs = [(x - (r @ u) @ n.T, y) for (x, y), (_, r, _, _), n in hidden]
-            return self._join(first - self.left[0].T @ u, pairs, last - u @ self.right[-1].T)
+            x = each(lambda x, r, n: x - (r @ u) @ n.T, x, r, n)
+            return self._join(first - self.left.first.T @ u, x, y, last - u @ self.right.last.T)
 
         return apply
 
-    def weights(self, inverse_squares: DeepLinearNetwork) -> Vector:
+    def weights(self, inverse_squares: Any) -> Vector:
         """The layers' own in the outer layers; in a hidden one all coordinates get the mean of its entries."""
-        first, *hidden, last = inverse_squares.layers
-        pairs = [
-            (jnp.full((q.shape[1], layer.shape[1]), mean), jnp.full((layer.shape[0], o.shape[1]), mean))
-            for layer, (q, _, o, _), mean in zip(hidden, self.frames, map(jnp.mean, hidden), strict=True)
-        ]
-        return self._join(first, pairs, last)
+        first, hidden, last = inverse_squares.parts
+        q, _, o, _ = self.frames
+        if self.padding is None:
+            means = each(jnp.mean, hidden)
+        else:
+            real = self.padding.mask(self.network).parts.hidden
+            means = each(lambda layer, mask: jnp.sum(layer * mask) / jnp.maximum(jnp.sum(mask), 1.0), hidden, real)
+
+        def of_x(layer, q, mean):
+            return jnp.full((q.shape[1], layer.shape[1]), mean)
+
+        def of_y(layer, o, mean):
+            return jnp.full((layer.shape[0], o.shape[1]), mean)
+
+        return self._join(first, each(of_x, hidden, q, means), each(of_y, hidden, o, means), last)
 
     def product(self, z: Vector) -> Vector:
         """The Jacobian's product: tangents of the partial products, then of the field, all in coordinates."""
-        first, pairs, last = self._split(z)
-        layers = self.network.layers
-        right_dot = [first]  # of N_2, ..., N_L
-        for layer, n, (x, y), (q, _, _, s) in zip(layers[1:-1], self.right[1:-1], pairs, self.frames, strict=True):
-            right_dot.append(q @ (x @ n) + y @ s + layer @ right_dot[-1])
-        left_dot = [last]  # of M_{L-1}, ..., M_1
-        hidden = list(zip(layers[1:-1], self.left[1:-1], pairs, self.frames, strict=True))
-        for layer, m, (x, y), (_, r, o, _) in reversed(hidden):
-            left_dot.append(r.T @ x + (m @ y) @ o.T + left_dot[-1] @ layer)
-        left_dot.reverse()
+        first, x, y, last = self._split(z)
+        (_, hidden, w_last), (q, r, o, s) = self.network.parts, self.frames
+        m, n, active = self.left.hidden, self.right.hidden, self._active
+
+        def up(n_dot, layer, n, x, y, q, s):  # of N_2, ..., N_L
+            return q @ (x @ n) + y @ s + layer @ n_dot, (n_dot,)
+
+        def down(m_dot, layer, m, x, y, r, o):  # of M_{L-1}, ..., M_1
+            return r.T @ x + (m @ y) @ o.T + m_dot @ layer, (m_dot,)
+
+        n_dot_last, n_dot = fold(up, first, hidden, n, x, y, q, s, active=active)
+        m_dot_first, m_dot = fold(down, last, hidden, m, x, y, r, o, active=active, reverse=True)
         g = -self.gradient
-        g_dot = -self.hessian(last @ self.right[-1] + layers[-1] @ right_dot[-1])
-        out = []
-        inner = zip(left_dot[1:], self.right[1:-1], right_dot[:-1], self.frames, strict=True)
-        for m_dot, n, n_dot, (q, r, _, s) in inner:
-            x = ((m_dot @ q).T @ g + r @ g_dot) @ n.T + (r @ g) @ n_dot.T
+        g_dot = -self.hessian(last @ self.right.last + w_last @ n_dot_last)
+
+        def x_out(m_dot, n, n_dot, q, r):
+            return ((m_dot @ q).T @ g + r @ g_dot) @ n.T + (r @ g) @ n_dot.T
+
+        def y_out(m_dot, q, s):
             y = m_dot.T @ (g @ s.T)
-            out.append((x, y - q @ (q.T @ y)))
+            return y - q @ (q.T @ y)
+
         return self._join(
-            left_dot[0].T @ g + self.left[0].T @ g_dot,
-            out,
-            g_dot @ self.right[-1].T + g @ right_dot[-1].T,
+            m_dot_first.T @ g + self.left.first.T @ g_dot,
+            each(x_out, m_dot, n, n_dot, q, r),
+            each(y_out, m_dot, q, s),
+            g_dot @ self.right.last.T + g @ n_dot_last.T,
         )
+
+
+def split(pairs: Any) -> tuple[Hidden, Hidden]:
+    """Pairs of every hidden layer as two things of every hidden layer."""
+    first, second = zip(*pairs, strict=True) if isinstance(pairs[0], tuple) else pairs
+    return first, second

@@ -17,8 +17,11 @@ from saddleflow.flow.graded import Frame, FramedCost
 from saddleflow.flow.jacobian import flow_jacobian, residual_newton
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost, affordable_curvature
+from saddleflow.problem.layered import Active, StackedNetwork
+from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.problem.padding import Padding, active_of
 from saddleflow.problem.symmetry import balancedness_drift
-from saddleflow.solvers import NDF, LocalModel, Rosenbrock
+from saddleflow.solvers import NDF, LocalModel, Rosenbrock, Support
 
 Parameters = PyTree[Float[Array, "..."]]
 
@@ -71,6 +74,10 @@ class Landscape(eqx.Module):
     def at_rest(self, parameters: Any, graded: bool) -> tuple[Float[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
         """The gradient norm, whether it is zero up to rounding, and whether the certificate is."""
 
+    def support(self, parameters: Any) -> Support | None:
+        """Which entries of the parameters are there; None: all of them, none is padding."""
+        del parameters
+
     @abc.abstractmethod
     def output_error(self, before: Any, after: Any, error: Any) -> Float[Array, ""]:
         """The relative error of the outputs that an error of the parameters makes, to first order."""
@@ -118,14 +125,25 @@ class NetworkLandscape(Landscape):
 
     cost: Cost  # as the frame sees it
     frame: Frame | None = None
+    padding: Padding | None = None
+
+    @property
+    def active(self) -> Active:
+        """Which layers of a stack are there; None: all of them."""
+        return active_of(self.padding)
+
+    def support(self, parameters):
+        """The entries that are not padding."""
+        padding = self.padding
+        return None if padding is None else Support(padding.mask(parameters), padding.num_parameters)
 
     def gradient(self, parameters):
         """By the partial products."""
-        return geometry.gradient(self.cost, parameters)
+        return geometry.gradient(self.cost, parameters, self.active)
 
     def outputs(self, parameters):
         """A."""
-        return parameters.end_to_end()
+        return geometry.end_to_end(parameters, self.active)
 
     def loss(self, parameters, outputs):
         """C(A)."""
@@ -149,23 +167,25 @@ class NetworkLandscape(Landscape):
 
     def scales(self, parameters):
         """Of the entries of all layers together; |grad C(0)|, or |grad C| at the start where that is zero."""
-        rms = geometry.norm(parameters) / jnp.sqrt(parameters.num_parameters)
+        number = parameters.num_parameters if self.padding is None else self.padding.num_parameters
+        rms = geometry.norm(parameters) / jnp.sqrt(number)
         # Not the start's gradient: a huge start would then be certified far from any minimum.
         at_zero = jnp.linalg.norm(self.cost.gradient(jnp.zeros(self.cost.shape)))
-        here = jnp.linalg.norm(self.cost.gradient(parameters.end_to_end()))
+        here = jnp.linalg.norm(self.cost.gradient(self.outputs(parameters)))
         return rms, jnp.where(at_zero > 0, at_zero, here)
 
     def at_rest(self, parameters, graded):
         """By the sizes of the terms that cancel."""
-        return geometry.at_rest(self.cost, parameters, graded)
+        return geometry.at_rest(self.cost, parameters, graded, self.active)
 
     def output_error(self, before, after, error):
         """Of A."""
-        return geometry.end_to_end_error(before, after, error)
+        return geometry.end_to_end_error(after, error, self.padding)
 
     def local_model(self, time, parameters):
         """Compressed coordinates, the Gauss-Newton part inverted exactly."""
-        return flow_jacobian(_NETWORK_FLOW, time, parameters, self.cost)
+        field = diffrax.ODETerm(lambda time, network, cost: _descent(time, network, self))
+        return flow_jacobian(field, time, parameters, self.cost, self.padding)
 
     def tail_solver(self):
         """Newton's iteration in the space of residuals; None where the cost tells none, or too many."""
@@ -174,7 +194,7 @@ class NetworkLandscape(Landscape):
 
     def framed(self, frame):
         """The cost, turned."""
-        return self if frame is None else NetworkLandscape(FramedCost(self.cost, frame), frame)
+        return self if frame is None else NetworkLandscape(FramedCost(self.cost, frame), frame, self.padding)
 
     def record(self, parameters, outputs):
         """A."""
@@ -196,7 +216,10 @@ class NetworkLandscape(Landscape):
     def subject(self, parameters):
         """Cost and network."""
         cost = self.cost.cost if isinstance(self.cost, FramedCost) else self.cost
-        return cost, self.plain(parameters)
+        network = self.plain(parameters)
+        if isinstance(network, StackedNetwork):
+            network = DeepLinearNetwork([network.first, *network.hidden, network.last])
+        return cost, network
 
 
 def _descent(time: Any, parameters: Any, landscape: Landscape) -> Any:
@@ -212,12 +235,11 @@ def local_model(terms: Any, time: Any, parameters: Any, landscape: Landscape) ->
 
 def _newton(terms: Any, time: Any, network: Any, landscape: NetworkLandscape) -> Any:
     """`residual_newton` for the cost of a landscape."""
-    del terms
-    return residual_newton(_NETWORK_FLOW, time, network, landscape.cost)
+    del terms, time
+    return residual_newton(network, landscape.cost, landscape.active)
 
 
 _TAIL = NDF(_newton)
 
 # The gradient flow of a landscape.
 FLOW = diffrax.ODETerm(_descent)
-_NETWORK_FLOW = diffrax.ODETerm(geometry.gradient_flow_field)

@@ -15,7 +15,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
-from optimistix import rms_norm
 
 from saddleflow.flow.clock import Clock
 from saddleflow.flow.dips import Dips
@@ -25,7 +24,7 @@ from saddleflow.flow.growth import Growth
 from saddleflow.flow.landscape import FLOW, Landscape, NetworkLandscape, Parameters
 from saddleflow.flow.state import FlowState, Method, Row, Settings, StopReason
 from saddleflow.problem import geometry
-from saddleflow.solvers import NDF, CountingSolver, NDFState, PredictiveController, amplified, scaled_size
+from saddleflow.solvers import NDF, CountingSolver, NDFState, PredictiveController, amplified, mean_norm, scaled_size
 
 # This many rejections in a row shrink h by at least 1e-20: nothing but underflow or NaN does that.
 MAX_CONSECUTIVE_REJECTIONS = 60
@@ -84,6 +83,7 @@ def start(landscape: Landscape, parameters: Parameters, settings: Settings, meth
     clock, frame = Clock.start(), Frame.of(parameters) if method.graded else None
     first = observe(landscape, parameters, clock, method)
     capacity = method.capacity if settings.save_at is None else settings.save_at.shape[0]
+    count = _num_times(settings)
     rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), first)
     if settings.save_at is None:
         rows, num_rows = _write(rows, jnp.zeros((), int), first), jnp.ones((), int)
@@ -92,7 +92,7 @@ def start(landscape: Landscape, parameters: Parameters, settings: Settings, meth
         every = jax.tree.map(lambda x: jnp.broadcast_to(x, (capacity, *x.shape)), first)
         every = every | {"time": settings.save_at, "within": settings.save_at}
         rows = _kept(stays, every, _write(rows, jnp.where(due, 0, capacity), first))
-        num_rows = jnp.where(stays, capacity, jnp.where(due, 1, 0))
+        num_rows = jnp.where(stays, count, jnp.where(due, 1, 0))
         clock = _kept(stays, clock.after(settings.t1), clock)
     state = FlowState(
         parameters=parameters,
@@ -132,7 +132,7 @@ def advance(
     bursts.
     """
     if settings.save_at is None:
-        state = jax.lax.cond(_has_room(state, method), lambda s: s, _thin, state)
+        state = jax.lax.cond(_has_room(state, settings, method), lambda s: s, _thin, state)
     if method.turns == "tail" and state.tail_state is None:
         state = _with_tail(state, landscape, method)
     dynamic, static = eqx.partition(state, eqx.is_array)
@@ -140,7 +140,7 @@ def advance(
     def running(carry):
         taken, dynamic = carry
         go_on = (taken < num_steps) & (dynamic.reason == StopReason.running)
-        return go_on if settings.save_at is not None else go_on & _has_room(dynamic, method)
+        return go_on if settings.save_at is not None else go_on & _has_room(dynamic, settings, method)
 
     def steps(on_tail, take):
         """A loop of steps while it is the turn of one of the solvers."""
@@ -195,11 +195,11 @@ def _plain_step(state: FlowState, landscape: Landscape, settings: Settings, meth
 
 def _calm(before: FlowState, after: FlowState, landscape: Landscape, settings: Settings) -> Int[Array, ""]:
     """How many steps in a row, of those looked at, were stiff and short; less than zero: not to be counted yet."""
-    move = _mean_change(after.parameters, before.parameters, settings)
+    move = _mean_change(after.parameters, before.parameters, landscape, settings)
     short = (move < SHORT_MOVE * settings.rtol**0.25) & ~_a_plateau(before, after, landscape, move, CREEP)
     framed = landscape.framed(before.frame)
     assert isinstance(framed, NetworkLandscape), "only networks have a solver of tails"
-    stiff = before.step_size * geometry.stiffness(framed.cost, after.parameters) > STIFF
+    stiff = before.step_size * geometry.stiffness(framed.cost, after.parameters, framed.active) > STIFF
     return jnp.where((before.calm < 0) | (short & stiff), before.calm + 1, 0)
 
 
@@ -225,7 +225,7 @@ def _tail_step(state: FlowState, landscape: Landscape, settings: Settings, metho
     plateau = jax.lax.cond(
         due,
         lambda: _a_plateau(
-            state, after, landscape, _mean_change(after.parameters, state.parameters, settings), CREEP / 5
+            state, after, landscape, _mean_change(after.parameters, state.parameters, landscape, settings), CREEP / 5
         ),
         lambda: jnp.asarray(False),
     )
@@ -257,14 +257,15 @@ def _regrade(state: FlowState, landscape: Landscape) -> FlowState:
     framed = landscape.framed(state.frame)
     assert state.frame is not None
     assert isinstance(framed, NetworkLandscape), "only networks have graded coordinates"
-    network, frame, spectra = grade(state.parameters, state.frame)
-    strained, lost = resolution(framed.cost, state.parameters, spectra, state.step_size, state.strained)
+    network, turns, spectra = grade(state.parameters, framed.active)
+    parts = state.parameters, spectra, state.step_size, state.strained, framed.padding
+    strained, lost = resolution(framed.cost, *parts)
     reason = jnp.where(lost & (state.reason == StopReason.running), StopReason.below_resolution, state.reason)
     past = state.tail_state
     if past is not None:
-        turns = [new @ old.T for new, old in zip(frame.rotations, state.frame.rotations, strict=True)]
-        turned = jax.vmap(Frame(tuple(turns)).apply)(past.differences)
+        turned = jax.vmap(turns.apply)(past.differences)
         past = replace(past, differences=jax.tree.map(lambda d, w: d.at[0].set(w), turned, network))
+    frame = state.frame.after(turns)
     return replace(state, parameters=network, frame=frame, tail_state=past, strained=strained, reason=reason)
 
 
@@ -384,7 +385,8 @@ def _attempt(
     finite = _all_finite(candidate) & jnp.isfinite(landscape.loss(candidate, outputs))
     if not isinstance(solver, CountingSolver):  # those see to it themselves
         tolerances = controller.rtol, controller.atol
-        error = amplified(error, state.parameters, candidate, *tolerances, landscape.output_error)
+        support = landscape.support(state.parameters)
+        error = amplified(error, state.parameters, candidate, *tolerances, landscape.output_error, support)
     # The controller would forgive a NaN candidate under a finite error, and turn an infinite one into a NaN step.
     error = jax.tree.map(lambda e: jnp.where(finite & ~jnp.isnan(e), e, jnp.inf), error)
     candidate = _kept(finite, candidate, state.parameters)
@@ -399,7 +401,9 @@ def _attempt(
         parameters=_kept(keep, candidate, state.parameters),
         outputs=outputs,
         keep=jnp.asarray(keep),
-        error=None if state.grinding is None else scaled_size(state.parameters, *judged),
+        error=None
+        if state.grinding is None
+        else scaled_size(state.parameters, *judged, landscape.support(state.parameters)),
         finite=finite,
         next_size=jnp.asarray(end - begin),
         solver_state=_arrays(_kept(keep, solver_state, dropped)),
@@ -451,8 +455,7 @@ def _kept(keep: Any, new: PyTree, old: PyTree) -> PyTree:
 
 def _save_between(state, h, lands, keep, interpolation, resting, landscape, settings, method):
     """Rows for all asked times within the step, by dense output; all that remain where the network stays."""
-    save_at, begin = settings.save_at, state.clock.time
-    count = save_at.shape[0]
+    save_at, begin, count = settings.save_at, state.clock.time, _num_times(settings)
     end_point, stays = resting
     end = jnp.where(lands | stays, settings.t1, begin + h)
 
@@ -493,9 +496,17 @@ def _save_steps(state, h, keep, interpolation, end, landscape, method):
     return rows, num_rows
 
 
-def _has_room(state: FlowState, method: Method) -> Bool[Array, ""]:
+def _num_times(settings: Settings) -> Any:
+    """How many times are asked for; those after them are padding."""
+    if settings.save_at is None:
+        return 0
+    return settings.save_at.shape[0] if settings.max_rows is None else settings.max_rows
+
+
+def _has_room(state: FlowState, settings: Settings, method: Method) -> Bool[Array, ""]:
     """Whether the rows hold all that one more step may save."""
-    return state.num_rows + 1 + (method.saves_per_step - 1) // state.stride <= method.capacity
+    capacity = method.capacity if settings.max_rows is None else settings.max_rows
+    return state.num_rows + 1 + (method.saves_per_step - 1) // state.stride <= capacity
 
 
 def ends_between_rows(state: FlowState, method: Method) -> Bool[Array, ""]:
@@ -540,7 +551,8 @@ def _rest(at_rest: Bool[Array, ""], settings: Settings, method: Method) -> tuple
 
 def _numerics(method: Method, settings: Settings, landscape: Landscape, parameters: Any):
     """Solver and controller with the run's tolerances in place."""
-    solver = method.solver
+    solver, support = method.solver, landscape.support(parameters)
+    norm = partial(mean_norm, support=support)
     if isinstance(solver, CountingSolver):
         atol = settings.atol
         if method.graded:
@@ -549,11 +561,11 @@ def _numerics(method: Method, settings: Settings, landscape: Landscape, paramete
         safety = DEEP_SAFETY if deep else PredictiveController.safety
         predicts = not isinstance(solver, NDF)
         safety = safety if predicts else PredictiveController.safety
-        controller = PredictiveController(rtol=settings.rtol, atol=atol, safety=safety, predicts=predicts)
-        return solver.with_tolerances(settings.rtol, atol, landscape.output_error), controller
+        controller = PredictiveController(rtol=settings.rtol, atol=atol, norm=norm, safety=safety, predicts=predicts)
+        return solver.with_tolerances(settings.rtol, atol, landscape.output_error, support), controller
     # an explicit method's step is often held by stability: the proportional part damps the rejections
     controller = diffrax.PIDController(
-        rtol=STEP_SHARE * settings.rtol, atol=STEP_SHARE * settings.atol, pcoeff=0.4, icoeff=0.3
+        rtol=STEP_SHARE * settings.rtol, atol=STEP_SHARE * settings.atol, pcoeff=0.4, icoeff=0.3, norm=norm
     )
     if isinstance(solver, diffrax.AbstractImplicitSolver):
         # As diffeqsolve does: a root finder without tolerances of its own takes the controller's.
@@ -572,9 +584,9 @@ def _order(solver: diffrax.AbstractAdaptiveSolver) -> Any:
     return solver.error_order(FLOW)
 
 
-def _mean_change(new: Parameters, old: Parameters, settings: Settings) -> Float[Array, ""]:
+def _mean_change(new: Parameters, old: Parameters, landscape: Landscape, settings: Settings) -> Float[Array, ""]:
     """Root mean square of the entries' changes, each relative to its size or the start's share of it."""
-    return rms_norm(_relative_change(new, old, settings))
+    return mean_norm(_relative_change(new, old, settings), landscape.support(old))
 
 
 def _largest_change(new: Parameters, old: Parameters, settings: Settings) -> Float[Array, ""]:

@@ -62,12 +62,12 @@ def solve_model(
         symmetric=needs_symmetry(options),
         keep_outputs=num_rows * math.prod(objective.shape) <= MAX_OUTPUTS,
     )
-    method = method_of(options, landscape, graded=False, num_dips=_num_dips(theta), turns="plain")
+    method = method_of(options, landscape, graded=False, num_dips=_num_dips(theta), turns="plain", pad_rows=True)
     begin = time.perf_counter()
-    settings = settings_of(landscape, theta, options)
+    settings = settings_of(landscape, theta, options, pad_rows=True)
     state, reason = run(landscape, theta, settings, method, options)
     seconds, end = time.perf_counter() - begin, state.parameters
-    rows, dips = rows_of(landscape, state, settings, method), dips_of(state)
+    rows, dips = rows_of(landscape, state, settings, method), dips_of(state.dips)
     escape = _unresolved(landscape, theta, state, reason, method, options, seconds)
     if escape is not None:
         assert state.dips is not None
@@ -109,7 +109,7 @@ def _unresolved(
         return None
     left = None if options.max_seconds is None else max(options.max_seconds - seconds, 1e-3)
     quiet, other = replace(options, progress=False, max_seconds=left), perturbed(theta)
-    twin, its_reason = run(landscape, other, settings_of(landscape, other, options), method, quiet)
+    twin, its_reason = run(landscape, other, settings_of(landscape, other, options, pad_rows=True), method, quiet)
     if its_reason == StopReason.max_seconds:
         return None
     return first_unresolved(escapes, model_escapes(landscape, twin))

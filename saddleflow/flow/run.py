@@ -15,6 +15,7 @@ from saddleflow._backend.meters import meter
 from saddleflow._backend.programs import compiled
 from saddleflow.flow import loop
 from saddleflow.flow.arguments import FlowOptions
+from saddleflow.flow.dips import Dips
 from saddleflow.flow.landscape import Landscape
 from saddleflow.flow.state import FlowState, Method, Settings, StopReason
 
@@ -70,12 +71,12 @@ def rows_of(landscape: Landscape, state: FlowState, settings: Settings, method: 
     return rows | {"network": jax.tree.map(on_device, rows.get("network"))}
 
 
-def dips_of(state: FlowState) -> tuple[np.ndarray, Any] | None:
+def dips_of(dips: Dips | None) -> tuple[np.ndarray, Any] | None:
     """Times and parameters of the dips of the gradient norm."""
-    if state.dips is None:
+    if dips is None:
         return None
-    count = min(int(state.dips.count), len(state.dips.times))
-    return np.asarray(state.dips.times[:count]), jax.tree.map(lambda layer: layer[:count], state.dips.networks)
+    count = min(int(dips.count), len(dips.times))
+    return np.asarray(dips.times[:count]), jax.tree.map(lambda layer: layer[:count], dips.networks)
 
 
 def stats_of(state: FlowState, method: Method, seconds: float) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from saddleflow.flow.trajectory import Trajectory, assemble
 from saddleflow.flow.twin import Escape, escapes, first_unresolved, has_symmetry, perturbed, up_to
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.problem.padding import padded, unpadded
 
 
 class IntegratedFlow(eqx.Module):
@@ -128,29 +129,37 @@ def _unresolved(
 
 def _solved(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> tuple[Trajectory, Dips | None]:
     """The run as the solver has it, and what the loop has kept of its dips."""
-    landscape = NetworkLandscape(cost)
-    settings = settings_of(landscape, network, options)
-    # what tails need is compiled where a tail begins
     graded = needs_grading(cost, network, options)
-    method = method_of(options, landscape, graded, dip_capacity(network), turns="plain")
+    # what observables and `stop` see is the network as it is
+    start, padding = padded(network, pad=not options.observables and options.stop is None)
+    landscape = NetworkLandscape(cost, padding=padding)
+    settings = settings_of(landscape, start, options, pad_rows=True)
+    # what tails need is compiled where a tail begins
+    method = method_of(options, landscape, graded, dip_capacity(start), turns="plain", pad_rows=True)
     begin = time.perf_counter()
-    state, reason = run(landscape, network, settings, method, options)
+    state, reason = run(landscape, start, settings, method, options)
     seconds = time.perf_counter() - begin
+    rows, dips = rows_of(landscape, state, settings, method), state.dips
+    end = state.plain_parameters()
+    if padding is not None:
+        end = unpadded(end, network)
+        rows = rows | {"network": rows.get("network") and unpadded(rows["network"], network)}
+        dips = dips and replace(dips, networks=unpadded(dips.networks, network))
     trajectory = assemble(
         cost,
         network,
-        state.plain_parameters(),
-        rows_of(landscape, state, settings, method),
+        end,
+        rows,
         stop_reason=reason.name,
         stats=stats_of(state, method, seconds),
         configuration={
             **numbers_of(settings, method),
             "atol": float(settings.atol),
-            "start_norm": float(scales(landscape, network)[0]) * math.sqrt(network.num_parameters),
+            "start_norm": float(scales(landscape, start)[0]) * math.sqrt(network.num_parameters),
         },
         capacity=len(state.rows["time"]) + 1,
         durations=np.asarray(state.clock.durations),
         rank_tolerance=options.rank_tolerance,
-        dips=dips_of(state),
+        dips=dips_of(dips),
     )
-    return trajectory, state.dips
+    return trajectory, dips

@@ -79,6 +79,9 @@ class Settings(eqx.Module):
     save_at: Float[Array, " times"] | None  # None: save the solver's own steps
     max_steps: Int[Array, ""]
     gradient_tolerance: Float[Array, ""]  # converged where |grad C(A)|_F is at most this; negative: never
+    max_rows: Int[Array, ""] | None = (
+        None  # rows kept at most, or times asked for; None: as many as there is room for
+    )
 
 
 class FlowState(eqx.Module):

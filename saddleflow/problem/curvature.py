@@ -14,7 +14,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 Matrix = Float[Array | np.ndarray, "n_out n_in"]
-Grams = tuple[Float[Array, "_ _"], ...]
+# Layers whose terms of a sum are compiled one by one; of more, a loop.
+UNROLLED = 8
+
+# symmetric matrices, one for every layer: a tuple, or along a leading axis
+Grams = tuple[Float[Array, "_ _"], ...] | Float[Array, "layers _ _"]
 
 
 class Curvature(eqx.Module):
@@ -81,13 +85,14 @@ class EntryCurvature(Curvature):
         along = self.columns[:, None], self.columns
         if (n_out * n_in) ** 2 <= 2 * len(self.rows) ** 2:
             # most entries: products of all pairs at once, each looked up once, in at most twice the result's memory
-            p, q = (jnp.stack(grams).reshape(len(grams), -1) for grams in (left, right))
             places = (across[0] * n_out + across[1]) * n_in**2 + along[0] * n_in + along[1]
-            sampled = (p.T @ q).ravel()[places]
+            sampled = _products(left, right).ravel()[places]
         else:
-            sampled = sum(
-                (p[across] * q[along] for p, q in zip(left, right, strict=True)),
-                start=jnp.zeros((len(self.rows),) * 2),
+            sampled, _ = jax.lax.scan(
+                lambda total, pair: (total + pair[0][across] * pair[1][along], None),
+                jnp.zeros((len(self.rows),) * 2),
+                (jnp.asarray(left), jnp.asarray(right)),
+                unroll=UNROLLED,
             )
         return root[:, None] * root * sampled
 
@@ -117,9 +122,7 @@ class ColumnCurvature(Curvature):
 
     def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
         """Kronecker products of the Gram matrices."""
-        size = self.shape[0] * self.inputs.shape[1]
-        parts = (jnp.kron(p, self.inputs.T @ q @ self.inputs) for p, q in zip(left, right, strict=True))
-        return sum(parts, start=jnp.zeros((size, size)))
+        return _kronecker(left, self.inputs.T @ jnp.asarray(right) @ self.inputs)
 
 
 class DenseCurvature(Curvature):
@@ -156,9 +159,7 @@ class DenseCurvature(Curvature):
 
     def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
         """`R K R^T` with K as a sum of Kronecker products."""
-        size = self.shape[0] * self.shape[1]
-        kernel = sum((jnp.kron(p, q) for p, q in zip(left, right, strict=True)), start=jnp.zeros((size, size)))
-        return self.matrix_root @ kernel @ self.matrix_root.T
+        return self.matrix_root @ _kronecker(left, right) @ self.matrix_root.T
 
 
 class SoftmaxCurvature(Curvature):
@@ -188,7 +189,17 @@ class SoftmaxCurvature(Curvature):
 
     def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
         """`R K R^T` with K as a sum of Kronecker products."""
-        size, shape = self.num_residuals, self.probabilities.shape
-        kernel = sum((jnp.kron(p, q) for p, q in zip(left, right, strict=True)), start=jnp.zeros((size, size)))
-        rooted = jax.vmap(lambda row: self.root(row.reshape(shape)))
-        return rooted(rooted(kernel).T)
+        rooted = jax.vmap(lambda row: self.root(row.reshape(self.probabilities.shape)))
+        return rooted(rooted(_kronecker(left, right)).T)
+
+
+def _products(left: Grams, right: Grams) -> Float[Array, "_ _"]:
+    """`sum_l P_l[i, j] Q_l[k, m]` at row (i, j), column (k, m)."""
+    p, q = (jnp.asarray(grams).reshape(len(grams), -1) for grams in (left, right))
+    return p.T @ q
+
+
+def _kronecker(left: Grams, right: Grams) -> Float[Array, "_ _"]:
+    """`sum_l P_l (x) Q_l`, the sum of Kronecker products."""
+    n, k = len(left[0]), len(right[0])
+    return _products(left, right).reshape(n, n, k, k).transpose(0, 2, 1, 3).reshape(n * k, n * k)

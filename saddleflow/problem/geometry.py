@@ -11,82 +11,118 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from saddleflow.problem.costs import Cost
+from saddleflow.problem.layered import Active, Hidden, Layered, StackedNetwork, each, fold, joined
 from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.problem.padding import Padding
 
 # What rounding leaves of a sum that cancels, relative to the sum of its terms' sizes.
 ROUNDING = 16 * 2.0**-52
 
 
-def partial_products(
-    network: DeepLinearNetwork,
-) -> tuple[tuple[Float[Array, "n_out _"], ...], tuple[Float[Array, "_ n_in"], ...]]:
+def partial_products(network: Any, active: Active = None) -> tuple[Layered, Layered]:
     """The partial products `(M_1, ..., M_L)` and `(N_1, ..., N_L)` around each layer.
+
+    Args:
+        network: layers side by side, or equal ones in a stack.
+        active: layers of a stack that are there.
 
     Returns:
         left: `M_l = W_L ... W_{l+1}`, shape (n_out, n_l); `M_L` is the identity.
         right: `N_l = W_{l-1} ... W_1`, shape (n_{l-1}, n_in); `N_1` is the identity.
     """
     n_out, n_in = network.shape
-    first, *inner, last = network.layers
-    left, right = [last], [first]  # not products with the identity: small ones cost as much as any
-    for layer in inner[::-1]:
-        left.append(left[-1] @ layer)
-    for layer in inner:
-        right.append(layer @ right[-1])
-    return (*left[::-1], jnp.eye(n_out)), (jnp.eye(n_in), *right)
+    first, hidden, last = network.parts  # not products with the identity: small ones cost as much as any
+    below, right = fold(lambda n, layer: (layer @ n, (n,)), first, hidden, active=active)
+    above, left = fold(lambda m, layer: (m @ layer, (m,)), last, hidden, active=active, reverse=True)
+    return Layered(above, left, jnp.eye(n_out)), Layered(jnp.eye(n_in), right, below)
 
 
-def pull_back(
-    left: tuple[Float[Array, "n_out _"], ...],
-    right: tuple[Float[Array, "_ n_in"], ...],
-    matrix: Float[Array, "n_out n_in"],
-) -> DeepLinearNetwork:
+def pull_back(left: Layered, right: Layered, matrix: Float[Array, "n_out n_in"]) -> Any:
     """The transposed Jacobian of A: `(M_l^T G N_l^T)_l`, from the partial products and a matrix G."""
     n_out, n_in = matrix.shape
-    first, last = left[0].T @ matrix, matrix @ right[-1].T
-    if n_in <= n_out:
-        inner = ((m.T @ matrix) @ n.T for m, n in zip(left[1:-1], right[1:-1], strict=True))
-    else:
-        inner = (m.T @ (matrix @ n.T) for m, n in zip(left[1:-1], right[1:-1], strict=True))
-    return DeepLinearNetwork([first, *inner, last])
+
+    def inner(m, n):
+        return (m.T @ matrix) @ n.T if n_in <= n_out else m.T @ (matrix @ n.T)
+
+    return as_network(left.first.T @ matrix, each(inner, left.hidden, right.hidden), matrix @ right.last.T)
 
 
-def push_forward(
-    left: tuple[Float[Array, "n_out _"], ...],
-    right: tuple[Float[Array, "_ n_in"], ...],
-    direction: DeepLinearNetwork,
-) -> Float[Array, "n_out n_in"]:
+def push_forward(left: Layered, right: Layered, direction: Any) -> Float[Array, "n_out n_in"]:
     """The Jacobian of A: `sum_l M_l V_l N_l`, from the partial products and a direction V of the parameters."""
-    first, *inner, last = direction.layers
-    moved = left[0] @ first + last @ right[-1]
-    return moved + sum(m @ v @ n for m, v, n in zip(left[1:-1], inner, right[1:-1], strict=True))
+    first, hidden, last = direction.parts
+    moved = left.first @ first + last @ right.last
+    return moved + over_layers(each(lambda m, v, n: m @ v @ n, left.hidden, hidden, right.hidden))
 
 
-def gradient(cost: Cost, network: DeepLinearNetwork) -> DeepLinearNetwork:
+def end_to_end(network: Any, active: Active = None) -> Float[Array, "n_out n_in"]:
+    """The end-to-end matrix of layers side by side or in a stack, multiplied from its thinner side."""
+    n_out, n_in = network.shape
+    first, hidden, last = network.parts
+    if n_in <= n_out:
+        product, _ = fold(lambda n, layer: (layer @ n, ((),)), first, hidden, active=active)
+        return last @ product
+    product, _ = fold(lambda m, layer: (m @ layer, ((),)), last, hidden, active=active, reverse=True)
+    return product @ first
+
+
+def gradient(cost: Cost, network: Any, active: Active = None) -> Any:
     """Gradient of the loss `C(A(theta))`: `dC/dW_l = M_l^T grad C(A) N_l^T`, a network of gradients.
 
     One sweep of products from the thinner side to A, one of pulled-back gradients the other way: no product twice.
+
+    Args:
+        cost: the cost C.
+        network: layers side by side, or equal ones in a stack.
+        active: layers of a stack that are there.
     """
     n_out, n_in = network.shape
-    first, *inner, last = network.layers
-    gradients = []
+    first, hidden, last = network.parts
     if n_in <= n_out:
-        right = [first]
-        for layer in inner:
-            right.append(layer @ right[-1])
-        pulled = cost.gradient(last @ right[-1]).T  # (M_l^T grad C(A))^T, from l = L down
-        for layer in (last, *inner[::-1]):
-            gradients.append(_transposed(pulled) @ right.pop().T)
-            pulled = pulled @ layer
-        return DeepLinearNetwork([pulled.T, *gradients[::-1]])
-    left = [last]
-    for layer in inner[::-1]:
-        left.append(left[-1] @ layer)
-    pulled = cost.gradient(left[-1] @ first)  # grad C(A) N_l^T, from l = 1 up
-    for layer in (first, *inner):
-        gradients.append(_transposed(left.pop()) @ pulled)
-        pulled = pulled @ layer.T
-    return DeepLinearNetwork([*gradients, pulled])
+        below, right = fold(lambda n, layer: (layer @ n, (n,)), first, hidden, active=active)
+
+        def down(pulled, layer, n):  # (M_l^T grad C(A))^T, from l = L down
+            return pulled @ layer, (_transposed(pulled) @ n.T,)
+
+        pulled = cost.gradient(last @ below).T
+        at_last = _transposed(pulled) @ below.T
+        pulled, inner = fold(down, pulled @ last, hidden, right, active=active, reverse=True)
+        return as_network(pulled.T, inner, at_last)
+    above, left = fold(lambda m, layer: (m @ layer, (m,)), last, hidden, active=active, reverse=True)
+
+    def up(pulled, layer, m):  # grad C(A) N_l^T, from l = 1 up
+        return pulled @ layer.T, (_transposed(m) @ pulled,)
+
+    pulled = cost.gradient(above @ first)
+    at_first = _transposed(above) @ pulled
+    pulled, inner = fold(up, pulled @ first.T, hidden, left, active=active)
+    return as_network(at_first, inner, pulled)
+
+
+def as_network(first: Array, hidden: Hidden, last: Array) -> Any:
+    """A network of its layers, hidden ones side by side or in a stack."""
+    if isinstance(hidden, tuple):
+        return DeepLinearNetwork([first, *hidden, last])
+    return StackedNetwork(first, hidden, last)
+
+
+def over_layers(hidden: Hidden) -> Any:
+    """The sum over hidden layers."""
+    return sum(hidden) if isinstance(hidden, tuple) else jnp.sum(hidden, axis=0)
+
+
+def along(hidden: Hidden) -> Array:
+    """One number for every hidden layer, as a vector."""
+    return jnp.asarray(hidden, float)
+
+
+def sizes(left: Layered, right: Layered) -> Float[Array, " layers"]:
+    """`|M_l|_F |N_l|_F` for every layer."""
+
+    def size(m, n):
+        return jnp.linalg.norm(m) * jnp.linalg.norm(n)
+
+    inner = each(size, left.hidden, right.hidden)
+    return joined(Layered(size(left.first, right.first), inner, size(left.last, right.last)))
 
 
 def _transposed(thin: Float[Array, "n w"]) -> Float[Array, "w n"]:
@@ -111,17 +147,17 @@ def neural_tangent_kernel(
     """The NTK as an operator on matrices: `K(G) = sum_l M_l M_l^T G N_l^T N_l`, so `dA/dt = -K(grad C(A))`."""
     left, right = partial_products(network)
     return sum(
-        ((m @ m.T) @ matrix @ (n.T @ n) for m, n in zip(left, right, strict=True)),
+        ((m @ m.T) @ matrix @ (n.T @ n) for m, n in zip(left.one_by_one(), right.one_by_one(), strict=True)),
         start=jnp.zeros_like(matrix),
     )
 
 
-def stiffness(cost: Cost, network: DeepLinearNetwork) -> Float[Array, ""]:
+def stiffness(cost: Cost, network: Any, active: Active = None) -> Float[Array, ""]:
     """About the fastest relaxation rate of the flow: the norm of the NTK times the curvature of C along A."""
-    left, right = partial_products(network)
-    matrix = left[0] @ network.layers[0]
+    left, right = partial_products(network, active)
+    matrix = left.first @ network.parts.first
     _, curved = jax.jvp(cost.gradient, (matrix,), (matrix,))
-    kernel = sum(jnp.sum(m**2) * jnp.sum(n**2) for m, n in zip(left, right, strict=True))
+    kernel = jnp.sum(sizes(left, right) ** 2)
     return kernel * jnp.linalg.norm(curved) / jnp.linalg.norm(matrix)
 
 
@@ -133,24 +169,25 @@ def norm(tree: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
     return unit * jnp.sqrt(sum(jnp.sum((leaf / unit) ** 2) for leaf in leaves))
 
 
-def end_to_end_error(
-    before: DeepLinearNetwork, after: DeepLinearNetwork, error: DeepLinearNetwork
-) -> Float[Array, ""]:
+def end_to_end_error(after: Any, error: Any, padding: Padding | None = None) -> Float[Array, ""]:
     """The relative error of A that an error of the network makes, to first order.
 
     Relative to `|A|_F`, or to what Gaussian layers of these norms would make, `prod |W_l|_F / sqrt(prod n_l)` over
     hidden spaces l, where A is smaller still.
     """
-    matrix, change = jax.jvp(lambda theta: theta.end_to_end(), (after,), (error,))
-    del before
-    typical = jnp.prod(jnp.stack([jnp.linalg.norm(w) / jnp.sqrt(w.shape[0]) for w in after.layers[:-1]]))
-    typical = typical * jnp.linalg.norm(after.layers[-1])
+    active = None if padding is None else padding.active
+    matrix, change = jax.jvp(lambda theta: end_to_end(theta, active), (after,), (error,))
+    first, hidden, last = after.parts
+    roots = jnp.sqrt(jnp.asarray(after.hidden_widths if padding is None else padding.widths, float))
+    inner = along(each(jnp.linalg.norm, hidden)) / roots[1:]
+    inner = inner if active is None else jnp.where(active, inner, 1.0)
+    typical = jnp.linalg.norm(first) / roots[0] * jnp.prod(inner) * jnp.linalg.norm(last)
     size = jnp.maximum(jnp.linalg.norm(matrix), typical)
     return jnp.where(size > 0, jnp.linalg.norm(change) / jnp.where(size > 0, size, 1.0), 0.0)
 
 
 def at_rest(
-    cost: Cost, network: DeepLinearNetwork, graded: bool
+    cost: Cost, network: Any, graded: bool, active: Active = None
 ) -> tuple[Float[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
     """The norm of the gradient, whether it is zero or a cancellation that rounding leaves, and whether grad C(A) is.
 
@@ -158,23 +195,22 @@ def at_rest(
     numbers alone, is not taken for the rounding of a learned one. In others each entry has the rounding of all. The
     cost's own gradient is taken to be known to the rounding of what A adds to it.
     """
-    left, right = partial_products(network)
-    matrix = left[0] @ network.layers[0]
+    left, right = partial_products(network, active)
+    matrix = left.first @ network.parts.first
     matrix_gradient = cost.gradient(matrix)
     # no derivative of it: explicit solvers take costs that have none
-    sizes = jnp.abs(matrix_gradient) + jnp.abs(matrix_gradient - cost.gradient(jnp.zeros_like(matrix)))
+    terms = jnp.abs(matrix_gradient) + jnp.abs(matrix_gradient - cost.gradient(jnp.zeros_like(matrix)))
     forces = pull_back(left, right, matrix_gradient)
     size = norm(forces)
 
     def cancels():
-        terms = pull_back(tuple(map(jnp.abs, left)), tuple(map(jnp.abs, right)), sizes)
+        sums = pull_back(*jax.tree.map(jnp.abs, (left, right)), terms)
         if not graded:
-            return size <= ROUNDING * norm(terms)
-        quiet = [jnp.all(jnp.abs(f) <= ROUNDING * t) for f, t in zip(forces.layers, terms.layers, strict=True)]
-        return jnp.all(jnp.stack(quiet))
+            return size <= ROUNDING * norm(sums)
+        quiet = jax.tree.map(lambda f, t: jnp.all(jnp.abs(f) <= ROUNDING * t), forces, sums)
+        return jnp.all(jnp.stack(jax.tree.leaves(quiet)))
 
     # what the terms cannot exceed costs little, and nearly always says enough
-    bounds = [jnp.linalg.norm(m) * jnp.linalg.norm(n) for m, n in zip(left, right, strict=True)]
-    bound = jnp.linalg.norm(sizes) * jnp.linalg.norm(jnp.stack(bounds))
+    bound = jnp.linalg.norm(terms) * jnp.linalg.norm(sizes(left, right))
     resting = jax.lax.cond((bound > 0) & (size > 2 * ROUNDING * bound), lambda: jnp.asarray(False), cancels)
-    return size, resting, jnp.linalg.norm(matrix_gradient) <= ROUNDING * jnp.linalg.norm(sizes)
+    return size, resting, jnp.linalg.norm(matrix_gradient) <= ROUNDING * jnp.linalg.norm(terms)

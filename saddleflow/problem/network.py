@@ -21,6 +21,7 @@ from saddleflow._backend.checks import (
     require_positive,
 )
 from saddleflow._backend.random import normal_matrices
+from saddleflow.problem.layered import Layered
 
 Width = int | Sequence[int]
 
@@ -85,6 +86,11 @@ class DeepLinearNetwork(eqx.Module):
     def num_parameters(self) -> int:
         """Number of parameters P of one network (batch axes not counted)."""
         return num_parameters((self.layers[0].shape[-1], *(layer.shape[-2] for layer in self.layers)))
+
+    @property
+    def parts(self) -> Layered:
+        """First layer, hidden ones, last layer."""
+        return Layered(self.layers[0], self.layers[1:-1], self.layers[-1])
 
     def end_to_end(self) -> Float[Array, "*batch n_out n_in"]:
         """The end-to-end matrix `W_L ... W_1`, multiplied from its thinner side: O(L w^2 min(n_in, n_out))."""

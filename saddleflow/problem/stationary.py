@@ -236,10 +236,9 @@ def _nearest_in_full_rank(cost, network, rtol, *, max_steps):
 def _gradient_unit(cost: Cost, network: DeepLinearNetwork) -> Float[Array, ""]:
     """What the gradient in theta would be without cancellation: `|grad C(0)|_F max_l |M_l|_F |N_l|_F`."""
     left, right = geometry.partial_products(network)
-    products = [jnp.linalg.norm(m) * jnp.linalg.norm(n) for m, n in zip(left, right, strict=True)]
     at_zero = jnp.linalg.norm(cost.gradient(jnp.zeros(cost.shape)))
     here = jnp.linalg.norm(cost.gradient(network.end_to_end()))
-    return jnp.where(at_zero > 0, at_zero, here) * jnp.max(jnp.stack(products))
+    return jnp.where(at_zero > 0, at_zero, here) * jnp.max(geometry.sizes(left, right))
 
 
 class HessianSpectrum(eqx.Module):

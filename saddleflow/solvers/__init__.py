@@ -26,6 +26,7 @@ from saddleflow.solvers.krylov import ConjugateBasis, SolveReport, conjugate_sol
 from saddleflow.solvers.local_model import MAX_ASYMMETRY, LocalModel, Plain, PlainModel, asymmetry, max_asymmetry
 from saddleflow.solvers.ndf import NDF, NDFState
 from saddleflow.solvers.rosenbrock import Rosenbrock
+from saddleflow.solvers.support import Support, mean_norm
 from saddleflow.solvers.switching import Switching
 from saddleflow.solvers.tableaus import RODAS4, RODAS4P, RODAS5P, Tableau
 from saddleflow.solvers.work import CountingSolver, Work
@@ -45,6 +46,7 @@ __all__ = [
     "PredictiveController",
     "Rosenbrock",
     "SolveReport",
+    "Support",
     "Switching",
     "Tableau",
     "Work",
@@ -52,5 +54,6 @@ __all__ = [
     "asymmetry",
     "conjugate_solve",
     "max_asymmetry",
+    "mean_norm",
     "scaled_size",
 ]

@@ -19,6 +19,7 @@ from optimistix import rms_norm
 
 from saddleflow.solvers._checks import is_concrete, require, require_positive
 from saddleflow.solvers._precision import in_dtype, state_dtype
+from saddleflow.solvers.support import Support, mean_norm
 
 # (y0, y1, error of y1) -> relative error of some quantity that the state stands for.
 RelativeError = Callable[[Any, Any, Any], Float[Array, ""]]
@@ -52,7 +53,9 @@ def scaled_error(y0: PyTree, y1: PyTree, error: PyTree, rtol: Any, atol: Any) ->
     return jtu.tree_map(leaf, y0, y1, error, tolerances_like(atol, y0))
 
 
-def scaled_size(y0: PyTree, y1: PyTree, error: PyTree, rtol: Any, atol: Any) -> Float[Array, ""]:
+def scaled_size(
+    y0: PyTree, y1: PyTree, error: PyTree, rtol: Any, atol: Any, support: Support | None = None
+) -> Float[Array, ""]:
     """The size of a step's error: the root mean square over all entries, each in units of its tolerance.
 
     Args:
@@ -61,11 +64,12 @@ def scaled_size(y0: PyTree, y1: PyTree, error: PyTree, rtol: Any, atol: Any) -> 
         error: of every entry of y1, a pytree like the state.
         rtol: relative tolerance.
         atol: absolute tolerance, one number or a pytree like the state.
+        support: which entries are there; None: all of them.
 
     Returns:
         A number; the controller accepts a step where it is below one.
     """
-    return rms_norm(scaled_error(y0, y1, error, rtol, atol))
+    return mean_norm(scaled_error(y0, y1, error, rtol, atol), support)
 
 
 def amplification(
@@ -83,7 +87,13 @@ def amplification(
 
 
 def amplified(
-    error: PyTree, y0: PyTree, y1: PyTree, rtol: Any, atol: Any, quantity_error: RelativeError | None
+    error: PyTree,
+    y0: PyTree,
+    y1: PyTree,
+    rtol: Any,
+    atol: Any,
+    quantity_error: RelativeError | None,
+    support: Support | None = None,
 ) -> PyTree:
     """The error of a step, raised by what it does to a quantity of the state.
 
@@ -94,6 +104,7 @@ def amplified(
         rtol: relative tolerance.
         atol: absolute tolerance, one number or a pytree like the state.
         quantity_error: `(y0, y1, error) -> relative error` of the quantity; None: the error is returned as it is.
+        support: which entries are there; None: all of them.
 
     Returns:
         The error times a factor of at least one, so that its size, in units of the tolerance, is at least the
@@ -101,7 +112,7 @@ def amplified(
     """
     if quantity_error is None:
         return error
-    factor = amplification(scaled_size(y0, y1, error, rtol, atol), error, y0, y1, rtol, quantity_error)
+    factor = amplification(scaled_size(y0, y1, error, rtol, atol, support), error, y0, y1, rtol, quantity_error)
     return jtu.tree_map(lambda e: factor * e, error)
 
 

@@ -19,10 +19,10 @@ import jax.tree_util as jtu
 import numpy as np
 from diffrax import RESULTS, AbstractLocalInterpolation, AbstractTerm, ODETerm
 from jaxtyping import Array, Bool, Float, Int, PyTree
-from optimistix import rms_norm
 
 from saddleflow.solvers._precision import in_dtype, state_dtype
 from saddleflow.solvers.controller import PredictiveController, RelativeError, amplification, tolerances_like
+from saddleflow.solvers.support import Support, mean_norm
 from saddleflow.solvers.work import CountingSolver, Work
 
 State = PyTree[Float[Array, "..."]]
@@ -91,12 +91,14 @@ class NDF(CountingSolver):
         rtol: the step controller's relative tolerance.
         atol: the step controller's absolute tolerance: one number, or a pytree like the state.
         quantity_error: as in `Rosenbrock`.
+        support: as in `Rosenbrock`.
     """
 
     newton: Newton
     rtol: Any = None
     atol: Any = None
     quantity_error: RelativeError | None = None
+    support: Support | None = None
 
     term_structure: ClassVar = ODETerm
     interpolation_cls: ClassVar = NDFInterpolation
@@ -110,8 +112,10 @@ class NDF(CountingSolver):
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
 
-    def with_tolerances(self, rtol: Any, atol: Any, quantity_error: RelativeError | None = None) -> "NDF":
-        return NDF(self.newton, rtol, atol, self.quantity_error or quantity_error)
+    def with_tolerances(
+        self, rtol: Any, atol: Any, quantity_error: RelativeError | None = None, support: Support | None = None
+    ) -> "NDF":
+        return NDF(self.newton, rtol, atol, self.quantity_error or quantity_error, support)
 
     def work(self, state: NDFState) -> Work:
         return state.work
@@ -186,7 +190,7 @@ class NDF(CountingSolver):
             y, change, count, size, _ = carry
             update = self.newton(terms, t1, y, args)(c, jtu.tree_map(lambda p, d: -p - d, psi, change))
             y, change = jtu.tree_map(jnp.add, y, update), jtu.tree_map(jnp.add, change, update)
-            return y, change, count + 1, rms_norm(jtu.tree_map(jnp.divide, update, weights)), size
+            return y, change, count + 1, mean_norm(jtu.tree_map(jnp.divide, update, weights), self.support), size
 
         far = jnp.asarray(1e30, c.dtype)
         start = predicted, jtu.tree_map(jnp.zeros_like, predicted), jnp.zeros((), int), far, far
@@ -202,7 +206,7 @@ class NDF(CountingSolver):
         share = jnp.where(order > 1, SHARE, 1.0)
 
         def size(error: State) -> Array:
-            return rms_norm(jtu.tree_map(jnp.divide, error, weights)) / share
+            return mean_norm(jtu.tree_map(jnp.divide, error, weights), self.support) / share
 
         error = jtu.tree_map(lambda d: errors[order] * d, change)
         here = size(error)

@@ -4,6 +4,7 @@ Every stage is one linear solve with the same matrix `I - gamma h J`; no Newton 
 finder, no dense Jacobian. `J` must be symmetric (tested at the start).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +20,7 @@ from saddleflow.solvers._precision import in_dtype, require_one_dtype, state_dty
 from saddleflow.solvers.controller import ALLOWANCE, RelativeError, amplified, check_tolerance, tolerances_like
 from saddleflow.solvers.krylov import ConjugateBasis, SolveReport, conjugate_solve
 from saddleflow.solvers.local_model import LocalModel, Plain, asymmetry, max_asymmetry
+from saddleflow.solvers.support import Support, pattern
 from saddleflow.solvers.tableaus import RODAS4, Tableau
 from saddleflow.solvers.work import CountingSolver, Work
 
@@ -78,6 +80,7 @@ class Rosenbrock(CountingSolver):
         linear_tolerance: the error a stage's solve may leave, as a fraction of the step's tolerance.
         quantity_error: `(y0, y1, error) -> relative error` of a quantity that the state stands for, held to ten
             `rtol` beside the entries, whose small errors may add up in it. Left out, `gradient_flow` takes that of A.
+        support: which entries of the state are there, where others are padding; None: all of them.
         strains: whether stages are solved more tightly where `quantity_error` asks for more than the entries'
             tolerances; False where it is relative to what those make of it anyway.
         max_krylov_dim: bounds memory, `2 max_krylov_dim` vectors of coordinates; older ones are overwritten.
@@ -98,6 +101,7 @@ class Rosenbrock(CountingSolver):
     local_model: Callable[[AbstractTerm, Any, State, PyTree], LocalModel] = Plain()
     linear_tolerance: float = 2e-2
     quantity_error: RelativeError | None = None
+    support: Support | None = None
     strains: bool = eqx.field(static=True, default=True)
     max_krylov_dim: int = eqx.field(static=True, default=32)
     max_products: int = eqx.field(static=True, default=200)
@@ -146,9 +150,12 @@ class Rosenbrock(CountingSolver):
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
 
-    def with_tolerances(self, rtol: Any, atol: Any, quantity_error: RelativeError | None = None) -> "Rosenbrock":
-        filled = rtol, atol, self.quantity_error or quantity_error
-        return eqx.tree_at(lambda s: (s.rtol, s.atol, s.quantity_error), self, filled, is_leaf=lambda x: x is None)
+    def with_tolerances(
+        self, rtol: Any, atol: Any, quantity_error: RelativeError | None = None, support: Support | None = None
+    ) -> "Rosenbrock":
+        return dataclasses.replace(
+            self, rtol=rtol, atol=atol, quantity_error=self.quantity_error or quantity_error, support=support
+        )
 
     def work(self, state: Work) -> Work:
         return state
@@ -169,7 +176,13 @@ class Rosenbrock(CountingSolver):
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         del made_jump  # nothing is carried over but counters
         y1, error, dense, work, result = self.step_by_entries(terms, t0, t1, y0, args, solver_state)
-        return y1, amplified(error, y0, y1, *self.tolerances(), self.quantity_error), dense, work, result
+        return (
+            y1,
+            amplified(error, y0, y1, *self.tolerances(), self.quantity_error, self.support),
+            dense,
+            work,
+            result,
+        )
 
     def step_by_entries(self, terms, t0, t1, y0, args, solver_state):
         """A step whose error is that of the entries alone."""
@@ -232,11 +245,10 @@ class Rosenbrock(CountingSolver):
             return 1.0
         rtol, atol = self.tolerances()
 
-        def leaf(y, absolute):
-            signs = jnp.sign(jnp.cos(jnp.arange(1.0, y.size + 1) ** 2)).reshape(y.shape).astype(y.dtype)
-            return signs * (absolute + in_dtype(rtol, y.dtype) * jnp.abs(y))
+        def leaf(y, absolute, number):
+            return jnp.sign(number) * (absolute + in_dtype(rtol, y.dtype) * jnp.abs(y))
 
-        change = jtu.tree_map(leaf, y0, tolerances_like(atol, y0))
+        change = jtu.tree_map(leaf, y0, tolerances_like(atol, y0), pattern(y0))
         error = self.quantity_error(y0, y0, change) / (ALLOWANCE * in_dtype(rtol, state_dtype(y0)))
         return jnp.maximum(jnp.where(jnp.isfinite(error), error, 1.0) / STRAINED, 1.0)
 
@@ -244,7 +256,8 @@ class Rosenbrock(CountingSolver):
         """A function of basis, right-hand side and whether to solve at all, for one matrix `I - shift J`."""
         rtol, atol = self.tolerances()
         precondition = model.preconditioner(shift)
-        size = sum(x.size for x in jtu.tree_leaves(y0))
+        all_entries = sum(x.size for x in jtu.tree_leaves(y0))
+        size = all_entries if self.support is None else self.support.count
 
         def inverse_square(y, absolute):
             return 1 / (absolute + in_dtype(rtol, y.dtype) * jnp.abs(y)) ** 2 / size

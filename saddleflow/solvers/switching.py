@@ -5,7 +5,6 @@ goes further, and for less, than a stiff one. On a plateau and in the tail it is
 """
 
 import dataclasses
-import math
 from typing import Any, ClassVar
 
 import diffrax
@@ -15,12 +14,12 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from diffrax import RESULTS, AbstractLocalInterpolation, ODETerm
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from saddleflow.solvers._precision import in_dtype, state_dtype
 from saddleflow.solvers.controller import RelativeError, amplification, scaled_size
 from saddleflow.solvers.rosenbrock import Rosenbrock, RosenbrockInterpolation, combine
+from saddleflow.solvers.support import Support, pattern
 from saddleflow.solvers.work import CountingSolver, Work
 
 State = PyTree[Float[Array, "..."]]
@@ -142,8 +141,10 @@ class Switching(CountingSolver):
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
 
-    def with_tolerances(self, rtol: Any, atol: Any, quantity_error: RelativeError | None = None) -> "Switching":
-        return Switching(self.stiff.with_tolerances(rtol, atol, quantity_error))
+    def with_tolerances(
+        self, rtol: Any, atol: Any, quantity_error: RelativeError | None = None, support: Support | None = None
+    ) -> "Switching":
+        return Switching(self.stiff.with_tolerances(rtol, atol, quantity_error, support))
 
     def work(self, state: SwitchingState) -> Work:
         return state.work
@@ -153,12 +154,14 @@ class Switching(CountingSolver):
 
     def init(self, terms, t0, t1, y0, args) -> SwitchingState:
         work = self.stiff.init(terms, t0, t1, y0, args)
-        flat, unravel = ravel_pytree(y0)
         # any vector that is no eigenvector; as random as this costs nothing to compile
-        numbers = jnp.arange(1, flat.size + 1, dtype=jnp.promote_types(flat.dtype, jnp.float32))
-        start = unravel((jnp.cos(numbers**2) / math.sqrt(flat.size / 2)).astype(flat.dtype))
+        start, support = pattern(y0), self.stiff.support
+        if support is not None:
+            start = jtu.tree_map(jnp.multiply, start, support.mask)
+        length = _length(start)
+        start = jtu.tree_map(lambda x: x / length, start), jnp.zeros((), length.dtype)
         direction, radius = jax.lax.fori_loop(
-            0, POWER_ITERATIONS, lambda _, v: _power(terms, t0, y0, args, v[0]), (start, jnp.zeros((), flat.dtype))
+            0, POWER_ITERATIONS, lambda _, v: _power(terms, t0, y0, args, v[0]), start
         )
         work = eqx.tree_at(lambda w: w.products, work, work.products + POWER_ITERATIONS)
         zeros = jtu.tree_map(jnp.zeros_like, y0)
@@ -209,7 +212,7 @@ class Switching(CountingSolver):
         rtol, atol = self.stiff.tolerances()
         rtol = in_dtype(rtol, h.dtype)
         low, high = self.stiff.error_order(None), EXPLICIT_ORDER
-        size = scaled_size(y0, y1, error, rtol, atol)
+        size = scaled_size(y0, y1, error, rtol, atol, self.stiff.support)
         raised = amplification(size, error, y0, y1, rtol, self.stiff.quantity_error) * jnp.where(stiff, 1.0, WEIGHT)
         size = raised * size
         size = jnp.where(jnp.isfinite(size), size, jnp.inf)

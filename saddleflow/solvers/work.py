@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from diffrax import AbstractAdaptiveSolver
 from jaxtyping import Array, Int
 
+from saddleflow.solvers.support import Support
+
 
 class Work(eqx.Module):
     """What a solve has cost, counted in the solver's state.
@@ -54,7 +56,9 @@ class CountingSolver(AbstractAdaptiveSolver):
     """A solver that works in the step controller's tolerances and counts its work."""
 
     @abc.abstractmethod
-    def with_tolerances(self, rtol: Any, atol: Any, quantity_error: Any = None) -> "CountingSolver":
+    def with_tolerances(
+        self, rtol: Any, atol: Any, quantity_error: Any = None, support: Support | None = None
+    ) -> "CountingSolver":
         """The same solver for these tolerances of the step controller, and a quantity where it has none."""
 
     @abc.abstractmethod
