@@ -164,8 +164,12 @@ def advance(
             regrade = partial(_regrade, landscape=landscape)
             graded = jax.lax.cond(due(carry), regrade, lambda s: s, eqx.combine(dynamic, static))
             carry = (taken, eqx.filter(graded, eqx.is_array))
-            carry = jax.lax.cond(turn(carry), step, lambda c: c, carry)
-            return jax.lax.while_loop(lambda c: turn(c) & ~due(c), step, carry)
+            _, carry = jax.lax.while_loop(
+                lambda c: turn(c[1]) & (c[0] | ~due(c[1])),
+                lambda c: (jnp.zeros((), bool), step(c[1])),
+                (jnp.ones((), bool), carry),
+            )
+            return carry
 
         body = round_of_steps if method.graded else step
         return lambda carry: jax.lax.while_loop(turn, body, carry)
