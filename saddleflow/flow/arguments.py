@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from saddleflow._backend.arrays import on_device, on_host
 from saddleflow._backend.checks import (
     check_save_at,
     is_concrete,
@@ -119,7 +120,7 @@ def check_problem(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) 
     for index, layer in enumerate(network.layers):
         require_finite(f"network.layers[{index}]", layer)
     if needs_symmetry(options) and is_concrete(network.layers[0]):
-        require_gradient(cost, network.end_to_end())
+        require_gradient(cost, on_host(network).end_to_end())
 
 
 def needs_symmetry(options: FlowOptions) -> bool:
@@ -127,12 +128,11 @@ def needs_symmetry(options: FlowOptions) -> bool:
     return options.solver is None or isinstance(options.solver, CountingSolver)
 
 
-def require_gradient(cost: Cost, matrix: Float[Array, "n_out n_in"]) -> None:
+def require_gradient(cost: Cost, matrix: Float[Array | np.ndarray, "n_out n_in"]) -> None:
     """Refuse a cost whose `gradient` is no gradient: its derivative is not symmetric."""
-    # at a huge matrix the curvature may be rounding
-    skew = jnp.fmin(*(_asymmetry(_MATRIX_TERM, 0.0, a, cost) for a in (matrix, jnp.zeros_like(matrix))))
+    skew = _skewness(cost, matrix)
     require(
-        not is_concrete(skew) or not skew > MAX_ASYMMETRY,
+        not is_concrete(skew) or not float(skew) > MAX_ASYMMETRY,
         "cost",
         "have a `gradient` that is the gradient of some function",
         f"one whose derivative is not symmetric (relative asymmetry {skew:.1e})",
@@ -150,18 +150,18 @@ def settings_of(landscape: Landscape, parameters: Any, options: FlowOptions, pad
         pad_rows: whether times are padded, for fewer compiled programs.
     """
     rms, unit = scales(landscape, parameters)
-    save_at, max_rows = None if options.save_at is None else jnp.asarray(options.save_at), None
+    save_at, max_rows = options.save_at, None
     if pad_rows:
         max_rows = options.max_saves
         if save_at is not None:
             max_rows = len(options.save_at)
             later = padded_size(max_rows) - max_rows
-            save_at = jnp.asarray(np.pad(np.asarray(options.save_at), (0, later), constant_values=np.inf))
+            save_at = np.pad(np.asarray(options.save_at), (0, later), constant_values=np.inf)
     return Settings(
         rtol=jnp.asarray(options.rtol, float),
         atol=jnp.asarray(options.rtol * START_SHARE * rms, float),
         t1=jnp.asarray(jnp.inf if options.t1 is None else options.t1, float),
-        save_at=save_at,
+        save_at=None if save_at is None else on_device(save_at),
         max_steps=jnp.asarray(options.max_steps),
         gradient_tolerance=jnp.asarray(-1.0) if save_at is not None else options.gradient_tolerance * unit,
         max_rows=None if max_rows is None else jnp.asarray(max_rows),
@@ -226,4 +226,10 @@ def scales(landscape: Landscape, parameters: Any) -> tuple[Float[Array, "*entrie
 
 # On matrices, not on networks: a small start would hide an asymmetry in a Jacobian of its own size.
 _MATRIX_TERM = diffrax.ODETerm(lambda time, matrix, cost: cost.gradient(matrix))
-_asymmetry = eqx.filter_jit(asymmetry)
+
+
+@eqx.filter_jit
+def _skewness(cost: Cost, matrix: Float[Array | np.ndarray, "n_out n_in"]) -> Float[Array, ""]:
+    """The relative asymmetry of a cost's second derivative: the lesser of those at a matrix and at zero."""
+    # at a huge matrix the curvature may be rounding
+    return jnp.fmin(*(asymmetry(_MATRIX_TERM, 0.0, a, cost) for a in (matrix, jnp.zeros_like(matrix))))

@@ -248,16 +248,17 @@ def blurs(cost: Cost, largest: float, depth: int) -> bool:
         largest: the largest singular value of the start's layers, or about.
         depth: number of layers L.
     """
-    steepness, curvature = _along_steepest(cost)
+    size, curvature = _along_steepest(cost)
     if not is_concrete(curvature):
         return False
-    learned = float(steepness**3 / curvature) ** (1 / depth) if curvature > 0 else math.inf
+    learned = float(size) ** (1 / depth) if float(curvature) > 0 else math.inf
     return largest < max(100 * EPSILON ** (1 / (depth - 1)), TINY) * learned
 
 
 @eqx.filter_jit
 def _along_steepest(cost: Cost) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """At A = 0: the norm of grad C, and the second derivative along it times its square."""
+    """|A| where the steepest line from A = 0 has its minimum, and the second derivative along it, of grad C there."""
     zero = jnp.zeros(cost.shape)
     gradient, image = jax.jvp(cost.gradient, (zero,), (cost.gradient(zero),))
-    return jnp.linalg.norm(gradient), jnp.sum(gradient * image)
+    curvature = jnp.sum(gradient * image)
+    return jnp.linalg.norm(gradient) ** 3 / curvature, curvature

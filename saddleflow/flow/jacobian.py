@@ -220,6 +220,8 @@ class CompressedJacobian(LocalModel):
                 at += across + along
             x, y = tuple(x), tuple(y)
         else:
+            assert not isinstance(q, tuple), "as the layers"
+            assert not isinstance(o, tuple), "as the layers"
             count, width = hidden.shape[:2]
             half = count * width * q.shape[2]
             x, y = inner[:half].reshape(count, q.shape[2], width), inner[half:].reshape(count, width, o.shape[2])

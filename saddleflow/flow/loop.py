@@ -513,9 +513,9 @@ def _has_room(state: FlowState, settings: Settings, method: Method) -> Bool[Arra
     return state.num_rows + 1 + (method.saves_per_step - 1) // state.stride <= capacity
 
 
-def ends_between_rows(state: FlowState, method: Method) -> Bool[Array, ""]:
+def ends_between_rows(num_accepted: Any, stride: Any, method: Method) -> Any:
     """Whether the last step ended where no row was due."""
-    return state.num_accepted * method.saves_per_step % state.stride != 0
+    return num_accepted * method.saves_per_step % stride != 0
 
 
 def _thin(state: FlowState) -> FlowState:

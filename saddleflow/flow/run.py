@@ -16,6 +16,7 @@ from saddleflow._backend.programs import compiled
 from saddleflow.flow import loop
 from saddleflow.flow.arguments import FlowOptions
 from saddleflow.flow.dips import Dips
+from saddleflow.flow.graded import Frame
 from saddleflow.flow.landscape import Landscape
 from saddleflow.flow.state import FlowState, Method, Settings, StopReason
 
@@ -65,10 +66,21 @@ def rows_of(landscape: Landscape, state: FlowState, settings: Settings, method: 
     """The rows saved, the end among them."""
     rows = jax.tree.map(lambda x: np.asarray(x)[: int(state.num_rows)], state.rows)
     none = int(state.num_rows) == 0  # ended before the first asked time
-    if none or (settings.save_at is None and loop.ends_between_rows(state, method)):
-        last = _observe(landscape, state.plain_parameters(), state.clock, method)
+    between = loop.ends_between_rows(int(state.num_accepted), int(state.stride), method)
+    if none or (settings.save_at is None and between):
+        last = _observe(landscape, end_of(state), state.clock, method)
         rows = jax.tree.map(lambda x, y: np.concatenate([x, np.asarray(y)[None]]), rows, last)
     return rows | {"network": jax.tree.map(on_device, rows.get("network"))}
+
+
+@eqx.filter_jit
+def _turned_back(frame: Frame, parameters: Any) -> Any:
+    return frame.undo(parameters)
+
+
+def end_of(state: FlowState) -> Any:
+    """The parameters at the end, in the coordinates of the start."""
+    return state.parameters if state.frame is None else _turned_back(state.frame, state.parameters)
 
 
 def dips_of(dips: Dips | None) -> tuple[np.ndarray, Any] | None:
@@ -76,13 +88,14 @@ def dips_of(dips: Dips | None) -> tuple[np.ndarray, Any] | None:
     if dips is None:
         return None
     count = min(int(dips.count), len(dips.times))
-    return np.asarray(dips.times[:count]), jax.tree.map(lambda layer: layer[:count], dips.networks)
+    networks = jax.tree.map(lambda layer: on_device(np.asarray(layer)[:count]), dips.networks)
+    return np.asarray(dips.times)[:count], networks
 
 
 def stats_of(state: FlowState, method: Method, seconds: float) -> dict[str, Any]:
     """Counts of a run, and its seconds."""
     return {
-        "num_steps": int(state.num_steps),
+        "num_steps": int(state.num_accepted) + int(state.num_rejected),
         "num_accepted_steps": int(state.num_accepted),
         "num_rejected_steps": int(state.num_rejected),
         **_work(state, method),
@@ -103,7 +116,7 @@ def numbers_of(settings: Settings, method: Method) -> dict[str, Any]:
 
 def _work(state: FlowState, method: Method) -> dict[str, Any]:
     """Evaluations of a run, rejected steps included; None where diffrax's (implicit) solvers do not tell."""
-    solver, num_steps, work = method.solver, int(state.num_steps), state.work(method)
+    solver, work = method.solver, state.work(method)
     if work is not None:
         return {
             "num_tail_steps": 0 if state.tail_state is None else int(state.tail_state.steps),
@@ -117,5 +130,6 @@ def _work(state: FlowState, method: Method) -> dict[str, Any]:
     tableau = getattr(solver, "tableau", None)
     if not isinstance(solver, diffrax.AbstractERK) or not isinstance(tableau, diffrax.ButcherTableau):
         return {"num_vector_field_evaluations": None, "num_hessian_vector_products": None}
+    num_steps = int(state.num_accepted) + int(state.num_rejected)
     evaluations = num_steps * (tableau.num_stages - tableau.fsal) + int(tableau.fsal)
     return {"num_vector_field_evaluations": evaluations, "num_hessian_vector_products": 0}

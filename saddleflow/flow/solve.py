@@ -23,7 +23,7 @@ from saddleflow.flow.arguments import (
 )
 from saddleflow.flow.dips import Dips
 from saddleflow.flow.landscape import Landscape, NetworkLandscape
-from saddleflow.flow.run import dips_of, numbers_of, rows_of, run, stats_of
+from saddleflow.flow.run import dips_of, end_of, numbers_of, rows_of, run, stats_of
 from saddleflow.flow.state import FlowState, Method, Settings, StopReason
 from saddleflow.flow.trajectory import Trajectory, assemble
 from saddleflow.flow.twin import Escape, escapes, first_unresolved, has_symmetry, perturbed, up_to
@@ -140,7 +140,7 @@ def _solved(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> tup
     state, reason = run(landscape, start, settings, method, options)
     seconds = time.perf_counter() - begin
     rows, dips = rows_of(landscape, state, settings, method), state.dips
-    end = state.plain_parameters()
+    end = end_of(state)
     if padding is not None:
         end = unpadded(end, network)
         rows = rows | {"network": rows.get("network") and unpadded(rows["network"], network)}

@@ -241,10 +241,7 @@ def assemble(
         rank_tolerance: absolute cut for the rank, or None.
         dips: times and networks of the dips of the gradient norm.
     """
-    count = len(rows["time"])
-    matrices = np.zeros((capacity or count, *cost.shape))
-    matrices[:count] = rows["end_to_end"]
-    train_cost, test_cost = _costs(cost, on_device(matrices))
+    train_cost, test_cost = costs_of(cost, rows["end_to_end"], capacity)
     times = SegmentedTime.plain(rows["time"])
     if durations is not None:
         times = SegmentedTime(rows["segment"], rows["within"], durations)
@@ -252,8 +249,8 @@ def assemble(
         time=rows["time"],
         clock=times,
         end_to_end=rows["end_to_end"],
-        train_cost=np.asarray(train_cost)[:count],
-        test_cost=None if test_cost is None else np.asarray(test_cost)[:count],
+        train_cost=train_cost,
+        test_cost=test_cost,
         gradient_norm=rows["gradient_norm"],
         observables=rows.get("observables", {}),
         network=end,
@@ -272,6 +269,17 @@ def assemble(
         cost=cost,
         dips=dips,
     )
+
+
+def costs_of(
+    cost: Cost, matrices: Float[np.ndarray, "rows n_out n_in"], capacity: int | None = None
+) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " rows"] | None]:
+    """Train cost, and test cost where there is one, of every matrix; by one program for up to `capacity` of them."""
+    count = len(matrices)
+    padded = np.zeros((max(capacity or count, count), *cost.shape))
+    padded[:count] = matrices
+    train, test = _costs(cost, on_device(padded))
+    return np.asarray(train)[:count], None if test is None else np.asarray(test)[:count]
 
 
 @eqx.filter_jit

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from saddleflow._backend.arrays import on_device, on_host
 from saddleflow.flow.clock import SegmentedTime
 from saddleflow.flow.dips import Dips
 from saddleflow.flow.observables import Observable
 from saddleflow.flow.state import StopReason
-from saddleflow.flow.trajectory import Trajectory
+from saddleflow.flow.trajectory import Trajectory, costs_of
 from saddleflow.flow.visits import SHARE_OF_SLOPE
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
@@ -61,12 +62,12 @@ def has_symmetry(network: DeepLinearNetwork) -> bool:
 
     Random starts are neither, and all that is learned from them was above rounding from the beginning.
     """
-    layers = [np.asarray(layer) for layer in network.layers]
-    scale = max(float(np.sum(np.square(layer))) for layer in layers)
-    drift = max(float(np.abs(matrix).max()) for matrix in balancedness(DeepLinearNetwork(layers)))
+    network = on_host(network)
+    scale = max(float(np.sum(np.square(layer))) for layer in network.layers)
+    drift = max(float(np.abs(matrix).max()) for matrix in balancedness(network))
     if drift <= ROUNDED * scale:
         return True
-    values = np.linalg.svd(np.asarray(network.end_to_end()), compute_uv=False)
+    values = np.linalg.svd(network.end_to_end(), compute_uv=False)
     full = min(*network.hidden_widths, len(values))
     return bool(values[full - 1] <= ROUNDED * values[0])
 
@@ -74,8 +75,9 @@ def has_symmetry(network: DeepLinearNetwork) -> bool:
 def perturbed(network: DeepLinearNetwork) -> DeepLinearNetwork:
     """The start with every entry changed by about 1e5 roundings; zeros stay zeros."""
     draw = np.random.default_rng(0)
-    factors = [1 + PERTURBATION * draw.standard_normal(layer.shape) for layer in network.layers]
-    return jax.tree.map(lambda layer, factor: jnp.asarray(layer * factor), network, DeepLinearNetwork(factors))
+    return jax.tree.map(
+        lambda layer: on_device(np.asarray(layer) * (1 + PERTURBATION * draw.standard_normal(layer.shape))), network
+    )
 
 
 def escapes(cost: Cost, trajectory: Trajectory, dips: Dips | None) -> list[Escape]:
@@ -88,9 +90,10 @@ def escapes(cost: Cost, trajectory: Trajectory, dips: Dips | None) -> list[Escap
     """
     if dips is None or trajectory.dips is None:
         return []
-    networks = _kept(trajectory.dips[1], len(trajectory.dips[0]))
-    costs = [float(cost(network.end_to_end())) for network in networks]
-    return escapes_between([*costs, float(trajectory.train_cost[-1])], dips)
+    times, networks = trajectory.dips
+    matrices = on_host(networks).end_to_end()
+    costs, _ = costs_of(cost, matrices, capacity=len(np.asarray(dips.times)))
+    return escapes_between([*costs[: len(times)], float(trajectory.train_cost[-1])], dips)
 
 
 def escapes_between(costs: Sequence[float], dips: Dips) -> list[Escape]:
@@ -113,10 +116,6 @@ def escapes_between(costs: Sequence[float], dips: Dips) -> list[Escape]:
             found.append(Escape(first, costs[first], float(peak)))
             first = dip + 1
     return found
-
-
-def _kept(networks: DeepLinearNetwork, count: int) -> list[DeepLinearNetwork]:
-    return [jax.tree.map(lambda layer, dip=dip: jnp.asarray(layer[dip]), networks) for dip in range(count)]
 
 
 def first_unresolved(run: Sequence[Escape], twin: Sequence[Escape]) -> Escape | None:
@@ -150,7 +149,7 @@ def up_to(
     """
     assert trajectory.dips is not None
     times, networks = trajectory.dips
-    network, time = _kept(networks, escape.dip + 1)[-1], float(times[escape.dip])
+    network, time = jax.tree.map(lambda layer: jnp.asarray(layer[escape.dip]), networks), float(times[escape.dip])
     count = int(np.searchsorted(trajectory.time, time))
     add_end = add_end or count == 0
 

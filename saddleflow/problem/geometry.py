@@ -204,7 +204,8 @@ def at_rest(
     size = norm(forces)
 
     def cancels():
-        sums = pull_back(*jax.tree.map(jnp.abs, (left, right)), terms)
+        above, below = jax.tree.map(jnp.abs, (left, right))
+        sums = pull_back(above, below, terms)
         if not graded:
             return size <= ROUNDING * norm(sums)
         quiet = jax.tree.map(lambda f, t: jnp.all(jnp.abs(f) <= ROUNDING * t), forces, sums)

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 # One thing for every hidden layer, from the input on: a tuple, or an array with a leading axis of layers.
 Hidden = tuple[Any, ...] | Shaped[Array, "hidden ..."]
 
 # Which layers of a stack are there; None: all of them.
-Active = Bool[Array, " hidden"] | None
+Active = Bool[Array | np.ndarray, " hidden"] | None
 
 
 class Layered(NamedTuple):

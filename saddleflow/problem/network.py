@@ -92,7 +92,7 @@ class DeepLinearNetwork(eqx.Module):
         """First layer, hidden ones, last layer."""
         return Layered(self.layers[0], self.layers[1:-1], self.layers[-1])
 
-    def end_to_end(self) -> Float[Array, "*batch n_out n_in"]:
+    def end_to_end(self) -> Float[Array | np.ndarray, "*batch n_out n_in"]:
         """The end-to-end matrix `W_L ... W_1`, multiplied from its thinner side: O(L w^2 min(n_in, n_out))."""
         n_out, n_in = self.shape
         layers = self.layers if n_in <= n_out else self.layers[::-1]

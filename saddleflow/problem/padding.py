@@ -10,16 +10,17 @@ import math
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from saddleflow._backend.arrays import on_device
 from saddleflow.problem.layered import Active, StackedNetwork
 from saddleflow.problem.network import DeepLinearNetwork
 
-# Sizes that networks are padded to: so many in every octave, whose programs serve all between.
-PER_OCTAVE = 4
+# Sizes that widths and numbers of rows, or depths, are padded to: so many in every octave. (A layer that is passed
+# over costs as much as one that is there.)
+PER_OCTAVE, DEPTHS_PER_OCTAVE = 4, 2
 
 # From so many layers on equal hidden layers are stacked: shallower networks run faster side by side.
 MIN_STACKED = 6
@@ -58,9 +59,9 @@ def active_of(padding: Padding | None) -> Active:
     return None if padding is None else padding.active
 
 
-def padded_size(size: int) -> int:
-    """The size that a width or a number of rows is padded to: the next of `PER_OCTAVE` in its octave."""
-    step = max(2 ** math.ceil(math.log2(max(size, 1))) // (2 * PER_OCTAVE), 1)
+def padded_size(size: int, per_octave: int = PER_OCTAVE) -> int:
+    """The size that a width or a number of rows is padded to: the next of so many in its octave."""
+    step = max(2 ** math.ceil(math.log2(max(size, 1))) // (2 * per_octave), 1)
     return -(-size // step) * step
 
 
@@ -102,7 +103,7 @@ def padded(network: DeepLinearNetwork, pad: bool = True) -> tuple[Any, Padding |
             _grown(layer, (rows, columns))
             for layer, rows, columns in zip(layers, spaces[1:], spaces[:-1], strict=True)
         ), kept
-    size, capacity = sizes[0], padded_size(count) if pad else count
+    size, capacity = sizes[0], padded_size(count, DEPTHS_PER_OCTAVE) if pad else count
     hidden = np.zeros((capacity, size, size))
     for place, layer in enumerate(layers[1:-1]):
         hidden[place] = _grown(layer, (size, size))
@@ -113,7 +114,7 @@ def padded(network: DeepLinearNetwork, pad: bool = True) -> tuple[Any, Padding |
         (np.full(capacity + 1, widths[0]), np.arange(capacity) < count),
         is_leaf=lambda x: x is None,
     )
-    return jax.tree.map(jnp.asarray, StackedNetwork(ends[0], hidden, ends[1])), kept
+    return StackedNetwork(on_device(ends[0]), on_device(hidden), on_device(ends[1])), kept
 
 
 def unpadded(network: Any, like: DeepLinearNetwork) -> DeepLinearNetwork:
@@ -132,7 +133,7 @@ def unpadded(network: Any, like: DeepLinearNetwork) -> DeepLinearNetwork:
         np.asarray(layer)[..., : real.shape[0], : real.shape[1]]
         for layer, real in zip(layers, like.layers, strict=True)
     ]
-    return eqx.tree_at(lambda n: n.layers, like, tuple(map(jnp.asarray, cut)))
+    return eqx.tree_at(lambda n: n.layers, like, tuple(map(on_device, cut)))
 
 
 def _grown(layer: Float[np.ndarray, "_ _"], shape: tuple[int, int]) -> Float[np.ndarray, "_ _"]:

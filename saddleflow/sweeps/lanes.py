@@ -128,7 +128,7 @@ def _result(running: Running, program: Program) -> LaneResult:
     rows, num_rows = state.rows, state.num_rows
     if program.save_at is None:
         last = loop.observe(landscape, end, state.clock, method)
-        missing = loop.ends_between_rows(state, method)
+        missing = loop.ends_between_rows(state.num_accepted, state.stride, method)
         rows = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]).at[num_rows].set(y), rows, last)
         rows = spread(rows, num_rows + missing, program.num_rows)
         num_rows = jnp.asarray(program.num_rows)

@@ -109,7 +109,7 @@ class ReducedNetwork(eqx.Module):
         """Whether the basis fills every hidden space: the small network is the full one, rotated."""
         return self.reduced_widths == self.hidden_widths
 
-    def end_to_end(self) -> Float[Array, "*batch n_out n_in"]:
+    def end_to_end(self) -> Float[Array | np.ndarray, "*batch n_out n_in"]:
         """The end-to-end matrix A."""
         return self.network.end_to_end()
 
