@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import diffrax
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -18,6 +18,8 @@ from saddleflow._backend.checks import (
     require_integer,
     require_positive,
 )
+from saddleflow._backend.meters import check_progress
+from saddleflow._backend.programs import compiled
 from saddleflow.flow import observables as obs
 from saddleflow.flow.graded import is_tiny
 from saddleflow.flow.landscape import Landscape, local_model
@@ -62,7 +64,8 @@ class FlowOptions:
     gradient_tolerance: Any = 1e-4
     rank_tolerance: float | None = None
     graded: bool | None = None
-    progress: bool = True
+    progress: bool | str = True
+    phase: str = "run"  # of a longer work: its name on the meter
 
     def __post_init__(self):
         for name in ("rtol", "gradient_tolerance"):
@@ -86,6 +89,7 @@ class FlowOptions:
             type(self.solver).__name__,
             "Its error weights know the coordinates; others' do not.",
         )
+        check_progress(self.progress)
         require_integer("max_saves", self.max_saves, 4)
         require_integer("saves_per_step", self.saves_per_step, 1)
         require_integer("max_steps", self.max_steps, 1)
@@ -196,7 +200,7 @@ def dip_capacity(network: DeepLinearNetwork) -> int:
     return max(4, min(2 * min(network.shape) + 2, MAX_DIP_NUMBERS // network.num_parameters))
 
 
-@eqx.filter_jit  # one by one its operations take longer to compile than to run
+@partial(compiled, runs_once=True)  # one by one its operations take longer to compile than to run
 def scales(landscape: Landscape, parameters: Any) -> tuple[Float[Array, "*entries"], Float[Array, ""]]:
     """Root mean square entries of the start, and the norm that convergence is measured by."""
     return landscape.scales(parameters)
@@ -204,4 +208,4 @@ def scales(landscape: Landscape, parameters: Any) -> tuple[Float[Array, "*entrie
 
 # On matrices, not on networks: a small start would hide an asymmetry in a Jacobian of its own size.
 _MATRIX_TERM = diffrax.ODETerm(lambda time, matrix, cost: cost.gradient(matrix))
-_asymmetry = eqx.filter_jit(asymmetry)
+_asymmetry = compiled(asymmetry, runs_once=True)

@@ -1,7 +1,6 @@
 """One flow of any model, solved: the start checked, the run, its trajectory."""
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float
 
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import is_concrete, require, require_finite, require_float64
-from saddleflow._backend.programs import make_room
+from saddleflow._backend.programs import Stopwatch, make_room
 from saddleflow.flow.arguments import FlowOptions, method_of, needs_symmetry, require_gradient, settings_of
 from saddleflow.flow.critical import hessian_ends
 from saddleflow.flow.model_landscape import ModelLandscape, Preconditioner, Vector
@@ -63,12 +62,12 @@ def solve_model(
         keep_outputs=num_rows * math.prod(objective.shape) <= MAX_OUTPUTS,
     )
     method = method_of(options, landscape, graded=False, num_dips=_num_dips(theta), turns="plain")
-    begin = time.perf_counter()
-    settings = settings_of(landscape, theta, options)
-    state, reason = run(landscape, theta, settings, method, options)
-    seconds, end = time.perf_counter() - begin, state.parameters
+    with Stopwatch() as spent:
+        settings = settings_of(landscape, theta, options)
+        state, reason = run(landscape, theta, settings, method, options)
+    end = state.parameters
     rows, dips = rows_of(landscape, state, settings, method), dips_of(state)
-    escape = _unresolved(landscape, theta, state, reason, method, options, seconds)
+    escape = _unresolved(landscape, theta, state, reason, method, options, spent.seconds)
     if escape is not None:
         assert state.dips is not None
         assert dips is not None
@@ -83,7 +82,7 @@ def solve_model(
         end,
         rows,
         stop_reason=reason.name,
-        stats=stats_of(state, method, seconds) | {"preconditioner": landscape.preconditioner},
+        stats=stats_of(state, method, spent) | {"preconditioner": landscape.preconditioner},
         configuration=numbers_of(settings, method),
         durations=np.asarray(state.clock.durations),
         dips=dips,
@@ -108,8 +107,8 @@ def _unresolved(
     if not escapes:
         return None
     left = None if options.max_seconds is None else max(options.max_seconds - seconds, 1e-3)
-    quiet, other = replace(options, progress=False, max_seconds=left), perturbed(theta)
-    twin, its_reason = run(landscape, other, settings_of(landscape, other, options), method, quiet)
+    options, other = replace(options, phase="check", max_seconds=left), perturbed(theta)
+    twin, its_reason = run(landscape, other, settings_of(landscape, other, options), method, options)
     if its_reason == StopReason.max_seconds:
         return None
     return first_unresolved(escapes, model_escapes(landscape, twin))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from saddleflow._backend.linalg import lane_by_lane
-from saddleflow._backend.programs import make_room
+from saddleflow._backend.programs import Stopwatch, make_room
 from saddleflow.flow import loop
 from saddleflow.flow.arguments import (
     FlowOptions,
@@ -122,7 +122,7 @@ def _unresolved(
     out_of_time, run = StopReason.max_seconds.name, escapes(cost, trajectory, dips)
     if not run or trajectory.stop_reason == out_of_time or not has_symmetry(network):
         return None
-    twin, its_dips = _solved(cost, perturbed(network), replace(options, progress=False))
+    twin, its_dips = _solved(cost, perturbed(network), replace(options, phase="check"))
     return None if twin.stop_reason == out_of_time else first_unresolved(run, escapes(cost, twin, its_dips))
 
 
@@ -133,16 +133,15 @@ def _solved(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> tup
     # what tails need is compiled where a tail begins
     graded = needs_grading(cost, network, options)
     method = method_of(options, landscape, graded, dip_capacity(network), turns="plain")
-    begin = time.perf_counter()
-    state, reason = run(landscape, network, settings, method, options)
-    seconds = time.perf_counter() - begin
+    with Stopwatch() as spent:
+        state, reason = run(landscape, network, settings, method, options)
     trajectory = assemble(
         cost,
         network,
         state.plain_parameters(),
         rows_of(landscape, state, settings, method),
         stop_reason=reason.name,
-        stats=stats_of(state, method, seconds),
+        stats=stats_of(state, method, spent),
         configuration={
             **numbers_of(settings, method),
             "atol": float(settings.atol),
