@@ -113,13 +113,11 @@ class _Lines:
         self._due, self._lock = self._begin + LOG_FIRST, threading.Lock()
 
     def report(self, text: Callable[[], str], done: int) -> None:
-        """Take a new text, and print it where a line is due; texts in between are not even made."""
+        """Take a new text, and print it where a line is due."""
         with self._lock:
-            # the next tick, which may come in the middle of a long step, finds a text of less than a second ago
-            if time.perf_counter() >= self._due - LOG_FIRST:
-                count = "" if self._total is None else f"{done} of {self._total} {self._unit}   "
-                self._latest = count + text()
-                self._print_if_due()
+            count = "" if self._total is None else f"{done} of {self._total} {self._unit}   "
+            self._latest = count + text()
+            self._print_if_due()
 
     def tick(self) -> None:
         """Print the latest text where a line is due."""

@@ -1,6 +1,7 @@
 """The options of a flow: one object, checked once, and split into the numbers of the run and its method."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -66,6 +67,7 @@ class FlowOptions:
     graded: bool | None = None
     progress: bool | str = True
     phase: str = "run"  # of a longer work: its name on the meter
+    deadline: float = math.inf  # of time.perf_counter: what is left of max_seconds, also to copies of these options
 
     def __post_init__(self):
         for name in ("rtol", "gradient_tolerance"):
@@ -96,6 +98,8 @@ class FlowOptions:
         for name in ("max_seconds", "rank_tolerance"):
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
+        if self.max_seconds is not None:
+            object.__setattr__(self, "deadline", min(self.deadline, time.perf_counter() + self.max_seconds))
 
 
 def require_tolerance(argument: str, value: Any) -> None:

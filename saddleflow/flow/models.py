@@ -67,7 +67,7 @@ def solve_model(
         state, reason = run(landscape, theta, settings, method, options)
     end = state.parameters
     rows, dips = rows_of(landscape, state, settings, method), dips_of(state)
-    escape = _unresolved(landscape, theta, state, reason, method, options, spent.seconds)
+    escape = _unresolved(landscape, theta, state, reason, method, options)
     if escape is not None:
         assert state.dips is not None
         assert dips is not None
@@ -97,7 +97,6 @@ def _unresolved(
     reason: StopReason,
     method: Method,
     options: FlowOptions,
-    seconds: float,
 ) -> Escape | None:
     """The first saddle that the run has left on rounding; looked for where the start has a symmetry."""
     dipped = state.dips is not None and int(state.dips.count) > 0
@@ -106,8 +105,7 @@ def _unresolved(
     escapes = model_escapes(landscape, state)
     if not escapes:
         return None
-    left = None if options.max_seconds is None else max(options.max_seconds - seconds, 1e-3)
-    options, other = replace(options, phase="check", max_seconds=left), perturbed(theta)
+    options, other = replace(options, phase="check"), perturbed(theta)
     twin, its_reason = run(landscape, other, settings_of(landscape, other, options), method, options)
     if its_reason == StopReason.max_seconds:
         return None

@@ -37,26 +37,25 @@ def run(
     A wall-clock budget ends it between two bursts, or while the steps are still being compiled, which then goes on in
     the background. (The start, a small program, is always computed.)
     """
-    deadline = math.inf if options.max_seconds is None else time.perf_counter() + options.max_seconds
     compiling = "compiling" if options.phase == "run" else f"{options.phase}: compiling"
     with meter(options.progress, description=compiling) as report:
         state = _start(landscape, parameters, settings, method)
         num_steps, fresh = 1, True
         while int(state.reason) == StopReason.running:
             check_interrupt()
-            if time.perf_counter() > deadline:
+            if time.perf_counter() > options.deadline:
                 return state, StopReason.max_seconds
             arguments = state, landscape, settings, method, jnp.asarray(num_steps)
             if fresh:
                 report(lambda: compiling, 0)
-                if options.max_seconds is not None and not _advance.is_there(deadline, *arguments):
+                if options.deadline < math.inf and not _advance.is_there(options.deadline, *arguments):
                     return state, StopReason.max_seconds
             begin, before = time.perf_counter(), int(state.num_steps)
             state = _advance(*arguments)
             turns = "tail" if bool(state.on_tail) else "plain"
             fresh, method = turns != method.turns, replace(method, turns=turns)
             now = time.perf_counter()
-            num_steps = _next_burst(num_steps, int(state.num_steps) - before, now - begin, deadline - now)
+            num_steps = _next_burst(num_steps, int(state.num_steps) - before, now - begin, options.deadline - now)
             report(lambda state=state: f"{options.phase}   {_standing(landscape, state)}", 0)
     return state, StopReason(int(state.reason))
 

@@ -1,7 +1,6 @@
 """One flow of one network, solved: on the host, or as one pure function of arrays."""
 
 import math
-import time
 from dataclasses import replace
 
 import equinox as eqx
@@ -105,10 +104,7 @@ def solve(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> Traje
     """
     make_room()
     check_problem(cost, network, options)
-    begin = time.perf_counter()
     trajectory, dips = _solved(cost, network, options)
-    if options.max_seconds is not None:
-        options = replace(options, max_seconds=max(options.max_seconds - (time.perf_counter() - begin), 1e-3))
     escape = _unresolved(trajectory, dips, cost, network, options)
     if escape is None:
         return trajectory
