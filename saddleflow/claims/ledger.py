@@ -239,7 +239,7 @@ def verify(
             ]
             entries = {entry.id: entry for job in jobs for entry in wait(job)}
         finally:
-            # an interrupt lets the experiments that run come to their end, and begins no other
+            # an interrupt begins no other experiment; those that run end at their next burst of steps
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
     return Ledger(tuple(entries[claim.id] for claim in chosen), size)
