@@ -57,7 +57,7 @@ ProgressOption = Annotated[
 ]
 
 # After Ctrl-C threads have so many seconds to end what they write, and to remove what is not whole.
-GRACE = 1.0
+GRACE = 0.5
 
 
 @app.callback(invoke_without_command=True)
