@@ -97,10 +97,14 @@ class Compiled:
             future = in_background(lambda: self.program.lower(*arguments).compile())
             self._in_progress[key] = future
             future.add_done_callback(lambda _: self._in_progress.pop(key, None))
+        begin, watch = time.perf_counter(), _watch.get()
         try:
-            wait(future, None if deadline is None else deadline - time.perf_counter())
+            wait(future, None if deadline is None else deadline - begin)
         except TimeoutError:
             return False
+        finally:
+            if watch is not None:
+                watch.add(time.perf_counter() - begin)
         return True
 
 
