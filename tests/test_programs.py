@@ -117,11 +117,14 @@ def test_the_least_recently_used_programs_go(tmp_path):
         path.write_bytes(bytes(100))
         os.utime(path, (number, number))
     (tmp_path / "notes").write_bytes(bytes(1000))  # not ours
+    (tmp_path / "jit_begun-cache").write_bytes(b"")  # by another process, now
+    (tmp_path / "jit_killed-cache").write_bytes(b"")
+    os.utime(tmp_path / "jit_killed-cache", (0, 0))
     programs._prune(tmp_path, 1000)
-    assert len(list(tmp_path.iterdir())) == 11
+    assert len(list(tmp_path.iterdir())) == 12
     programs._prune(tmp_path, 999)
     kept = {path.name for path in tmp_path.iterdir()}
-    assert kept == {"notes", *(f"jit_{number}-cache" for number in range(3, 10))}
+    assert kept == {"notes", "jit_begun-cache", *(f"jit_{number}-cache" for number in range(3, 10))}
 
 
 def test_programs_that_run_once_have_the_same_results():

@@ -34,6 +34,9 @@ MIN_SECONDS, JAX_MIN_SECONDS = 0.005, 1.0
 # Bytes of programs kept; one takes .1 MB.
 MAX_CACHE = 500_000_000
 
+# An empty entry that is older than so many seconds is left from a killed process.
+BEING_WRITTEN = 60.0
+
 # Compilations that took so many seconds leave enough behind to be worth the milliseconds of a trim.
 WORTH_TRIMMING = 0.1
 
@@ -239,6 +242,10 @@ def _prune(folder: Path, most: int = MAX_CACHE) -> None:
     """
     with suppress(OSError), os.scandir(folder) as found:
         entries = [(entry, entry.stat()) for entry in found if entry.name.endswith("-cache")]
+        for entry, stat in entries:
+            if stat.st_size == 0 and time.time() - stat.st_mtime > BEING_WRITTEN:  # JAX would warn of it for ever
+                with suppress(OSError):
+                    os.unlink(entry.path)
         total = sum(stat.st_size for _, stat in entries)
         if total <= most:
             return
