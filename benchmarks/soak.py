@@ -99,7 +99,6 @@ def main() -> None:
     parser.add_argument("--only", type=int, nargs="+", help="numbers of the flows to run")
     parser.add_argument("--write", action="store_true", help="write docs/soak.md")
     given = parser.parse_args()
-    sf.cache_programs()
     numbers = given.only or list(range(given.flows))
     if given.only:
         for number in numbers:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool
 
 from saddleflow._backend.checks import is_concrete, named_arguments, require
 from saddleflow._backend.devices import one_lapack_thread
+from saddleflow._backend.waiting import interruptible
 from saddleflow.flow import solve
 from saddleflow.flow.arguments import FlowOptions
 from saddleflow.flow.critical import CriticalPoint, nearest_critical_point
@@ -28,6 +29,7 @@ def gradient_flow(cost: Cost, network: DeepLinearNetwork | ReducedNetwork, **opt
 @overload
 def gradient_flow(cost: Objective | Callable[[Any], Any], network: Any, **options: Any) -> ModelTrajectory: ...
 @named_arguments
+@interruptible
 @one_lapack_thread()
 def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
     cost: Any,
@@ -47,7 +49,7 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
     gradient_tolerance: float = 1e-4,
     rank_tolerance: float | None = None,
     graded: bool | None = None,
-    progress: bool = True,
+    progress: bool | str = True,
     reduce_width: str | None = None,
     trainable: Any = eqx.is_inexact_array,
     preconditioner: str = "auto",
@@ -97,13 +99,17 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
         max_saves: rows kept at most where the solver's own steps are saved; at least 4.
         saves_per_step: rows of each of those steps: its end, and places before by dense output, for smoother curves.
         max_steps: steps at most, accepted and rejected ones.
-        max_seconds: wall-clock budget in seconds, compilation included, kept to within about one burst (.2 s).
+        max_seconds: wall-clock budget in seconds, compilation included, kept to within about .2 s, or a step where
+            one takes longer. A step that is still being compiled when the budget is spent ends the run, too; the
+            compilation goes on in the background, and the next call finds it (the interpreter's end waits for it).
         gradient_tolerance: of the certificate, 1e-13 <= gradient_tolerance < 1.
         rank_tolerance: absolute cut for the numerical rank; None: a hundredth of the largest
             singular value until the cost has fallen half-way, which counts learned noise too (`Trajectory.rank_gap`).
         graded: solve in graded coordinates (`saddleflow.flow.graded`), which tiny starts need; None decides by the
             start's size. The default solver only; what is returned is in the coordinates of the start either way.
-        progress: show a meter on terminals and in notebooks.
+        progress: True shows a meter on terminals and in notebooks: what is done (compiling, run, pilot, check), how
+            it stands, the time so far. "log" says so every five seconds, to the logger "saddleflow" at level INFO,
+            or on stderr where no logging is set up. False shows nothing.
         reduce_width: "auto" reduces the width where the small network is smaller than half the full one, to
             an error in A of at most 10 * rtol of the largest |A|.
         trainable: of a model, an equinox filter for the arrays that move: a function of a leaf, or a pytree of
@@ -114,10 +120,13 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
 
     Returns:
         The trajectory, whatever happened: a failed run ends with its reason, not with an exception, and keeps
-        all that was computed up to the failure.
+        all that was computed up to the failure. Its `stats` hold `seconds`, the wall-clock time of the run, and
+        `compile_seconds`, the part of it in which programs were compiled, or read from the cache
+        (`sf.cache_programs`).
 
     Raises:
         ValueError: bad arguments, named with value and remedy; a call under `jit` or `vmap`.
+        KeyboardInterrupt: Ctrl-C, at once. A compilation is left to end in the background.
     """
     options = FlowOptions(
         rtol=rtol,
@@ -149,6 +158,7 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
 
 
 @named_arguments
+@interruptible
 def stationary_point(
     objective: Any,
     model: Any,

@@ -3,8 +3,13 @@
 import difflib
 import inspect
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +20,8 @@ from rich.console import Console
 
 import saddleflow as sf
 from saddleflow._backend.checks import require
-from saddleflow._backend.files import check_writable, written_whole
+from saddleflow._backend.files import check_writable, remove_unfinished, written_whole
+from saddleflow._backend.waiting import in_background, leave, leave_interrupted, wait
 
 app = typer.Typer(
     help="Gradient flow of deep linear networks, solved exactly as a stiff ODE.",
@@ -29,6 +35,29 @@ _NUMBERS = "1, 2, 3, 4, 5"
 AXES = ("depth", "width", "gamma", "alpha", "seed", "rtol")  # what the command line makes dims of
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 Rtol = Annotated[float, typer.Option(help="Relative tolerance of a step.")]
+
+
+class Progress(StrEnum):
+    """How a command shows its progress."""
+
+    auto = "auto"
+    log = "log"
+    off = "off"
+
+    @property
+    def option(self) -> bool | str:
+        """The `progress` of the functions called."""
+        if self == Progress.auto:
+            return True if sys.stderr.isatty() else "log"
+        return "log" if self == Progress.log else False
+
+
+ProgressOption = Annotated[
+    Progress, typer.Option(help="auto: a meter on a terminal, else as log: a line every five seconds on stderr.")
+]
+
+# After Ctrl-C threads have so many seconds to end what they write, and to remove what is not whole.
+GRACE = 0.5
 
 
 @app.callback(invoke_without_command=True)
@@ -55,6 +84,7 @@ def flow(
     seed: Annotated[int, typer.Option(help="Draws task, held-out entries and start.")] = 0,
     rtol: Rtol = 1e-4,
     out: Annotated[Path, typer.Option(help="Trajectory as NetCDF; pictures lie beside it.")] = Path("flow.nc"),
+    progress: ProgressOption = Progress.auto,
     force: Force = False,
 ) -> None:
     """Run one gradient flow, on a random matrix completion task or on your own matrix.
@@ -77,7 +107,7 @@ def flow(
     else:
         cost = sf.read_matrix(data, held_out=held_out, seed=seed, header=header)
     start = alpha * sf.gaussian(key_start, depth=depth, width=width, shape=cost.shape, gamma=gamma)
-    trajectory = sf.gradient_flow(cost, start, rtol=rtol, t1=t1, max_seconds=max_seconds)
+    trajectory = sf.gradient_flow(cost, start, rtol=rtol, t1=t1, max_seconds=max_seconds, progress=progress.option)
     trajectory.save(out, force=force)
     written = [out, *_draw(trajectory, out.with_suffix(""), force)]
     if data is not None:
@@ -96,6 +126,7 @@ def figure(
         list[str] | None, typer.Argument(help="Parameters, such as seed=2 width=50; a list as alphas=1.8,.6,.1.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for picture and data.")] = Path("figures"),
+    progress: ProgressOption = Progress.auto,
     force: Force = False,
 ) -> None:
     """Compute and draw a figure of the paper, and judge the statements of its caption.
@@ -114,7 +145,7 @@ def figure(
     require(number == "all" or number in known, "number", f"be one of {_NUMBERS}, or all", number)
     for key in FIGURES if number == "all" else [int(number)]:
         module = FIGURES[key]
-        arguments = _parse_settings(settings or [], module.compute)
+        arguments = {"progress": progress.option} | _parse_settings(settings or [], module.compute)
         if out.exists():
             for path in targets(key, out):
                 check_writable(path, force)
@@ -158,6 +189,7 @@ def sweep(
     store: Annotated[Path | None, typer.Option(help="A zarr folder of finished chunks, to go on from.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to run on.")] = None,
     out: Annotated[Path, typer.Option(help="The dataset as NetCDF.")] = Path("sweep.nc"),
+    progress: ProgressOption = Progress.auto,
     force: Force = False,
 ) -> None:
     """Run a grid of flows on a matrix completion task: every combination of the values given.
@@ -182,7 +214,8 @@ def sweep(
         from dask.distributed import Client
 
         client = Client(scheduler)
-    result = sf.sweep(cost, **axes, t1=t1, save_at=num_times, reduce_width=reduce_width, store=store, client=client)
+    axes |= {"reduce_width": reduce_width, "store": store, "client": client, "progress": progress.option}
+    result = sf.sweep(cost, **axes, t1=t1, save_at=num_times)
     with written_whole(out, force) as temporary:
         result.to_netcdf(temporary, engine="h5netcdf")
     reasons, counts = np.unique(result["stop_reason"].values, return_counts=True)
@@ -201,6 +234,7 @@ def verify(
     json: Annotated[Path | None, typer.Option(help="Write the ledger as JSON, and as NetCDF beside it.")] = None,
     page: Annotated[Path | None, typer.Option(help="Write a Markdown page with pictures.")] = None,
     ledger: Annotated[Path | None, typer.Option(help="Measure nothing: read this JSON.")] = None,
+    progress: ProgressOption = Progress.auto,
     force: Force = False,
 ) -> None:
     """Check every claim of the paper, and our own: predicted, measured, verdict.
@@ -226,7 +260,7 @@ def verify(
         require(not (full or only or json), "ledger", "come without --full, --only and --json", str(ledger))
         found = claims.Ledger.load_json(ledger)
     else:
-        found = claims.verify("full" if full else "quick", only)
+        found = claims.verify("full" if full else "quick", only, progress.option)
     console = Console()
     (console if console.is_terminal else Console(width=160)).print(found.table())
     for entry in found.entries:
@@ -286,11 +320,39 @@ def _report(trajectory: sf.Trajectory, written: list[Path]) -> None:
 
 
 def main() -> None:
-    """Entry point: one clear line and a non-zero exit on bad input, nothing half-written on Ctrl-C."""
+    """Entry point: one clear line and a non-zero exit on bad input; on Ctrl-C, too, and nothing half-written.
+
+    The commands run in a thread of their own, so that the main one can hear Ctrl-C whatever XLA is doing.
+    """
     os.environ["MPLBACKEND"] = "agg"  # no window, whatever there is to show one on
-    sf.cache_programs()
+    stopped, running = threading.Event(), None
+    try:
+        running = in_background(_run, stopped)
+        leave(wait(running))
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        stopped.set()
+        if running is not None:
+            _let_end(running)
+        remove_unfinished()
+        typer.secho("saddleflow: interrupted", err=True, fg="red")
+        leave_interrupted()
+
+
+def _run() -> int:
+    """Run a command; its exit code."""
     try:
         app(standalone_mode=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (ValueError, OSError, ImportError) as error:
         typer.secho(f"saddleflow: {error}", err=True, fg="red")
-        sys.exit(2)
+        return 2
+    return 0
+
+
+def _let_end(running: Future) -> None:
+    """Wait for a command that was told to stop, but not for one that is being compiled."""
+    begin = time.perf_counter()
+    while not running.done() and time.perf_counter() - begin < GRACE:
+        time.sleep(0.02)

@@ -29,6 +29,8 @@ if version("jaxlib").startswith("0.10.") and os.environ.get("SADDLEFLOW_TEST_XLA
         given + [f"{name}={value}" for name, value in IN_A_HURRY.items() if name not in named]
     )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache/d/programs"))
+# never the user's, where a test takes JAX's folder away
+os.environ.setdefault("SADDLEFLOW_CACHE", os.environ["JAX_COMPILATION_CACHE_DIR"])
 # below that, a program is compiled as fast as it is read
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -79,11 +81,6 @@ def _programs_make_room() -> Iterator[None]:
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_text().splitlines()) > MANY_MAPS:
         jax.clear_caches()
-
-
-@pytest.fixture(autouse=True)
-def _no_programs_are_left_in_the_home_folder(monkeypatch):
-    monkeypatch.setattr("saddleflow.cache_programs", lambda: None)
 
 
 @pytest.fixture

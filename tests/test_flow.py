@@ -1,3 +1,7 @@
+import math
+import threading
+import time
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -7,6 +11,7 @@ import pytest
 from problems import HuberCompletion, rows
 
 import saddleflow as sf
+from saddleflow.flow.run import _next_burst
 from saddleflow.solvers import Rosenbrock
 
 
@@ -176,6 +181,62 @@ def test_wall_clock_budget(small_cost, small_network):
     assert 0 < short.stats["num_steps"] < whole.stats["num_steps"]
     none = sf.gradient_flow(small_cost, small_network, **slow, max_seconds=1e-6)
     assert none.stop_reason == "max_seconds"
+
+
+def test_a_budget_ends_while_a_step_compiles(small_cost):
+    """The compilation goes on, and the next call finds it; the first has the row of the start."""
+    start = sf.gaussian(jax.random.key(0), depth=3, width=9, shape=(4, 4), gamma=1.0)
+    released, traced = threading.Event(), []
+
+    def stop(time, network):  # part of a step, not of the start
+        traced.append(threading.current_thread())
+        released.wait(60)
+        return time > 1
+
+    begin = time.perf_counter()
+    short = sf.gradient_flow(small_cost, start, stop=stop, max_seconds=1.0)
+    assert time.perf_counter() - begin < 20  # with all that a first call compiles
+    assert short.stop_reason == "max_seconds"
+    assert short.stats["num_steps"] == 0
+    assert short.time.tolist() == [0.0]
+    np.testing.assert_allclose(short.end_to_end[0], start.end_to_end(), rtol=1e-13)
+    released.set()
+    whole = sf.gradient_flow(small_cost, start, stop=stop, max_seconds=600.0)
+    assert whole.stop_reason == "stop"
+    assert len({thread.ident for thread in traced}) == 1  # not traced again
+    assert 0 < short.stats["compile_seconds"] <= short.stats["seconds"]
+    assert 0 < whole.stats["compile_seconds"] <= whole.stats["seconds"]  # what it waited for
+
+
+def test_models_have_a_budget_too():
+    released = threading.Event()
+
+    def stop(time, model):
+        released.wait(60)
+        return time > 1
+
+    short = sf.gradient_flow(lambda x: (x**2 - 1) ** 2, jnp.asarray(0.5), stop=stop, max_seconds=1.0)
+    released.set()
+    assert short.stop_reason == "max_seconds"
+    assert short.stats["num_steps"] == 0
+
+
+@pytest.mark.parametrize(
+    ("burst", "wanted"),
+    [
+        ((1, 1, 0.001, math.inf), 8),
+        ((16, 16, 0.05, math.inf), 32),
+        ((16, 16, 0.15, math.inf), 16),
+        ((16, 16, 0.8, math.inf), 4),  # steps that have become slower
+        ((16, 16, 80.0, math.inf), 1),
+        ((16, 16, 0.16, 0.05), 5),  # near the end of the budget
+        ((64, 4, 0.2, math.inf), 4),  # ended early, by full rows
+        ((2**20, 2**20, 1e-3, math.inf), 2**20),
+        ((4, 0, 0.0, math.inf), 4),
+    ],
+)
+def test_bursts_grow_and_shrink(burst, wanted):
+    assert _next_burst(*burst) == wanted
 
 
 class Cliff(sf.Cost):

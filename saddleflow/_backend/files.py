@@ -3,10 +3,13 @@
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from saddleflow._backend.checks import require
+
+# The temporary files of this process.
+_unfinished: set[Path] = set()
 
 
 def check_writable(path: str | Path, force: bool = False) -> Path:
@@ -29,8 +32,17 @@ def written_whole(path: str | Path, force: bool = False) -> Iterator[Path]:
     path = check_writable(path, force)
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less what the user's umask forbids
+    _unfinished.add(temporary)
     try:
         yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+        _unfinished.discard(temporary)
+
+
+def remove_unfinished() -> None:
+    """Remove the temporary files that are there now: before a process ends without its threads."""
+    for temporary in list(_unfinished):
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

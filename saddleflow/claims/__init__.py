@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 
+from saddleflow._backend.waiting import interruptible
 from saddleflow.claims import distances, first_path, landscape, plateaus, regimes
 from saddleflow.claims.ledger import Claim, Entry, Finding, Ledger
 from saddleflow.claims.ledger import verify as _verify
@@ -19,13 +20,14 @@ CLAIMS: tuple[Claim, ...] = (
 )
 
 
-def verify(size: str = "quick", only: Sequence[str] | None = None, progress: bool = True) -> Ledger:
+@interruptible
+def verify(size: str = "quick", only: Sequence[str] | None = None, progress: bool | str = True) -> Ledger:
     """Run the experiments of all claims, or of some; see `ledger.verify`.
 
     Args:
         size: "quick" (minutes) or "full" (an hour).
         only: ids of the claims to check; None: all.
-        progress: show a meter on terminals and in notebooks.
+        progress: a meter, or "log": lines for a log, as in `gradient_flow`.
 
     Returns:
         The ledger. Experiments are seeded: the same numbers every time on one machine.

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -20,6 +21,7 @@ from rich.table import Table
 from saddleflow._backend.checks import require
 from saddleflow._backend.files import written_whole
 from saddleflow._backend.meters import Report, meter
+from saddleflow._backend.waiting import wait
 from saddleflow.flow.history import versions
 
 if TYPE_CHECKING:
@@ -205,7 +207,7 @@ class Ledger:
 
 
 def verify(
-    claims: Sequence[Claim], size: str = "quick", only: Sequence[str] | None = None, progress: bool = True
+    claims: Sequence[Claim], size: str = "quick", only: Sequence[str] | None = None, progress: bool | str = True
 ) -> Ledger:
     """Run the experiments of the claims; an exception becomes an entry, and stops nothing.
 
@@ -213,7 +215,7 @@ def verify(
         claims: the claims.
         size: "quick" or "full".
         only: ids of the claims to check; None: all.
-        progress: show a meter on terminals and in notebooks.
+        progress: a meter, or "log": lines for a log, as in `gradient_flow`.
 
     Raises:
         ValueError: another size, or an id that no claim has.
@@ -232,12 +234,12 @@ def verify(
         pool, stopped, begun = ThreadPoolExecutor(WORKERS), threading.Event(), itertools.count()
         try:
             jobs = [
-                pool.submit(_check_all, group, cast(Size, size), report, begun, stopped)
+                pool.submit(copy_context().run, _check_all, group, cast(Size, size), report, begun, stopped)
                 for group in reversed(groups.values())
             ]
-            entries = {entry.id: entry for job in jobs for entry in job.result()}
+            entries = {entry.id: entry for job in jobs for entry in wait(job)}
         finally:
-            # an interrupt lets the experiments that run come to their end, and begins no other
+            # an interrupt begins no other experiment; those that run end at their next burst of steps
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
     return Ledger(tuple(entries[claim.id] for claim in chosen), size)

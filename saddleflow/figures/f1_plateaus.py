@@ -20,6 +20,7 @@ import lazy_loader as lazy
 import numpy as np
 
 from saddleflow._backend.checks import require
+from saddleflow._backend.waiting import interruptible
 from saddleflow.api import gradient_flow
 from saddleflow.figures import common
 from saddleflow.flow.history import versions
@@ -37,6 +38,7 @@ else:
     plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
 
 
+@interruptible
 def compute(
     *,
     seed: int = 3,
@@ -47,7 +49,7 @@ def compute(
     rank: int = 3,
     observed: float = 0.8,
     rtol: float = 1e-4,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> "xr.Dataset":
     """Compute the flow of figure 1 and the greedy path; `draw` makes the picture and `verdicts` judges it.
 
@@ -60,7 +62,7 @@ def compute(
         rank: rank of the target, at least 2.
         observed: share of observed entries.
         rtol: relative tolerance of the flow.
-        progress: show a meter on terminals.
+        progress: a meter, or "log": lines for a log, as in `gradient_flow`.
 
     Returns:
         The flow along `time`, its plateaus along `visit`, the greedy stages along `row`, the greedy saddles and

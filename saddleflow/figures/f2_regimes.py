@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import lazy_loader as lazy
 import numpy as np
 
+from saddleflow._backend.waiting import interruptible
 from saddleflow.figures.common import verdict_lines, write_files
 from saddleflow.flow import crossings
 from saddleflow.problem.costs import MeanSquaredError
@@ -33,6 +34,7 @@ else:
 NAMES = {0: "NTK", 1: "mean-field", 2: "saddle-to-saddle"}  # of the gammas below, at and above 1
 
 
+@interruptible
 def compute(
     *,
     gammas: Sequence[float] = (0.75, 1.0, 1.5),
@@ -45,7 +47,7 @@ def compute(
     num_times: int = 300,
     rtol: float = 1e-3,
     reduce_width: str | None = "auto",
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> "xr.Dataset":
     """Compute the sweep of figures 2 and 5; computed once a process for the same arguments.
 
@@ -60,7 +62,7 @@ def compute(
         num_times: saved times, logarithmic from t1 * 1e-6.
         rtol: relative tolerance of the flow.
         reduce_width: as in `sweep`; None computes the full networks.
-        progress: show a meter on terminals.
+        progress: a meter, or "log": lines for a log, as in `gradient_flow`.
     """
     sizes = (num_seeds, depth, num_samples, task_seed, t1, num_times, rtol, reduce_width, progress)
     return _figure2(tuple(gammas), tuple(widths), *sizes).copy()

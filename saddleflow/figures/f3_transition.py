@@ -13,6 +13,7 @@ import jax
 import lazy_loader as lazy
 import numpy as np
 
+from saddleflow._backend.waiting import interruptible
 from saddleflow.figures.common import verdict_lines, write_files
 from saddleflow.problem.costs import MatrixCompletion
 from saddleflow.sweeps.sweep import sweep
@@ -26,6 +27,7 @@ else:
     plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
 
 
+@interruptible
 def compute(
     *,
     gammas: Sequence[float] = (0.75, 0.875, 1.0, 1.125, 1.25, 1.5, 1.75, 2.0),
@@ -37,7 +39,7 @@ def compute(
     observed: float = 0.2,
     task_seed: int = 0,
     rtol: float = 1e-3,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> "xr.Dataset":
     """Compute the sweep of figure 3.
 
@@ -51,7 +53,7 @@ def compute(
         observed: share of observed entries.
         task_seed: draws the target and what is observed of it.
         rtol: relative tolerance of the flow.
-        progress: show a meter on terminals.
+        progress: a meter, or "log": lines for a log, as in `gradient_flow`.
 
     Returns:
         The sweep, two rows a lane (start and end), with `zero_predictor`, the test cost of A = 0.

@@ -21,6 +21,7 @@ import lazy_loader as lazy
 import numpy as np
 
 from saddleflow._backend.checks import require
+from saddleflow._backend.waiting import interruptible
 from saddleflow.api import gradient_flow
 from saddleflow.figures import common
 from saddleflow.flow.history import versions
@@ -35,6 +36,7 @@ else:
     plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
 
 
+@interruptible
 def compute(
     *,
     alphas: Sequence[float] = (1.8, 0.6, 0.1),
@@ -45,7 +47,7 @@ def compute(
     rank: int = 3,
     observed: float = 0.8,
     rtol: float = 1e-4,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> "xr.Dataset":
     """Compute the flows of figure 4 and the greedy path; `draw` makes the picture and `verdicts` judges it.
 
@@ -58,7 +60,7 @@ def compute(
         rank: rank of the target.
         observed: share of observed entries, below 1.
         rtol: relative tolerance of the flows.
-        progress: show a meter on terminals.
+        progress: a meter, or "log": lines for a log, as in `gradient_flow`.
 
     Returns:
         The flows one after another along `step` (`flow` is the index of alpha), the greedy stages along `row`, the

@@ -1,12 +1,13 @@
 """The options of a flow: one object, checked once, and split into the numbers of the run and its method."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import diffrax
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -20,6 +21,8 @@ from saddleflow._backend.checks import (
     require_integer,
     require_positive,
 )
+from saddleflow._backend.meters import check_progress
+from saddleflow._backend.programs import compiled
 from saddleflow.flow import observables as obs
 from saddleflow.flow.graded import is_tiny
 from saddleflow.flow.landscape import Landscape, local_model
@@ -65,7 +68,9 @@ class FlowOptions:
     gradient_tolerance: Any = 1e-4
     rank_tolerance: float | None = None
     graded: bool | None = None
-    progress: bool = True
+    progress: bool | str = True
+    phase: str = "run"  # of a longer work: its name on the meter
+    deadline: float = math.inf  # of time.perf_counter: what is left of max_seconds, also to copies of these options
 
     def __post_init__(self):
         for name in ("rtol", "gradient_tolerance"):
@@ -89,12 +94,15 @@ class FlowOptions:
             type(self.solver).__name__,
             "Its error weights know the coordinates; others' do not.",
         )
+        check_progress(self.progress)
         require_integer("max_saves", self.max_saves, 4)
         require_integer("saves_per_step", self.saves_per_step, 1)
         require_integer("max_steps", self.max_steps, 1)
         for name in ("max_seconds", "rank_tolerance"):
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
+        if self.max_seconds is not None:
+            object.__setattr__(self, "deadline", min(self.deadline, time.perf_counter() + self.max_seconds))
 
 
 def require_tolerance(argument: str, value: Any) -> None:
@@ -218,7 +226,7 @@ def dip_capacity(network: Any) -> int:
     return max(4, min(2 * min(network.shape) + 2, MAX_DIP_NUMBERS // network.num_parameters))
 
 
-@eqx.filter_jit  # one by one its operations take longer to compile than to run
+@partial(compiled, runs_once=True)  # one by one its operations take longer to compile than to run
 def scales(landscape: Landscape, parameters: Any) -> tuple[Float[Array, "*entries"], Float[Array, ""]]:
     """Root mean square entries of the start, and the norm that convergence is measured by."""
     return landscape.scales(parameters)
@@ -228,8 +236,10 @@ def scales(landscape: Landscape, parameters: Any) -> tuple[Float[Array, "*entrie
 _MATRIX_TERM = diffrax.ODETerm(lambda time, matrix, cost: cost.gradient(matrix))
 
 
-@eqx.filter_jit
-def _skewness(cost: Cost, matrix: Float[Array | np.ndarray, "n_out n_in"]) -> Float[Array, ""]:
+def _least_asymmetry(cost: Cost, matrix: Float[Array | np.ndarray, "n_out n_in"]) -> Float[Array, ""]:
     """The relative asymmetry of a cost's second derivative: the lesser of those at a matrix and at zero."""
     # at a huge matrix the curvature may be rounding
     return jnp.fmin(*(asymmetry(_MATRIX_TERM, 0.0, a, cost) for a in (matrix, jnp.zeros_like(matrix))))
+
+
+_skewness = compiled(_least_asymmetry, runs_once=True)

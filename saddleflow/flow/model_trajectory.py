@@ -41,7 +41,8 @@ class ModelTrajectory(History):
         models: the model at every saved time (arrays with a leading time axis), if asked for, else None.
         stop_reason: why the run ended, the name of a `saddleflow.StopReason`, which says what each means.
         stats: num_steps, num_accepted_steps, num_rejected_steps, num_vector_field_evaluations,
-            num_hessian_vector_products (None where the solver does not tell), preconditioner, seconds, and more.
+            num_hessian_vector_products (None where the solver does not tell), preconditioner, seconds,
+            compile_seconds of them, and more.
         configuration: what ran. Plain numbers and strings.
         rank_tolerance: singular values above it count for `rank`; as of `Trajectory`.
         singular_values: of the outputs, in descending order, shape (time, min(n_out, N)); None where `outputs` is.

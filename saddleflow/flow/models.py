@@ -1,7 +1,6 @@
 """One flow of any model, solved: the start checked, the run, its trajectory."""
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float
 
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import is_concrete, require, require_finite, require_float64
-from saddleflow._backend.programs import make_room
+from saddleflow._backend.programs import Stopwatch, make_room
 from saddleflow.flow.arguments import FlowOptions, method_of, needs_symmetry, require_gradient, settings_of
 from saddleflow.flow.critical import hessian_ends
 from saddleflow.flow.model_landscape import ModelLandscape, Preconditioner, Vector
@@ -62,13 +61,14 @@ def solve_model(
         symmetric=needs_symmetry(options),
         keep_outputs=num_rows * math.prod(objective.shape) <= MAX_OUTPUTS,
     )
-    method = method_of(options, landscape, graded=False, num_dips=_num_dips(theta), turns="plain", pad_rows=True)
-    begin = time.perf_counter()
-    settings = settings_of(landscape, theta, options, pad_rows=True)
-    state, reason = run(landscape, theta, settings, method, options)
-    seconds, end = time.perf_counter() - begin, state.parameters
+    num_dips = _num_dips(theta)
+    method = method_of(options, landscape, graded=False, num_dips=num_dips, turns="plain", pad_rows=True)
+    with Stopwatch() as spent:
+        settings = settings_of(landscape, theta, options, pad_rows=True)
+        state, reason = run(landscape, theta, settings, method, options)
+    end = state.parameters
     rows, dips = rows_of(landscape, state, settings, method), dips_of(state.dips)
-    escape = _unresolved(landscape, theta, state, reason, method, options, seconds)
+    escape = _unresolved(landscape, theta, state, reason, method, options)
     if escape is not None:
         assert state.dips is not None
         assert dips is not None
@@ -83,7 +83,7 @@ def solve_model(
         end,
         rows,
         stop_reason=reason.name,
-        stats=stats_of(state, method, seconds) | {"preconditioner": landscape.preconditioner},
+        stats=stats_of(state, method, spent) | {"preconditioner": landscape.preconditioner},
         configuration=numbers_of(settings, method),
         durations=np.asarray(state.clock.durations),
         dips=dips,
@@ -98,7 +98,6 @@ def _unresolved(
     reason: StopReason,
     method: Method,
     options: FlowOptions,
-    seconds: float,
 ) -> Escape | None:
     """The first saddle that the run has left on rounding; looked for where the start has a symmetry."""
     dipped = state.dips is not None and int(state.dips.count) > 0
@@ -107,9 +106,8 @@ def _unresolved(
     escapes = model_escapes(landscape, state)
     if not escapes:
         return None
-    left = None if options.max_seconds is None else max(options.max_seconds - seconds, 1e-3)
-    quiet, other = replace(options, progress=False, max_seconds=left), perturbed(theta)
-    twin, its_reason = run(landscape, other, settings_of(landscape, other, options, pad_rows=True), method, quiet)
+    options, other = replace(options, phase="check"), perturbed(theta)
+    twin, its_reason = run(landscape, other, settings_of(landscape, other, options, pad_rows=True), method, options)
     if its_reason == StopReason.max_seconds:
         return None
     return first_unresolved(escapes, model_escapes(landscape, twin))

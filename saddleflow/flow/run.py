@@ -1,18 +1,20 @@
 """A run on the host: burst by burst, to a named reason; what it has recorded and what it has cost."""
 
+import math
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.meters import meter
-from saddleflow._backend.programs import compiled
+from saddleflow._backend.programs import Stopwatch, compiled
+from saddleflow._backend.waiting import check_interrupt
 from saddleflow.flow import loop
 from saddleflow.flow.arguments import FlowOptions
 from saddleflow.flow.dips import Dips
@@ -24,34 +26,53 @@ from saddleflow.flow.state import FlowState, Method, Settings, StopReason
 BURST_SECONDS = 0.2
 MAX_BURST = 2**20
 
-_start = compiled(loop.start)
+_start = compiled(loop.start, runs_once=True)
 _advance = compiled(loop.advance)
-_observe = eqx.filter_jit(loop.observe)
+_observe = compiled(loop.observe, runs_once=True)
 
 
 def run(
     landscape: Landscape, parameters: Any, settings: Settings, method: Method, options: FlowOptions
 ) -> tuple[FlowState, StopReason]:
-    """Bursts until a reason ends the run, each sized to take about `BURST_SECONDS`."""
-    begin = time.perf_counter()
-    state = _start(landscape, parameters, settings, method)
-    num_steps = 4
-    with meter(options.progress) as report:
+    """Bursts until a reason ends the run, each sized to take about `BURST_SECONDS`.
+
+    A wall-clock budget ends it between two bursts, or while the steps are still being compiled, which then goes on in
+    the background. (The start, a small program, is always computed.)
+    """
+    compiling = "compiling" if options.phase == "run" else f"{options.phase}: compiling"
+    with meter(options.progress, description=compiling) as report:
+        state = _start(landscape, parameters, settings, method)
+        num_steps, fresh = 1, True
         while int(state.reason) == StopReason.running:
-            if options.max_seconds is not None and time.perf_counter() - begin > options.max_seconds:
+            check_interrupt()
+            if time.perf_counter() > options.deadline:
                 return state, StopReason.max_seconds
-            burst_begin = time.perf_counter()
-            state = _advance(state, landscape, settings, method, jnp.asarray(num_steps))
-            method = replace(method, turns="tail" if bool(state.on_tail) else "plain")
-            taken = time.perf_counter() - burst_begin
-            if taken < BURST_SECONDS / 2:
-                # each burst costs the host about a millisecond
-                num_steps = min((8 if taken < BURST_SECONDS / 16 else 2) * num_steps, MAX_BURST)
-            report(lambda state=state: _standing(landscape, state), 0)
+            arguments = state, landscape, settings, method, jnp.asarray(num_steps)
+            if fresh:
+                report(lambda: compiling, 0)
+                if options.deadline < math.inf and not _advance.is_there(options.deadline, *arguments):
+                    return state, StopReason.max_seconds
+            begin, before = time.perf_counter(), int(state.num_steps)
+            state = _advance(*arguments)
+            turns = "tail" if bool(state.on_tail) else "plain"
+            fresh, method = turns != method.turns, replace(method, turns=turns)
+            now = time.perf_counter()
+            num_steps = _next_burst(num_steps, int(state.num_steps) - before, now - begin, options.deadline - now)
+            report(lambda state=state: f"{options.phase}   {_standing(landscape, state)}", 0)
     return state, StopReason(int(state.reason))
 
 
-@eqx.filter_jit
+def _next_burst(num_steps: int, taken: int, seconds: float, left: float) -> int:
+    """Steps of the next burst, by what the last one was given and took, its seconds, and the seconds left."""
+    if taken == num_steps and seconds < BURST_SECONDS / 2:  # each burst costs the host about a millisecond
+        num_steps = min((8 if seconds < BURST_SECONDS / 16 else 2) * num_steps, MAX_BURST)
+    wanted = min(BURST_SECONDS, left) if seconds > 0 else math.inf
+    if num_steps * seconds > wanted * max(taken, 1):
+        num_steps = int(wanted * max(taken, 1) / seconds)
+    return max(num_steps, 1)
+
+
+@partial(compiled, runs_once=True)
 def _loss(landscape: Landscape, parameters: Any) -> Any:
     return landscape.loss(parameters, landscape.outputs(parameters))
 
@@ -73,7 +94,7 @@ def rows_of(landscape: Landscape, state: FlowState, settings: Settings, method: 
     return rows | {"network": jax.tree.map(on_device, rows.get("network"))}
 
 
-@eqx.filter_jit
+@partial(compiled, runs_once=True)
 def _turned_back(frame: Frame, parameters: Any) -> Any:
     return frame.undo(parameters)
 
@@ -92,14 +113,15 @@ def dips_of(dips: Dips | None) -> tuple[np.ndarray, Any] | None:
     return np.asarray(dips.times)[:count], networks
 
 
-def stats_of(state: FlowState, method: Method, seconds: float) -> dict[str, Any]:
-    """Counts of a run, and its seconds."""
+def stats_of(state: FlowState, method: Method, spent: Stopwatch) -> dict[str, Any]:
+    """Counts of a run, its seconds, and those of them that compiling took."""
     return {
         "num_steps": int(state.num_accepted) + int(state.num_rejected),
         "num_accepted_steps": int(state.num_accepted),
         "num_rejected_steps": int(state.num_rejected),
         **_work(state, method),
-        "seconds": seconds,
+        "seconds": spent.seconds,
+        "compile_seconds": spent.compile_seconds,
     }
 
 

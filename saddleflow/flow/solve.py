@@ -1,7 +1,6 @@
 """One flow of one network, solved: on the host, or as one pure function of arrays."""
 
 import math
-import time
 from dataclasses import replace
 
 import equinox as eqx
@@ -10,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from saddleflow._backend.linalg import lane_by_lane
-from saddleflow._backend.programs import make_room
+from saddleflow._backend.programs import Stopwatch, make_room
 from saddleflow.flow import loop
 from saddleflow.flow.arguments import (
     FlowOptions,
@@ -106,10 +105,7 @@ def solve(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> Traje
     """
     make_room()
     check_problem(cost, network, options)
-    begin = time.perf_counter()
     trajectory, dips = _solved(cost, network, options)
-    if options.max_seconds is not None:
-        options = replace(options, max_seconds=max(options.max_seconds - (time.perf_counter() - begin), 1e-3))
     escape = _unresolved(trajectory, dips, cost, network, options)
     if escape is None:
         return trajectory
@@ -123,7 +119,7 @@ def _unresolved(
     out_of_time, run = StopReason.max_seconds.name, escapes(cost, trajectory, dips)
     if not run or trajectory.stop_reason == out_of_time or not has_symmetry(network):
         return None
-    twin, its_dips = _solved(cost, perturbed(network), replace(options, progress=False))
+    twin, its_dips = _solved(cost, perturbed(network), replace(options, phase="check"))
     return None if twin.stop_reason == out_of_time else first_unresolved(run, escapes(cost, twin, its_dips))
 
 
@@ -136,11 +132,9 @@ def _solved(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> tup
     settings = settings_of(landscape, start, options, pad_rows=True)
     # what tails need is compiled where a tail begins
     method = method_of(options, landscape, graded, dip_capacity(start), turns="plain", pad_rows=True)
-    begin = time.perf_counter()
-    state, reason = run(landscape, start, settings, method, options)
-    seconds = time.perf_counter() - begin
-    rows, dips = rows_of(landscape, state, settings, method), state.dips
-    end = end_of(state)
+    with Stopwatch() as spent:
+        state, reason = run(landscape, start, settings, method, options)
+    rows, dips, end = rows_of(landscape, state, settings, method), state.dips, end_of(state)
     if padding is not None:
         end = unpadded(end, network)
         rows = rows | {"network": rows.get("network") and unpadded(rows["network"], network)}
@@ -151,7 +145,7 @@ def _solved(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> tup
         end,
         rows,
         stop_reason=reason.name,
-        stats=stats_of(state, method, seconds),
+        stats=stats_of(state, method, spent),
         configuration={
             **numbers_of(settings, method),
             "atol": float(settings.atol),

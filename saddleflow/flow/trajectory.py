@@ -50,7 +50,7 @@ class Trajectory(History):
             num_hessian_vector_products, rejected steps included (None where the solver does not tell); for the
             stiff solver num_tail_steps (of the method of long tails), num_preconditioner_applications,
             mean_krylov_dimension and max_krylov_dimension (products a step); balancedness_drift (largest
-            |D_l(end) - D_l(0)|_F over the largest |W_l|_F^2), seconds.
+            |D_l(end) - D_l(0)|_F over the largest |W_l|_F^2), seconds, and compile_seconds of them.
         configuration: what ran: cost, network, solver, tolerances. Plain numbers and strings.
         reduced: the reduced network that ran (`saddleflow.width.projected`), else None; not saved.
         singular_values: of A, in descending order, shape (time, min(n_out, n_in)).

@@ -24,6 +24,7 @@ from saddleflow._backend.checks import require_finite, require_integer, require_
 from saddleflow._backend.devices import one_lapack_thread
 from saddleflow._backend.linalg import svd
 from saddleflow._backend.programs import compiled
+from saddleflow._backend.waiting import interruptible
 from saddleflow.flow.arguments import FlowOptions
 from saddleflow.flow.solve import integrate, solve
 from saddleflow.flow.state import StopReason
@@ -89,6 +90,7 @@ class StationaryPoints(eqx.Module):
     certified: Bool[Array, "*batch points"]
 
 
+@interruptible
 @one_lapack_thread()
 def saddle_to_saddle(
     cost: Cost,
@@ -99,7 +101,7 @@ def saddle_to_saddle(
     max_stages: int | None = None,
     save_networks: bool = False,
     max_steps: int = 100_000,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> GreedyPath:
     """The greedy path of a cost: the limit of flows from `alpha * theta_0` as alpha goes to zero (conjectured).
 
@@ -124,7 +126,7 @@ def saddle_to_saddle(
         max_stages: stages at most; default: min(n_out, n_in), after which every matrix is within reach.
         save_networks: keep the networks along the stages (`stages[k].networks`).
         max_steps: steps at most of one stage.
-        progress: show a meter on terminals and in notebooks.
+        progress: a meter, or "log": lines for a log, as in `gradient_flow`.
 
     Raises:
         ValueError: bad arguments, named with value and remedy.
@@ -217,6 +219,7 @@ def stationary_points(
     return StationaryPoints(network, train_cost, strengths, certified & alive)
 
 
+@interruptible
 @one_lapack_thread()
 def greedy_descent(
     cost: Cost,

@@ -241,7 +241,7 @@ def over_alpha(
     *,
     rtol: float = 1e-6,
     max_saves: int = 400,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> "xr.Dataset":
     """Flows from `alpha * network` against the greedy path, as a function of alpha.
 
@@ -252,7 +252,7 @@ def over_alpha(
         alphas: scales of the start.
         rtol: relative tolerance of the flows.
         max_saves: steps kept at most of a flow, with their networks.
-        progress: show a meter on terminals and in notebooks.
+        progress: a meter, or "log": lines for a log, as in `gradient_flow`.
 
     Returns:
         A dataset with dims (alpha, stage): cost_gap, time_shift, matrix_distance, parameter_distance (see

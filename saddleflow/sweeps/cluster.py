@@ -1,5 +1,6 @@
 """Chunks of a sweep elsewhere: on the workers of a Dask client, or divided among JAX processes."""
 
+import queue
 import uuid
 from collections.abc import Generator, Sequence
 from functools import partial
@@ -10,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from saddleflow._backend.checks import require
+from saddleflow._backend.waiting import get
 from saddleflow.sweeps.chunk import Chunk
 from saddleflow.sweeps.chunks import run_chunk
 from saddleflow.sweeps.workers import Report, Tally
@@ -25,8 +27,6 @@ def run_on_client(
     Raises:
         RuntimeError: a chunk raised; the others are finished and handed over first.
     """
-    from dask.distributed import as_completed
-
     name = f"saddleflow-{uuid.uuid4().hex[:8]}"
     # A task takes one thread: a Dask worker runs as many tasks as it has threads. (Bound here, for `submit` has a
     # `workers` of its own, which would pin every chunk to the Dask worker of that name.)
@@ -35,9 +35,12 @@ def run_on_client(
         client.submit(partial(run_chunk, slots=slots, workers=1), chunk, key=f"{name}-{chunk.number}"): chunk
         for chunk in chunks
     }
-    failed = []
+    failed, done = [], queue.SimpleQueue()
     try:
-        for future in as_completed(list(futures)):
+        for future in futures:
+            future.add_done_callback(done.put)
+        for _ in futures:
+            future = get(done)  # which an interrupt ends, as it does not end a wait of Dask's
             chunk = futures[future]
             if future.status == "error":
                 failed.append((chunk.number, future.exception()))

@@ -101,7 +101,7 @@ def start_network(lane: NetworkLane, group: ReducedGroup) -> ReducedNetwork:
 def _solve(
     group: ReducedGroup, label: Any, make: Callable[[], NetworkLane], report: Report, stopped: threading.Event
 ) -> Iterator[tuple[Any, LaneResult]]:
-    """One lane, start to end: nothing stops it on the way."""
+    """One lane, start to end: only an interrupt stops it on the way."""
     if stopped.is_set():
         return
     lane = make()

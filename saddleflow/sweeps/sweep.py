@@ -17,6 +17,7 @@ import numpy as np
 from saddleflow._backend import meters
 from saddleflow._backend.checks import require, require_integer, require_known, require_positive
 from saddleflow._backend.devices import find_devices, slots_per_program
+from saddleflow._backend.waiting import interruptible
 from saddleflow.flow.arguments import FlowOptions
 from saddleflow.flow.history import versions as package_versions
 from saddleflow.problem.costs import Cost
@@ -53,6 +54,7 @@ def sweep(
 ) -> "xr.Dataset": ...
 @overload
 def sweep(cost: Any, *, init: Callable[..., Any], **options: Any) -> "xr.Dataset": ...
+@interruptible
 def sweep(  # pyright: ignore[reportInconsistentOverload]
     cost: Any,
     *,
@@ -76,7 +78,7 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
     devices: int | Sequence[Any] | None = None,
     slots: int | None = None,
     chunk_size: int | None = None,
-    progress: bool = True,
+    progress: bool | str = True,
     **axes: Any,
 ) -> "xr.Dataset":
     """Solve the flow from every start of a grid.
@@ -144,7 +146,7 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
         slots: slots of one compiled program, each for a lane at a time; None: 1 on a CPU, 256 on an accelerator, or
             as many as fit its memory.
         chunk_size: lanes of a chunk at most; None: a 32nd of them, between 8 and 256.
-        progress: show a meter on terminals and in notebooks.
+        progress: a meter, or "log": lines for a log, as in `gradient_flow`.
         axes: of networks depth (number of layers L), width (hidden width w), gamma (exponent of the start's variance,
             default 1) and alpha (scale of the start, default 1). Of models the keywords of init: a list, tuple, range
             or array is a dim, anything else one value; values that are no numbers or strings have their names as
@@ -162,7 +164,9 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
         TypeError: an argument of another name, with the nearest known one.
         OSError: a store that cannot be written; what was written stays.
         RuntimeError: chunks that failed on a cluster.
+        KeyboardInterrupt: Ctrl-C, at once; the store is whole.
     """
+    meters.check_progress(progress)
     starts, make_grid = _starts(
         init, trainable, preconditioner, axes, reduce_width=reduce_width, rank_tolerance=rank_tolerance
     )
@@ -254,7 +258,7 @@ def _collect(
     size: int,
     store: Store | None,
     compute: Callable[..., Generator[tuple[Chunk, dict[str, np.ndarray]], None, None]],
-    progress: bool,
+    progress: bool | str,
 ) -> dict[str, np.ndarray]:
     """The arrays of all `size` lanes: chunks are read where they are stored, else computed and stored."""
     flat: dict[str, np.ndarray] = {}

@@ -1,5 +1,6 @@
 """Threads: tasks that yield results as they come, and what a run of them has come to."""
 
+import contextvars
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from saddleflow._backend.waiting import get
 from saddleflow.flow.state import StopReason
 
 # A task gives results one by one, and ends early once the event is set.
@@ -73,10 +75,10 @@ def in_threads(tasks: Sequence[Task], num_threads: int) -> Iterator[Any]:
 
     try:
         for task in tasks:
-            pool.submit(work, task).add_done_callback(found.put)
+            pool.submit(contextvars.copy_context().run, work, task).add_done_callback(found.put)
         unfinished, error = len(tasks), None
         while unfinished:
-            item = found.get()
+            item = get(found)
             if not isinstance(item, Future):
                 yield item
                 continue

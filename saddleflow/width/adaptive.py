@@ -170,6 +170,7 @@ def _grow(
             "rtol": max(options.rtol, PILOT_RTOL),
             "t1": t1,
             "save_at": None,
+            "phase": "pilot",
             "observables": None,
             "stop": _handed(reduced, {}, options.stop)["stop"],
             "save_networks": True,
@@ -235,6 +236,7 @@ def _distance(cost: Cost, start: DeepLinearNetwork, main: Trajectory, options: F
     changes = {
         "save_at": main.time[rows],
         "t1": None,
+        "phase": "check",
         "observables": {"velocity": _velocity},
         "stop": None,
         "save_networks": False,
