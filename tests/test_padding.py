@@ -56,9 +56,11 @@ def test_a_padded_flow_is_the_flow(depth, width, gamma, unchanged):
     assert [ours.stats[name] for name in COUNTS] == [plain.stats[name] for name in COUNTS]
     np.testing.assert_allclose(ours.end_to_end, plain.end_to_end, atol=1e-6)
     np.testing.assert_allclose(ours.end_to_end[-1], plain.end_to_end[-1], atol=1e-9)
+    assert ours.networks is not None and plain.networks is not None  # noqa: PT018
     for one, other in zip(ours.networks.layers, plain.networks.layers, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
     assert ours.network.hidden_widths == network.hidden_widths
+    assert ours.dips is not None and plain.dips is not None  # noqa: PT018
     assert ours.dips[1].layers[0].shape == plain.dips[1].layers[0].shape
 
 

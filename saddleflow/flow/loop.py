@@ -25,6 +25,7 @@ from saddleflow.flow.landscape import FLOW, Landscape, NetworkLandscape, Paramet
 from saddleflow.flow.state import FlowState, Method, Row, Settings, StopReason
 from saddleflow.problem import geometry
 from saddleflow.solvers import NDF, CountingSolver, NDFState, PredictiveController, amplified, mean_norm, scaled_size
+from saddleflow.solvers.ndf import SHARE
 
 # This many rejections in a row shrink h by at least 1e-20: nothing but underflow or NaN does that.
 MAX_CONSECUTIVE_REJECTIONS = 60
@@ -47,11 +48,14 @@ DEEP_SAFETY = 0.8
 # On a tail the solver steps on and on, each step stiff and a short move: shorter, in units of the entries, than this
 # times rtol^(1/4), which is what a fourth-order method takes elsewhere. One step in `WATCH` is looked at, and so many
 # such ones in a row are a tail (elsewhere 29 short steps in a row were seen, few of them stiff; on tails hundreds).
-SHORT_MOVE, STIFF, WATCH, PATIENCE = 0.25, 1e4, 8, 4
+SHORT_MOVE, STIFF, WATCH, PATIENCE = 0.25, 1e3, 8, 4
+# From so many on steps get the share of the tolerance that they get on a tail: their errors are not forgotten either.
+WARY, LEAST_RTOL = 2, 1e-13
 # There A creeps, too: by this share of the network's move at least. On a plateau it rests.
 CREEP = 0.5
-# The tail solver begins at order one, with so much of the last step, and gives up after so many rejections in a row.
-FIRST_SHARE, MAX_FAILURES = 0.1, 8
+# The tail solver begins at order one, whose error is the square of a move: with rtol^(1/4) of the last step. It
+# gives up after so many rejections in a row.
+MAX_FAILURES = 8
 # Then so many looks pass before it is asked again.
 REST = 8
 
@@ -186,15 +190,29 @@ def advance(
 
 
 def _plain_step(state: FlowState, landscape: Landscape, settings: Settings, method: Method) -> FlowState:
-    """A step of the method's own solver; the tail solver's turn comes where many in a row were short and stiff."""
-    after = _step(state, landscape, settings, method)
+    """A step of the method's own solver; the tail solver's turn comes where many in a row were short and stiff.
+
+    Before that steps get the share of the tolerance that they get on a tail: their errors, too, have one sign there.
+    """
     if method.tail_solver is None:
-        return after
+        return _step(state, landscape, settings, method)
+    share = _share(state.calm, settings)
+    tight = replace(settings, rtol=share * settings.rtol, atol=share * settings.atol)
+    after = _step(state, landscape, tight, method)
     due = (after.num_accepted > state.num_accepted) & (after.num_accepted % WATCH == 0)
     calm = jax.lax.cond(due, lambda: _calm(state, after, landscape, settings), lambda: state.calm)
     on_tail = calm >= PATIENCE
-    step_size = jnp.where(on_tail, FIRST_SHARE * after.step_size, after.step_size)
-    return replace(after, calm=jnp.where(on_tail, 0, calm), on_tail=on_tail, step_size=step_size)
+    calm = jnp.where(on_tail, 0, calm)
+    # steps of another tolerance are shorter or longer, and the controller is to think the last one was
+    change = (_share(calm, settings) / share) ** (1 / _order(method.solver))
+    step_size = jnp.where(on_tail, settings.rtol**0.25, change) * after.step_size
+    memory = replace(after.controller_state, size=change * after.controller_state.size)
+    return replace(after, calm=calm, on_tail=on_tail, step_size=step_size, controller_state=memory)
+
+
+def _share(calm: Int[Array, ""], settings: Settings) -> Float[Array, ""]:
+    """Of the tolerance, what a step gets after so many stiff and short ones; no less than float64 resolves."""
+    return jnp.where(calm >= WARY, jnp.clip(LEAST_RTOL / settings.rtol, SHARE, 1.0), 1.0)
 
 
 def _calm(before: FlowState, after: FlowState, landscape: Landscape, settings: Settings) -> Int[Array, ""]:
@@ -203,7 +221,9 @@ def _calm(before: FlowState, after: FlowState, landscape: Landscape, settings: S
     short = (move < SHORT_MOVE * settings.rtol**0.25) & ~_a_plateau(before, after, landscape, move, CREEP)
     framed = landscape.framed(before.frame)
     assert isinstance(framed, NetworkLandscape), "only networks have a solver of tails"
-    stiff = before.step_size * geometry.stiffness(framed.cost, after.parameters, framed.active) > STIFF
+    # as long as a step at the full tolerance: else steps would leave off being stiff where they get a share of it
+    length = before.step_size * _share(before.calm, settings) ** -0.25
+    stiff = length * geometry.stiffness(framed.cost, after.parameters, framed.active) > STIFF
     return jnp.where((before.calm < 0) | (short & stiff), before.calm + 1, 0)
 
 

@@ -126,10 +126,14 @@ class NDF(CountingSolver):
 
     def init(self, terms, t0, t1, y0, args) -> NDFState:
         h = jnp.asarray(t1 - t0).astype(state_dtype(y0))
-        # the slope once the stiff directions have relaxed: another solver may have left y a little beside the valley
-        move = self.newton(terms, t0, y0, args)(h, jtu.tree_map(jnp.zeros_like, y0))
+        # Another solver may have left y a little beside the valley: the past begins at the foot, from where a step
+        # of the same length is the slope's alone. Else what it has left would be taken for an error.
+        zeros = jtu.tree_map(jnp.zeros_like, y0)
+        relaxed = self.newton(terms, t0, y0, args)(h, zeros)
+        move = self.newton(terms, t0, jtu.tree_map(jnp.add, y0, relaxed), args)(h, zeros)
+        foot = jtu.tree_map(lambda y, d, m: y + (d - m), y0, relaxed, move)
         differences = jtu.tree_map(
-            lambda y, d: jnp.zeros((ROWS, *y.shape), y.dtype).at[0].set(y).at[1].set(d), y0, move
+            lambda y, d: jnp.zeros((ROWS, *y.shape), y.dtype).at[0].set(y).at[1].set(d), foot, move
         )
         none = jnp.zeros((), int)
         return NDFState(Work.none(), differences, h, none + 1, none, none, none)
@@ -202,15 +206,13 @@ class NDF(CountingSolver):
     ) -> tuple[Bool[Array, ""], Float[Array, ""], Int[Array, ""]]:
         """Whether the step is good, the factor to the next step's size, and the next order."""
         weights, errors = self._weights(y0, y1), jnp.asarray(ERROR, past.size.dtype)
-        # at order one what the other solver has left beside the valley is in the change: no error of this one
-        share = jnp.where(order > 1, SHARE, 1.0)
 
         def size(error: State) -> Array:
-            return mean_norm(jtu.tree_map(jnp.divide, error, weights), self.support) / share
+            return mean_norm(jtu.tree_map(jnp.divide, error, weights), self.support) / SHARE
 
         error = jtu.tree_map(lambda d: errors[order] * d, change)
         here = size(error)
-        here = here * amplification(share * here, error, y0, y1, self.rtol, self.quantity_error)
+        here = here * amplification(SHARE * here, error, y0, y1, self.rtol, self.quantity_error)
         here = jnp.where(solved & jnp.isfinite(here), here, jnp.inf)
         keep = here < 1
         safety = SAFETY * (2 * MAX_ITERATIONS + 1) / (2 * MAX_ITERATIONS + iterations)
