@@ -19,8 +19,9 @@ from saddleflow.problem.layered import Active, StackedNetwork
 from saddleflow.problem.network import DeepLinearNetwork
 
 # Sizes that widths and numbers of rows, or depths, are padded to: so many in every octave. (A layer that is passed
-# over costs as much as one that is there.)
+# over costs as much as one that is there.) Wide networks, whose steps take longer than compiling, grow by less.
 PER_OCTAVE, DEPTHS_PER_OCTAVE = 4, 2
+WIDE, WIDE_PER_OCTAVE = 64, 8
 
 # From so many layers on equal hidden layers are stacked: shallower networks run faster side by side.
 MIN_STACKED = 6
@@ -70,7 +71,8 @@ def padded_width(width: int, ends: int) -> int:
 
     It stays on its side of `n_in + n_out`, on which the coordinates of the solver depend.
     """
-    return padded_size(width) if width > ends else min(padded_size(width), ends)
+    size = padded_size(width, PER_OCTAVE if width <= WIDE else WIDE_PER_OCTAVE)
+    return size if width > ends else min(size, ends)
 
 
 def padded(network: DeepLinearNetwork, pad: bool = True) -> tuple[Any, Padding | None]:
