@@ -261,3 +261,18 @@ def test_a_tolerance_that_was_not_met_is_said(monkeypatch):
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_budget_gives_back_the_best_so_far():
+    """Rows of a pilot or of an unfinished run, of unknown error; pilots are counted."""
+    cost, network = COST, start()
+    whole = sf.gradient_flow(cost, sf.reduce_width(network))
+    assert whole.stats["num_pilots"] >= 1
+    assert whole.stats["num_pilot_steps"] > 0
+    assert 0 < whole.stats["pilot_seconds"]
+    with pytest.warns(UserWarning, match="max_seconds ran out"):
+        cut = sf.gradient_flow(cost, sf.reduce_width(network), rtol=1e-10, max_seconds=1e-3)
+    assert cut.stop_reason == "max_seconds"
+    assert len(cut.time) >= 1
+    assert np.isinf(cut.stats["reduction_error_estimate"])
+    assert cut.end_to_end.shape == (len(cut.time), 3, 3)

@@ -9,7 +9,7 @@ neural tangent kernel, to which a leak adds its square), so a threshold four tim
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from saddleflow._backend.checks import is_concrete, require
 from saddleflow.flow import observables as obs
 from saddleflow.flow.arguments import FlowOptions
 from saddleflow.flow.solve import solve
+from saddleflow.flow.state import StopReason
 from saddleflow.flow.trajectory import Trajectory
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
@@ -88,7 +89,9 @@ def solve_reduced(cost: Any, reduced: ReducedNetwork, options: FlowOptions) -> T
         The trajectory in the smallest bases that met the tolerance. Its `reduced` is the reduction that ran, its
         `stats` hold reduction_error_estimate (sup over time of |A - A_full|_F), reduction_time_shift and
         reduction_error_modulo_shift (at the time of the largest error: its part along dA/dt, as a shift in time, and
-        the largest error across dA/dt), reduction_rounds (pilots and checks).
+        the largest error across dA/dt), reduction_rounds (pilots and checks), num_pilots, num_pilot_steps and
+        pilot_seconds. Where `max_seconds` ran out it is the best so far, with a warning: a run that was checked, else
+        an unfinished one or a pilot, of unknown error (infinite).
 
     Raises:
         ValueError: a cost that is not a `Cost`; an observable or stop that needs layers which were never drawn.
@@ -102,39 +105,44 @@ def solve_reduced(cost: Any, reduced: ReducedNetwork, options: FlowOptions) -> T
     )
     asked = options.observables
     _handed(reduced, asked, options.stop)  # refuses before any work is done
-    deadline = None if options.max_seconds is None else time.perf_counter() + options.max_seconds
-    rounds, snapshots, scale = 0, None, 0.0
+    checks, snapshots, scale, pilots = 0, None, 0.0, _Pilots()
     threshold: Any = None  # the first pilot's to choose
+    checked = None  # the last run whose error is known
     while True:
         if snapshots is not None:
             reduced = _closed(reduced, snapshots, threshold)
-        reduced, snapshots, scale, threshold, used = _grow(cost, reduced, threshold, options, deadline)
-        rounds += used
+        reduced, snapshots, scale, threshold = _grow(cost, reduced, threshold, options, pilots)
         if snapshots is None:
             changes = _handed(reduced, asked, options.stop)
             main = solve(cost, _padded(reduced, reduced), replace(options, **changes))
-            return _report(main, reduced, asked, _UNKNOWN, rounds)
+            return _report(main, reduced, asked, _UNKNOWN, checks, pilots)
         tolerance = 10 * options.rtol * scale if reduced.tolerance is None else reduced.tolerance
+        if time.perf_counter() > options.deadline:
+            return _out_of_time(checked or pilots.last(options), tolerance, asked, checks, pilots)
         rtol = max(min(options.rtol, SOLVER_SHARE * tolerance / max(scale, 1e-300)), 1e-13)
         if isinstance(reduced, ProjectedNetwork) and _saves_nothing(reduced):
             full = ProjectedNetwork.of(reduced.full, [jnp.eye(n) for n in reduced.sizes], reduced.tolerance)
-            main = solve(cost, full.full, replace(options, rtol=rtol, max_seconds=_left(deadline)))
-            return _report(main, full, asked, _EXACT, rounds)
+            main = solve(cost, full.full, replace(options, rtol=rtol))
+            return _report(main, full, asked, _EXACT, checks, pilots)
         larger = _finer(reduced, snapshots, threshold)
         start = _padded(reduced, reduced if larger is None else larger)
-        changes = _handed(reduced, asked, options.stop) | {"rtol": rtol, "max_seconds": _left(deadline)}
+        changes = _handed(reduced, asked, options.stop) | {"rtol": rtol}
         main = solve(cost, start, replace(options, **changes))
         if larger is None:
-            return _report(main, reduced, asked, _EXACT, rounds)
+            return _report(main, reduced, asked, _EXACT, checks, pilots)
+        if main.stop_reason == "max_seconds":
+            return _out_of_time(checked or (main, reduced, _UNKNOWN), tolerance, asked, checks, pilots)
         errors = _distance(cost, _padded(larger, larger), main, replace(options, **changes))
-        rounds += 1
-        expired = deadline is not None and time.perf_counter() > deadline
+        checks += 1
+        rounds = checks + pilots.count
+        expired = time.perf_counter() > options.deadline
         failed = main.stop_reason in ("non_finite", "step_size_underflow", "max_steps")
         if errors[0] <= tolerance or expired or failed or rounds >= MAX_ROUNDS:
             if not errors[0] <= tolerance:
                 ended = f"the run ended with {main.stop_reason!r}" if failed else f"{rounds} rounds did not do"
                 _warn(errors[0], tolerance, "max_seconds ran out" if expired else ended)
-            return _report(main, reduced, asked, errors, rounds)
+            return _report(main, reduced, asked, errors, checks, pilots)
+        checked = main, reduced, errors
         threshold *= min(0.5, (0.5 * tolerance / errors[0]) ** LEAK_POWER)
 
 
@@ -150,55 +158,87 @@ def _warn(error: float, tolerance: float, why: str) -> None:
     )
 
 
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(1e-3, deadline - time.perf_counter())
+@dataclass
+class _Pilots:
+    """What the pilots of a reduced run have cost."""
+
+    count: int = 0
+    num_steps: int = 0
+    seconds: float = 0.0
+    newest: tuple[Trajectory, ReducedNetwork] | None = None
+
+    def add(self, pilot: Trajectory, reduced: ReducedNetwork) -> None:
+        """One more pilot, with the reduction that it ran in."""
+        self.count += 1
+        self.num_steps += pilot.stats["num_steps"]
+        self.seconds += pilot.stats["seconds"]
+        self.newest = pilot, reduced
+
+    def last(self, options: FlowOptions) -> "_Run":
+        """The last pilot as a run: its rows are its own, and nothing is known of its error."""
+        assert self.newest is not None
+        pilot, reduced = self.newest
+        networks = pilot.networks if options.save_networks else None
+        return replace(pilot, networks=networks, stop_reason=StopReason.max_seconds.name), reduced, _UNKNOWN
+
+
+# A run, the reduction that it ran in, what is known of its error.
+_Run = tuple[Trajectory, ReducedNetwork, tuple[float, float, float]]
+
+
+def _out_of_time(run: _Run, tolerance: float, asked: Any, checks: int, pilots: _Pilots) -> Trajectory:
+    """The best run there is where the budget has run out."""
+    main, reduced, errors = run
+    _warn(errors[0], tolerance, "max_seconds ran out")
+    asked = {name: asked[name] for name in main.observables}  # a pilot has none
+    return _report(main, reduced, asked, errors, checks, pilots)
 
 
 def _grow(
-    cost: Cost, reduced: ReducedNetwork, threshold: float | None, options: FlowOptions, deadline: float | None
-) -> tuple[ReducedNetwork, Snapshots | None, float, Any, int]:
+    cost: Cost, reduced: ReducedNetwork, threshold: float | None, options: FlowOptions, pilots: _Pilots
+) -> tuple[ReducedNetwork, Snapshots | None, float, Any]:
     """Pilot runs and growth, until no leak is above the threshold.
 
     Returns:
         The grown network, the last pilot's snapshots (None where it held no finite row), the largest |A|_F met, the
-        threshold, the number of pilots.
+        threshold.
     """
     t1 = options.t1 if options.save_at is None else float(options.save_at[-1]) or None
-    pilots = 0
+    first = pilots.count
     while True:
         changes = {
             "rtol": max(options.rtol, PILOT_RTOL),
             "t1": t1,
             "save_at": None,
-            "phase": "pilot",
+            "phase": f"pilot {pilots.count + 1}",
             "observables": None,
             "stop": _handed(reduced, {}, options.stop)["stop"],
             "save_networks": True,
             "max_saves": PILOT_ROWS,
             "saves_per_step": 1,
-            "max_seconds": _left(deadline),
         }
         pilot = solve(cost, _padded(reduced, reduced), replace(options, **changes))
-        pilots += 1
+        pilots.add(pilot, reduced)
         finite = np.isfinite(pilot.end_to_end).all(axis=(1, 2))
         assert pilot.networks is not None
         small = _cut(pilot.networks, reduced)
         if not finite.any():  # an overflow at the start: nothing to grow along
-            return reduced, None, np.inf, threshold, pilots
+            return reduced, None, np.inf, threshold
         snapshots = Snapshots([np.asarray(layer)[finite] for layer in small.layers])
         scale = float(np.linalg.norm(pilot.end_to_end[finite], axis=(1, 2)).max())
         if threshold is None:
             share = 10 * options.rtol if reduced.tolerance is None else reduced.tolerance / max(scale, 1e-300)
             threshold = min(0.1, share**LEAK_POWER)
         grown = _closed(reduced, snapshots, threshold)
-        if grown is reduced or pilots >= MAX_ROUNDS or (deadline is not None and time.perf_counter() > deadline):
-            return reduced, snapshots, scale, threshold, pilots
+        expired = time.perf_counter() > options.deadline
+        if grown is reduced or pilots.count - first >= MAX_ROUNDS or expired:
+            return reduced, snapshots, scale, threshold
         fresh = sum(grown.reduced_widths) - sum(reduced.reduced_widths)
         snapshots = snapshots.within(reduced.network, grown.network)
         reduced = grown
         settled = fresh < LAST * sum(reduced.reduced_widths)
         if settled or (isinstance(reduced, ProjectedNetwork) and _saves_nothing(reduced)):
-            return reduced, snapshots, scale, threshold, pilots
+            return reduced, snapshots, scale, threshold
 
 
 def _closed(reduced: ReducedNetwork, snapshots: Snapshots, threshold: float) -> ReducedNetwork:
@@ -286,7 +326,7 @@ _CORRECTIONS: dict[Any, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-def _report(main: Trajectory, reduced: ReducedNetwork, asked, errors, rounds: int) -> Trajectory:
+def _report(main: Trajectory, reduced: ReducedNetwork, asked, errors, checks: int, pilots: _Pilots) -> Trajectory:
     """The trajectory in terms of the full network, with what is known of the error."""
     frozen = np.asarray(reduced.frozen_squares)
     estimate, shift, across = (float(number) for number in errors)
@@ -304,7 +344,10 @@ def _report(main: Trajectory, reduced: ReducedNetwork, asked, errors, rounds: in
             "reduction_error_estimate": estimate,
             "reduction_time_shift": shift,
             "reduction_error_modulo_shift": across,
-            "reduction_rounds": rounds,
+            "reduction_rounds": checks + pilots.count,
+            "num_pilots": pilots.count,
+            "num_pilot_steps": pilots.num_steps,
+            "pilot_seconds": pilots.seconds,
         },
         configuration=main.configuration
         | {
