@@ -38,12 +38,12 @@ def task() -> sf.MatrixCompletion:
     return sf.MatrixCompletion.random(jax.random.key(3))
 
 
-def peer(cost, start, rtol, times=TIMES):
-    """One solve by diffrax's Tsit5, with absolute tolerances as our own runs have them."""
+def peer(cost, start, rtol, times=TIMES, solver=None):
+    """One solve by a diffrax solver, Tsit5 by default, with absolute tolerances as our own runs have them."""
     rms = geometry.norm(start) / jnp.sqrt(float(start.num_parameters))
     return diffrax.diffeqsolve(
         diffrax.ODETerm(geometry.gradient_flow_field),
-        diffrax.Tsit5(),
+        solver or diffrax.Tsit5(),
         0.0,
         times[-1],
         None,
