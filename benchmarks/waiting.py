@@ -1,4 +1,4 @@
-"""How long a user waits: a first flow with nothing compiled, the same in a second process, other sizes, deep networks.
+"""How long a user waits: a first flow with nothing compiled, a second process, other sizes, deep networks.
 
 Run: python benchmarks/waiting.py [--write]     (three minutes; --write puts the tables into docs/running.md)
 
@@ -50,7 +50,7 @@ def measure(steps: list[dict[str, Any]]) -> None:
     for options in steps:
         compiled.clear()
         begin = time.perf_counter()
-        solver = flow(**{k: np.asarray(v) if k == "save_at" else v for k, v in options.items()})
+        solver = flow(**options)
         found.append((time.perf_counter() - begin, solver, len(compiled)))
     print(json.dumps(found))
 
