@@ -269,7 +269,7 @@ def test_a_budget_gives_back_the_best_so_far():
     whole = sf.gradient_flow(cost, sf.reduce_width(network))
     assert whole.stats["num_pilots"] >= 1
     assert whole.stats["num_pilot_steps"] > 0
-    assert 0 < whole.stats["pilot_seconds"]
+    assert whole.stats["pilot_seconds"] > 0
     with pytest.warns(UserWarning, match="max_seconds ran out"):
         cut = sf.gradient_flow(cost, sf.reduce_width(network), rtol=1e-10, max_seconds=1e-3)
     assert cut.stop_reason == "max_seconds"

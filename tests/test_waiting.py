@@ -58,6 +58,36 @@ def test_an_interrupt_reaches_the_caller_at_once_and_the_work_is_told():
     assert seen == ["told"]
 
 
+def test_an_interrupt_is_noted_and_raised_where_python_would_lose_it():
+    """Python's own handler would raise within the callback, where an exception is printed and forgotten."""
+
+    class Callback:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)  # the handler runs here
+
+    def interrupted():
+        with waiting._noted_interrupts():
+            Callback()
+            waiting.wait(waiting.in_background(lambda: time.sleep(1.0)))
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_of_the_user_is_kept():
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda *_: heard.append(True))
+    try:
+        timer = interrupt_after(0.1)
+        assert idle(0.5, []) == "saddleflow"
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == [True]
+
+
 def test_an_interrupt_leaves_work_that_does_not_listen():
     released = threading.Event()
     timer = interrupt_after(0.1)

@@ -12,12 +12,13 @@ import functools
 import math
 import os
 import queue
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -79,7 +80,8 @@ def interruptible(function: Function) -> Function:
             return function(*arguments, **named)
         stopped = threading.Event()
         try:
-            return wait(in_background(functools.partial(function, *arguments, **named), stopped))
+            with _noted_interrupts():
+                return wait(in_background(functools.partial(function, *arguments, **named), stopped))
         except BaseException:
             stopped.set()
             raise
@@ -131,11 +133,48 @@ def wait(future: Future, timeout: float | None = None) -> Any:
     done = threading.Event()
     future.add_done_callback(lambda _: done.set())
     deadline = math.inf if timeout is None else time.perf_counter() + timeout
-    while not done.wait(max(0.0, min(LOOK, deadline - time.perf_counter()))):
-        check_interrupt()
-        if time.perf_counter() >= deadline:
-            raise TimeoutError
+    with _noted_interrupts() as interrupts:
+        while not done.wait(max(0.0, min(LOOK, deadline - time.perf_counter()))):
+            check_interrupt()
+            if interrupts:
+                break
+            if time.perf_counter() >= deadline:
+                raise TimeoutError
+        if interrupts:
+            raise KeyboardInterrupt
     return future.result()
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[bool]]:
+    """A list that is not empty after Ctrl-C, on a main thread whose signal handler is Python's own.
+
+    That handler raises KeyboardInterrupt between any two instructions. In a callback (JAX has one in the garbage
+    collector) Python prints it and goes on, and nobody is interrupted.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    if main and isinstance(handler, _Noted):  # a wait within a wait
+        yield handler.interrupts
+    elif main and handler is signal.default_int_handler:
+        noted = _Noted()
+        signal.signal(signal.SIGINT, noted)
+        try:
+            yield noted.interrupts
+        finally:
+            signal.signal(signal.SIGINT, handler)
+    else:
+        yield []
+
+
+class _Noted:
+    """A handler of signals that notes them."""
+
+    def __init__(self):
+        self.interrupts: list[bool] = []
+
+    def __call__(self, *_: Any) -> None:
+        self.interrupts.append(True)
 
 
 def get(found: queue.SimpleQueue[Any]) -> Any:
