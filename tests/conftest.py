@@ -6,6 +6,7 @@ SADDLEFLOW_TEST_XLA=default it compiles as it does for users, who get other roun
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
@@ -34,6 +35,10 @@ os.environ.setdefault("SADDLEFLOW_CACHE", os.environ["JAX_COMPILATION_CACHE_DIR"
 # below that, a program is compiled as fast as it is read
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# Shells start processes in the background with SIGINT ignored, and so their children; tests of Ctrl-C need it heard.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A third of the memory maps that Linux allows a process: one module's programs have not held as many again.
 MANY_MAPS = 20_000

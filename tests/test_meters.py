@@ -71,7 +71,7 @@ def test_phases_of_a_reduced_run_have_their_names(terminal, small_cost):
     wide = sf.gaussian(jax.random.key(0), depth=3, width=60, shape=(4, 4), gamma=1.0)
     sf.gradient_flow(small_cost, sf.reduce_width(wide), t1=1.0, rtol=1e-4)
     text = terminal.getvalue()
-    assert text.index("pilot: compiling") < text.index("pilot   t = ") < text.index("run   t = ")
+    assert text.index("pilot 1: compiling") < text.index("pilot 1   t = ") < text.index("run   t = ")
     assert "check   t = " in text
 
 

@@ -91,7 +91,8 @@ def escapes(cost: Cost, trajectory: Trajectory, dips: Dips | None) -> list[Escap
     if dips is None or trajectory.dips is None:
         return []
     times, networks = trajectory.dips
-    matrices = on_host(networks).end_to_end()
+    with np.errstate(over="ignore", invalid="ignore"):  # a run may end in an overflow
+        matrices = on_host(networks).end_to_end()
     costs, _ = costs_of(cost, matrices, capacity=len(np.asarray(dips.times)))
     return escapes_between([*costs[: len(times)], float(trajectory.train_cost[-1])], dips)
 

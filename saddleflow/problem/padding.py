@@ -89,9 +89,9 @@ def padded(network: DeepLinearNetwork, pad: bool = True) -> tuple[Any, Padding |
     widths = network.hidden_widths
     sizes = [padded_width(w, n_in + n_out) for w in widths] if pad else list(widths)
     stacked = network.depth >= MIN_STACKED and len(set(widths)) == 1
-    layers = [np.asarray(layer) for layer in network.layers]
     if not pad and not stacked:
         return network, None
+    layers = [np.asarray(layer) for layer in network.layers]
     count = len(layers) - 2
     kept = Padding(
         widths=np.asarray(widths),
@@ -99,6 +99,8 @@ def padded(network: DeepLinearNetwork, pad: bool = True) -> tuple[Any, Padding |
         active=None,
         num_parameters=np.asarray(float(network.num_parameters)),
     )
+    if not stacked and sizes == list(widths):
+        return network, kept
     if not stacked:
         spaces = (n_in, *sizes, n_out)
         return DeepLinearNetwork(
