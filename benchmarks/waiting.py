@@ -107,7 +107,7 @@ def main() -> None:
         first_and_later(),
     )
     depths = markdown(
-        ["w = 3, graded, 300 steps at most", "seconds, cold", "of the solver", "programs compiled"], deep()
+        ["w = 3, 300 steps at most", "seconds, cold", "of the solver", "programs compiled"], deep()
     )
     CONSOLE.print(sizes, depths, sep="\n\n")
     if arguments.write:
