@@ -80,8 +80,11 @@ def interruptible(function: Function) -> Function:
             return function(*arguments, **named)
         stopped = threading.Event()
         try:
-            with _noted_interrupts():
-                return wait(in_background(functools.partial(function, *arguments, **named), stopped))
+            with _noted_interrupts() as interrupts:
+                result = wait(in_background(functools.partial(function, *arguments, **named), stopped))
+            if interrupts:  # as the work ended
+                raise KeyboardInterrupt
+            return result
         except BaseException:
             stopped.set()
             raise
