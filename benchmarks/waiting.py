@@ -106,9 +106,7 @@ def main() -> None:
         ["one after another", "seconds, cold", "of the solver", "programs compiled", "seconds, second process"],
         first_and_later(),
     )
-    depths = markdown(
-        ["w = 3, 300 steps at most", "seconds, cold", "of the solver", "programs compiled"], deep()
-    )
+    depths = markdown(["w = 3, 300 steps at most", "seconds, cold", "of the solver", "programs compiled"], deep())
     CONSOLE.print(sizes, depths, sep="\n\n")
     if arguments.write:
         write_below(MARK, PAGE, "Running", [f"On {os.cpu_count()} cores, jax {jax.__version__}.", sizes, depths])
