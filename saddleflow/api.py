@@ -42,7 +42,7 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
     observables: Mapping[str, Any] | Sequence[str] | None = None,
     stop: Callable[[Array, DeepLinearNetwork], Bool[Array, ""]] | None = None,
     save_networks: bool = False,
-    max_saves: int = 1000,
+    max_saves: int | None = None,
     saves_per_step: int = 1,
     max_steps: int = 1_000_000,
     max_seconds: float | None = None,
@@ -96,7 +96,8 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
             (`saddleflow.observables.REGISTRY`), evaluated inside the loop at every saved time.
         stop: a function (time, network) -> boolean that ends the run after an accepted step ("stop").
         save_networks: keep the whole network at every saved time.
-        max_saves: rows kept at most where the solver's own steps are saved; at least 4.
+        max_saves: rows kept at most where the solver's own steps are saved; at least 4. None: 1000, or as many as fit
+            into 400 MB (of a 1000 x 500 matrix 100), but 16.
         saves_per_step: rows of each of those steps: its end, and places before by dense output, for smoother curves.
         max_steps: steps at most, accepted and rejected ones.
         max_seconds: wall-clock budget in seconds, compilation included, kept to within about .2 s, or a step where

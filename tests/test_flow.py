@@ -154,11 +154,11 @@ def test_one_compilation_a_shape(small_cost, small_network, compilations):
             for seed, rtol, end in zip((7, 8, 9), (1e-4, 1e-5, 1e-7), (3.0, 5.0, 7.0), strict=True):
                 start = sf.gaussian(jax.random.key(seed), depth=3, width=6, shape=(4, 4), gamma=1.0)
                 sf.gradient_flow(small_cost, start, rtol=rtol, t1=end, max_steps=2000, solver=solver)
-        assert not {"jit(start)", "jit(advance)"} & set(compiled)
+        assert not {"jit(start)", "jit(burst)"} & set(compiled)
     wider = sf.gaussian(jax.random.key(0), depth=3, width=7, shape=(4, 4), gamma=1.0)
     with compilations() as compiled:
         sf.gradient_flow(small_cost, wider, t1=1.0, solver=diffrax.Tsit5())
-    assert [compiled.count(f"jit({name})") for name in ("start", "advance")] == [1, 1]
+    assert [compiled.count(f"jit({name})") for name in ("start", "burst")] == [1, 1]
 
 
 def test_named_ends(small_cost, small_network):

@@ -47,7 +47,7 @@ MAPS_SHARE = 0.5
 _C_LIBRARY = ctypes.CDLL(None) if os.name == "posix" else None
 
 
-def compiled(function: Callable[..., Any], *, runs_once: bool = False) -> "Compiled":
+def compiled(function: Callable[..., Any], *, runs_once: bool = False, donates: bool = False) -> "Compiled":
     """`equinox.filter_jit` with options of our own.
 
     Nothing happens before the first call: neither is a backend started nor a listener registered.
@@ -57,16 +57,18 @@ def compiled(function: Callable[..., Any], *, runs_once: bool = False) -> "Compi
         runs_once: the program runs once or twice: on CPUs it is compiled in a hurry, which takes a third of the time
             and changes results by rounding. As part of another program it is compiled as that is. Without this
             choice a program is never part of another one.
+        donates: the arrays of all arguments but the first are the program's to write its results to, and gone after
+            the call; none of them may be there twice, or belong to anybody else.
     """
-    return Compiled(function, runs_once)
+    return Compiled(function, runs_once, donates)
 
 
 class Compiled:
     """A function jitted at its first call, with the options that the running JAX knows."""
 
-    def __init__(self, function: Callable[..., Any], runs_once: bool):
+    def __init__(self, function: Callable[..., Any], runs_once: bool, donates: bool = False):
         functools.update_wrapper(self, function)
-        self._function, self._runs_once = function, runs_once
+        self._function, self._runs_once, self._donates = function, runs_once, donates
         self._in_progress: dict[Hashable, Future] = {}
 
     @cached_property
@@ -74,7 +76,10 @@ class Compiled:
         """The jitted function."""
         keep_programs()
         _listen()
-        return eqx.filter_jit(self._function, **compiler_options(self._runs_once))
+        options = dict(compiler_options(self._runs_once))
+        if self._donates:
+            options["donate"] = "all-except-first"
+        return eqx.filter_jit(self._function, **options)
 
     @cached_property
     def _part(self) -> Any:

@@ -39,6 +39,9 @@ START_SHARE = 0.2
 # The stiff method as it fits landscapes.
 STIFF = Rosenbrock(local_model=local_model, check_symmetry=False)
 
+# Rows kept where nothing is said of them: so many, or as many as hold so many numbers together (400 MB), but a few.
+MAX_SAVES, MAX_ROWS_NUMBERS, MIN_SAVES = 1000, 50_000_000, 16
+
 # Networks kept near saddles hold this many numbers at most (but four networks always).
 MAX_DIP_NUMBERS = 10_000_000
 
@@ -61,7 +64,7 @@ class FlowOptions:
     observables: Any = None  # a mapping or names; of a checked object, functions by name
     stop: Callable[[Array, DeepLinearNetwork], Bool[Array, ""]] | None = None
     save_networks: bool = False
-    max_saves: int = 1000
+    max_saves: int | None = None  # None: `with_room_for` decides
     saves_per_step: int = 1
     max_steps: int = 1_000_000
     max_seconds: float | None = None
@@ -95,7 +98,8 @@ class FlowOptions:
             "Its error weights know the coordinates; others' do not.",
         )
         check_progress(self.progress)
-        require_integer("max_saves", self.max_saves, 4)
+        if self.max_saves is not None:
+            require_integer("max_saves", self.max_saves, 4)
         require_integer("saves_per_step", self.saves_per_step, 1)
         require_integer("max_steps", self.max_steps, 1)
         for name in ("max_seconds", "rank_tolerance"):
@@ -103,6 +107,12 @@ class FlowOptions:
                 require_positive(name, getattr(self, name))
         if self.max_seconds is not None:
             object.__setattr__(self, "deadline", min(self.deadline, time.perf_counter() + self.max_seconds))
+
+    def with_room_for(self, numbers: int) -> "FlowOptions":
+        """The options with `max_saves` decided, where it was left out, for rows of so many numbers each."""
+        if self.max_saves is not None:
+            return self
+        return replace(self, max_saves=max(MIN_SAVES, min(MAX_SAVES, MAX_ROWS_NUMBERS // numbers)))
 
 
 def require_tolerance(argument: str, value: Any) -> None:
@@ -162,7 +172,7 @@ def settings_of(landscape: Landscape, parameters: Any, options: FlowOptions, pad
     rms, unit = scales(landscape, parameters)
     save_at, max_rows = options.save_at, None
     if pad_rows:
-        max_rows = options.max_saves
+        max_rows = options.max_saves or MAX_SAVES
         if save_at is not None:
             max_rows = len(options.save_at)
             later = padded_size(max_rows) - max_rows
@@ -202,13 +212,14 @@ def method_of(
         stiff = replace(STIFF, strains=landscape.strains, linear_tolerance=landscape.linear_tolerance)
         solver = stiff if graded else Switching(stiff)
     assert isinstance(solver, diffrax.AbstractAdaptiveSolver)
+    max_saves = options.max_saves or MAX_SAVES
     return Method(
         solver=solver,
         observables=options.observables,
         stop=options.stop,
         save_networks=options.save_networks,
         graded=graded,
-        capacity=padded_size(options.max_saves) if pad_rows else options.max_saves,
+        capacity=padded_size(max_saves) if pad_rows else max_saves,
         saves_per_step=options.saves_per_step,
         num_dips=num_dips,
         tail_solver=landscape.tail_solver() if isinstance(solver, CountingSolver) else None,

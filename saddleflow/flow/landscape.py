@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from saddleflow.flow.graded import Frame, FramedCost
 from saddleflow.flow.jacobian import flow_jacobian, residual_newton
 from saddleflow.problem import geometry
-from saddleflow.problem.costs import Cost, affordable_curvature
+from saddleflow.problem.costs import MAX_RESIDUALS, Cost, affordable_curvature
 from saddleflow.problem.layered import Active, StackedNetwork
 from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.problem.padding import Padding, active_of
@@ -126,6 +126,8 @@ class NetworkLandscape(Landscape):
     cost: Cost  # as the frame sees it
     frame: Frame | None = None
     padding: Padding | None = None
+    # residuals at most of a cost whose Gauss-Newton part is inverted, in steps where that pays
+    most_residuals: int = eqx.field(static=True, default=MAX_RESIDUALS)
 
     @property
     def active(self) -> Active:
@@ -185,7 +187,7 @@ class NetworkLandscape(Landscape):
     def local_model(self, time, parameters):
         """Compressed coordinates, the Gauss-Newton part inverted exactly."""
         field = diffrax.ODETerm(lambda time, network, cost: _descent(time, network, self))
-        return flow_jacobian(field, time, parameters, self.cost, self.padding)
+        return flow_jacobian(field, time, parameters, self.cost, self.padding, self.most_residuals)
 
     def tail_solver(self):
         """Newton's iteration in the space of residuals; None where the cost tells none, or too many."""
@@ -194,7 +196,9 @@ class NetworkLandscape(Landscape):
 
     def framed(self, frame):
         """The cost, turned."""
-        return self if frame is None else NetworkLandscape(FramedCost(self.cost, frame), frame, self.padding)
+        if frame is None:
+            return self
+        return NetworkLandscape(FramedCost(self.cost, frame), frame, self.padding, self.most_residuals)
 
     def record(self, parameters, outputs):
         """A."""

@@ -136,7 +136,15 @@ def advance(
     bursts.
     """
     if settings.save_at is None:
-        state = jax.lax.cond(_has_room(state, settings, method), lambda s: s, _thin, state)
+        room = has_room(state.num_rows, state.stride, settings.max_rows, method)
+        state = jax.lax.cond(room, lambda s: s, thin, state)
+    return burst(state, landscape, settings, method, num_steps)
+
+
+def burst(
+    state: FlowState, landscape: Landscape, settings: Settings, method: Method, num_steps: Int[Array, ""]
+) -> FlowState:
+    """As `advance`, but full rows are for the caller to thin: where they are donated, nothing copies them."""
     if method.turns == "tail" and state.tail_state is None:
         state = _with_tail(state, landscape, method)
     dynamic, static = eqx.partition(state, eqx.is_array)
@@ -144,7 +152,11 @@ def advance(
     def running(carry):
         taken, dynamic = carry
         go_on = (taken < num_steps) & (dynamic.reason == StopReason.running)
-        return go_on if settings.save_at is not None else go_on & _has_room(dynamic, settings, method)
+        return (
+            go_on
+            if settings.save_at is not None
+            else go_on & has_room(dynamic.num_rows, dynamic.stride, settings.max_rows, method)
+        )
 
     def steps(on_tail, take):
         """A loop of steps while it is the turn of one of the solvers."""
@@ -527,10 +539,10 @@ def _num_times(settings: Settings) -> Any:
     return settings.save_at.shape[0] if settings.max_rows is None else settings.max_rows
 
 
-def _has_room(state: FlowState, settings: Settings, method: Method) -> Bool[Array, ""]:
-    """Whether the rows hold all that one more step may save."""
-    capacity = method.capacity if settings.max_rows is None else settings.max_rows
-    return state.num_rows + 1 + (method.saves_per_step - 1) // state.stride <= capacity
+def has_room(num_rows: Any, stride: Any, max_rows: Any, method: Method) -> Any:
+    """Whether the rows hold all that one more step may save; of arrays and of Python numbers."""
+    capacity = method.capacity if max_rows is None else max_rows
+    return num_rows + 1 + (method.saves_per_step - 1) // stride <= capacity
 
 
 def ends_between_rows(num_accepted: Any, stride: Any, method: Method) -> Any:
@@ -538,7 +550,7 @@ def ends_between_rows(num_accepted: Any, stride: Any, method: Method) -> Any:
     return num_accepted * method.saves_per_step % stride != 0
 
 
-def _thin(state: FlowState) -> FlowState:
+def thin(state: FlowState) -> FlowState:
     """Drop every other row; row 0, the start, stays."""
     order = jnp.minimum(2 * jnp.arange(state.rows["time"].shape[0]), state.num_rows - 1)
     rows = jax.tree.map(lambda x: x[order], state.rows)

@@ -1,6 +1,6 @@
 """What a run of a model returns: its outputs, losses and saddles along the flow."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +44,7 @@ class ModelTrajectory(History):
             num_hessian_vector_products (None where the solver does not tell), preconditioner, seconds,
             compile_seconds of them, and more.
         configuration: what ran. Plain numbers and strings.
-        rank_tolerance: singular values above it count for `rank`; as of `Trajectory`.
-        singular_values: of the outputs, in descending order, shape (time, min(n_out, N)); None where `outputs` is.
+        asked_rank_tolerance: as given to the run, or None.
     """
 
     outputs: Float[np.ndarray, "time n_out N"] | None
@@ -54,18 +53,19 @@ class ModelTrajectory(History):
     first_parameters: Vector
     saved_parameters: Float[Array, "time p"] | None
     dips: tuple[np.ndarray, Any] | None = None
-    rank_tolerance: float | None = None
-    singular_values: Float[np.ndarray, "time n"] | None = field(init=False)
+    asked_rank_tolerance: float | None = None
 
-    def __post_init__(self):
-        values = None
-        if self.outputs is not None:
-            finite = np.isfinite(self.outputs).all(axis=(1, 2))
-            values = np.full((len(self.time), min(self.outputs.shape[1:])), np.nan)
-            values[finite] = np.linalg.svd(self.outputs[finite], compute_uv=False)
-            if self.rank_tolerance is None:
-                object.__setattr__(self, "rank_tolerance", obs.default_rank_tolerance(values, self.train_cost))
-        object.__setattr__(self, "singular_values", values)
+    @cached_property
+    def singular_values(self) -> Float[np.ndarray, "time n"] | None:
+        """Of the outputs, in descending order, shape (time, min(n_out, N)); None where `outputs` is."""
+        return None if self.outputs is None else obs.singular_values(self.outputs)
+
+    @cached_property
+    def rank_tolerance(self) -> float | None:
+        """Singular values above it count for `rank`, as of `Trajectory`; None without outputs, unless given."""
+        if self.asked_rank_tolerance is not None or self.singular_values is None:
+            return self.asked_rank_tolerance
+        return obs.default_rank_tolerance(self.singular_values, self.train_cost)
 
     @classmethod
     def of(
@@ -132,7 +132,7 @@ class ModelTrajectory(History):
     @property
     def matrix_name(self) -> str | None:
         """Outputs are a matrix where there are several for each sample."""
-        several = self.singular_values is not None and self.singular_values.shape[1] > 1
+        several = self.outputs is not None and min(self.outputs.shape[1:]) > 1
         return "the outputs" if several else None
 
     def _find_visits(self) -> list[SaddleVisit]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import is_concrete, require, require_finite, require_float64
 from saddleflow._backend.programs import Stopwatch, make_room
-from saddleflow.flow.arguments import FlowOptions, method_of, needs_symmetry, require_gradient, settings_of
+from saddleflow.flow.arguments import MAX_SAVES, FlowOptions, method_of, needs_symmetry, require_gradient, settings_of
 from saddleflow.flow.critical import hessian_ends
 from saddleflow.flow.model_landscape import ModelLandscape, Preconditioner, Vector
 from saddleflow.flow.model_trajectory import ModelTrajectory
@@ -52,15 +52,17 @@ def solve_model(
     """
     make_room()
     require(not options.graded, "graded", "be None or False: only networks have graded coordinates", options.graded)
-    num_rows = options.max_saves if options.save_at is None else len(options.save_at)
+    num_rows = (options.max_saves or MAX_SAVES) if options.save_at is None else len(options.save_at)
+    keeps = num_rows * math.prod(objective.shape) <= MAX_OUTPUTS
     landscape, theta = landscape_of(
         objective,
         model,
         trainable=trainable,
         preconditioner=preconditioner,
         symmetric=needs_symmetry(options),
-        keep_outputs=num_rows * math.prod(objective.shape) <= MAX_OUTPUTS,
+        keep_outputs=keeps,
     )
+    options = options.with_room_for(1 + keeps * math.prod(objective.shape) + options.save_networks * theta.size)
     num_dips = _num_dips(theta)
     method = method_of(options, landscape, graded=False, num_dips=num_dips, turns="plain", pad_rows=True)
     with Stopwatch() as spent:
@@ -87,7 +89,7 @@ def solve_model(
         configuration=numbers_of(settings, method),
         durations=np.asarray(state.clock.durations),
         dips=dips,
-        rank_tolerance=options.rank_tolerance,
+        asked_rank_tolerance=options.rank_tolerance,
     )
 
 

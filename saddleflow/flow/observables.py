@@ -255,6 +255,37 @@ def rank(singular_values: Float[np.ndarray, "*time n"], tolerance: float) -> Int
     return np.sum(singular_values > tolerance, axis=-1)
 
 
+# Columns beyond the rank that a random projection of a matrix takes, and the share of its columns that makes it pay.
+OVERSAMPLED, WORTHWHILE = 8, 0.5
+
+
+def singular_values(
+    matrices: Float[np.ndarray, "rows n_out n_in"], most: int | None = None
+) -> Float[np.ndarray, "rows n"]:
+    """Singular values of every matrix, in descending order; NaN where one is not finite.
+
+    Args:
+        matrices: shape (rows, n_out, n_in).
+        most: no matrix has a larger rank, as that of a network is at most its smallest hidden width; None: any may.
+            Of small rank, the values are those of the matrix on its range, which random combinations of its columns
+            span: to rounding of the largest, as by a decomposition of all of it.
+    """
+    rows, n_out, n_in = matrices.shape
+    size = min(n_out, n_in)
+    values = np.full((rows, size), np.nan)
+    count = size if most is None else most + OVERSAMPLED
+    mixing = np.random.default_rng(0).standard_normal((n_in, min(count, size))) if count < WORTHWHILE * size else None
+    finite = np.isfinite(matrices).all(axis=(1, 2))
+    if mixing is None:
+        values[finite] = np.linalg.svd(matrices[finite], compute_uv=False)
+        return values
+    for row in np.flatnonzero(finite):
+        frame = np.linalg.qr(matrices[row] @ mixing)[0]
+        values[row] = 0.0
+        values[row, : frame.shape[1]] = np.linalg.svd(frame.T @ matrices[row], compute_uv=False)
+    return values
+
+
 def default_rank_tolerance(
     singular_values: Float[np.ndarray, "time n"], train_cost: Float[np.ndarray, " time"]
 ) -> float:

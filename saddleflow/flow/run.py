@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +28,16 @@ BURST_SECONDS = 0.2
 MAX_BURST = 2**20
 
 _start = compiled(loop.start, runs_once=True)
-_advance = compiled(loop.advance)
+
+
+def burst(others: tuple[Landscape, Settings, Method, Any], state: FlowState) -> FlowState:
+    """`loop.burst` of a state to be donated."""
+    return loop.burst(state, *others)
+
+
+# rows may take most of the memory there is: a burst writes them in place
+_burst = compiled(burst, donates=True)
+_thin = compiled(loop.thin, runs_once=True)
 _observe = compiled(loop.observe, runs_once=True)
 
 
@@ -41,25 +51,48 @@ def run(
     """
     compiling = "compiling" if options.phase == "run" else f"{options.phase}: compiling"
     with meter(options.progress, description=compiling) as report:
-        state = _start(landscape, parameters, settings, method)
+        state = _owned(_start(landscape, parameters, settings, method), (landscape, parameters, settings, method))
         num_steps, fresh = 1, True
         while int(state.reason) == StopReason.running:
             check_interrupt()
             if time.perf_counter() > options.deadline:
                 return state, StopReason.max_seconds
-            arguments = state, landscape, settings, method, jnp.asarray(num_steps)
+            if _is_full(state, settings, method):
+                state = _owned(_thin(state), ())
+            arguments = (landscape, settings, method, jnp.asarray(num_steps)), state
             if fresh:
                 report(lambda: compiling, 0)
-                if options.deadline < math.inf and not _advance.is_there(options.deadline, *arguments):
+                if options.deadline < math.inf and not _burst.is_there(options.deadline, *arguments):
                     return state, StopReason.max_seconds
             begin, before = time.perf_counter(), int(state.num_steps)
-            state = _advance(*arguments)
+            state = _burst(*arguments)
             turns = "tail" if bool(state.on_tail) else "plain"
             fresh, method = turns != method.turns, replace(method, turns=turns)
             now = time.perf_counter()
             num_steps = _next_burst(num_steps, int(state.num_steps) - before, now - begin, options.deadline - now)
             report(lambda state=state: f"{options.phase}   {_standing(landscape, state)}", 0)
     return state, StopReason(int(state.reason))
+
+
+def _is_full(state: FlowState, settings: Settings, method: Method) -> bool:
+    """Whether the solver's own steps, where they are saved, have no room for one more."""
+    if settings.save_at is not None:
+        return False
+    max_rows = None if settings.max_rows is None else int(settings.max_rows)
+    return not loop.has_room(int(state.num_rows), int(state.stride), max_rows, method)
+
+
+def _owned(state: FlowState, others: Any) -> FlowState:
+    """The state with arrays of its own: results that are the arguments, or one another, are not copies of them."""
+    seen = {id(leaf) for leaf in jax.tree.leaves(others)}
+
+    def own(leaf: Any) -> Any:
+        if id(leaf) in seen:
+            return jnp.copy(leaf) if eqx.is_array(leaf) else leaf
+        seen.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(own, state)
 
 
 def _next_burst(num_steps: int, taken: int, seconds: float, left: float) -> int:

@@ -26,7 +26,7 @@ from saddleflow.flow.run import dips_of, end_of, numbers_of, rows_of, run, stats
 from saddleflow.flow.state import FlowState, Method, Settings, StopReason
 from saddleflow.flow.trajectory import Trajectory, assemble
 from saddleflow.flow.twin import Escape, escapes, first_unresolved, has_symmetry, perturbed, up_to
-from saddleflow.problem.costs import Cost
+from saddleflow.problem.costs import MOST_RESIDUALS, Cost
 from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.problem.padding import padded, unpadded
 
@@ -105,6 +105,7 @@ def solve(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> Traje
     """
     make_room()
     check_problem(cost, network, options)
+    options = options.with_room_for(math.prod(cost.shape) + options.save_networks * network.num_parameters)
     trajectory, dips = _solved(cost, network, options)
     escape = _unresolved(trajectory, dips, cost, network, options)
     if escape is None:
@@ -128,7 +129,7 @@ def _solved(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> tup
     graded = needs_grading(cost, network, options)
     # what observables and `stop` see is the network as it is
     start, padding = padded(network, pad=not options.observables and options.stop is None)
-    landscape = NetworkLandscape(cost, padding=padding)
+    landscape = NetworkLandscape(cost, padding=padding, most_residuals=MOST_RESIDUALS)
     settings = settings_of(landscape, start, options, pad_rows=True)
     # what tails need is compiled where a tail begins
     method = method_of(options, landscape, graded, dip_capacity(start), turns="plain", pad_rows=True)

@@ -1,7 +1,8 @@
 """What a run returns: a trajectory that prints, plots, converts and saves itself."""
 
 import json
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,10 @@ else:
     Figure = Any  # loading matplotlib takes longer than most flows
 
 
+# Costs of saved matrices are computed for so many numbers at once: 16 MB.
+MAX_BLOCK = 2_000_000
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Trajectory(History):
     """One gradient-flow trajectory of a network, on the host, with time as the first axis of every array.
@@ -53,28 +58,33 @@ class Trajectory(History):
             |D_l(end) - D_l(0)|_F over the largest |W_l|_F^2), seconds, and compile_seconds of them.
         configuration: what ran: cost, network, solver, tolerances. Plain numbers and strings.
         reduced: the reduced network that ran (`saddleflow.width.projected`), else None; not saved.
-        singular_values: of A, in descending order, shape (time, min(n_out, n_in)).
-        rank_tolerance: singular values above it count for `rank`; given as None, a hundredth of the
-            largest singular value until the cost has fallen half-way. Of noisy data the flow learns the noise too, as
-            directions of their own, and this default counts them; `rank_gap` says how well the rank is defined.
+        asked_rank_tolerance: as given to the run, or None.
     """
 
     end_to_end: Float[np.ndarray, "time n_out n_in"]
     network: DeepLinearNetwork
     networks: DeepLinearNetwork | None
-    rank_tolerance: float | None
+    asked_rank_tolerance: float | None
     cost: Cost | None = None
     dips: tuple[np.ndarray, DeepLinearNetwork] | None = None
     reduced: Any = None
-    singular_values: Float[np.ndarray, "time n"] = field(init=False)
 
-    def __post_init__(self):
-        finite = np.isfinite(self.end_to_end).all(axis=(1, 2))
-        values = np.full((len(self.time), min(self.end_to_end.shape[1:])), np.nan)
-        values[finite] = np.linalg.svd(self.end_to_end[finite], compute_uv=False)
-        object.__setattr__(self, "singular_values", values)
-        if self.rank_tolerance is None:
-            object.__setattr__(self, "rank_tolerance", obs.default_rank_tolerance(values, self.train_cost))
+    @cached_property
+    def singular_values(self) -> Float[np.ndarray, "time n"]:
+        """Of A, in descending order, shape (time, min(n_out, n_in)); computed when first asked for."""
+        return obs.singular_values(self.end_to_end, min(self.network.hidden_widths))
+
+    @cached_property
+    def rank_tolerance(self) -> float:
+        """Singular values above it count for `rank`.
+
+        Unless it was given to the run, a hundredth of the largest singular value until the cost has fallen half-way.
+        Of noisy data the flow learns the noise too, as directions of their own, and this default counts them;
+        `rank_gap` says how well the rank is defined.
+        """
+        if self.asked_rank_tolerance is not None:
+            return self.asked_rank_tolerance
+        return obs.default_rank_tolerance(self.singular_values, self.train_cost)
 
     @property
     def matrix_name(self) -> str:
@@ -84,7 +94,7 @@ class Trajectory(History):
     @property
     def rank(self) -> Int[np.ndarray, " time"]:
         """Numerical rank of A: singular values above `rank_tolerance`, shape (time,)."""
-        return obs.rank(self.singular_values, self.rank_tolerance or 0.0)
+        return obs.rank(self.singular_values, self.rank_tolerance)
 
     @property
     def rank_gap(self) -> Float[np.ndarray, " time"]:
@@ -117,7 +127,7 @@ class Trajectory(History):
 
     def _find_visits(self) -> list[SaddleVisit]:
         def learned(here: int, later: int) -> int:
-            return learned_directions(self.end_to_end[here], self.end_to_end[later], self.rank_tolerance or 0.0)
+            return learned_directions(self.end_to_end[here], self.end_to_end[later], self.rank_tolerance)
 
         return find_visits(self.clock, self.train_cost, self.gradient_norm, self.rank, learned, self.network.depth)
 
@@ -236,7 +246,7 @@ def assemble(
         stop_reason: name of a `StopReason`.
         stats: counts and seconds; balancedness_drift is added.
         configuration: what ran; the cost's and the network's own data are added.
-        capacity: costs are computed for so many rows at once, whatever their number: one program for all runs.
+        capacity: of the rows: their number changes no program up to it.
         durations: lengths of the finished segments of time; None: times that float64 resolves as they are.
         rank_tolerance: absolute cut for the rank, or None.
         dips: times and networks of the dips of the gradient norm.
@@ -265,7 +275,7 @@ def assemble(
             "num_parameters": end.num_parameters,
         }
         | configuration,
-        rank_tolerance=rank_tolerance,
+        asked_rank_tolerance=rank_tolerance,
         cost=cost,
         dips=dips,
     )
@@ -276,10 +286,20 @@ def costs_of(
 ) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " rows"] | None]:
     """Train cost, and test cost where there is one, of every matrix; by one program for up to `capacity` of them."""
     count = len(matrices)
-    padded = np.zeros((max(capacity or count, count), *cost.shape))
-    padded[:count] = matrices
-    train, test = _costs(cost, on_device(padded))
-    return np.asarray(train)[:count], None if test is None else np.asarray(test)[:count]
+    if count == 0:
+        return np.zeros(0), np.zeros(0) if cost.has_test else None
+    block = max(1, min(max(capacity or count, count), MAX_BLOCK // math.prod(cost.shape)))
+    train, test = [], []
+    for first in range(0, count, block):
+        here = matrices[first : first + block]
+        if len(here) < block:
+            here = np.concatenate([here, np.zeros((block - len(here), *cost.shape))])
+        one, other = _costs(cost, on_device(here))
+        train.append(np.asarray(one))
+        if other is not None:
+            test.append(np.asarray(other))
+    known = np.concatenate(test)[:count] if cost.has_test else None
+    return np.concatenate(train)[:count], known
 
 
 @eqx.filter_jit
@@ -346,7 +366,7 @@ def from_xarray(data: "xr.Dataset", cost: Cost | None = None) -> Trajectory:
         stop_reason=data.attrs["stop_reason"],
         stats=json.loads(data.attrs["stats"]),
         configuration=configuration,
-        rank_tolerance=float(data.attrs["rank_tolerance"]),
+        asked_rank_tolerance=float(data.attrs["rank_tolerance"]),
         clock=SegmentedTime(*(data[f"clock_{name}"].values for name in ("segment", "within", "durations"))),
         cost=cost,
         dips=None if dips is None else (data["dip_time"].values, dips),

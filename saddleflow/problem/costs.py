@@ -27,8 +27,9 @@ from saddleflow.problem.curvature import (
     SoftmaxCurvature,
 )
 
-# A Gram matrix of more residuals than this costs more to factorise, at every step, than it saves.
-MAX_RESIDUALS = 600
+# The Gram matrix of so many residuals is worth a factorisation at every step; of up to so many where steps are stiff
+# enough to take hundreds of products without it.
+MAX_RESIDUALS, MOST_RESIDUALS = 600, 4000
 
 
 class Cost(eqx.Module):
@@ -95,10 +96,10 @@ class Cost(eqx.Module):
         return DenseCurvature.of(jax.hessian(self.__call__)(matrix))
 
 
-def affordable_curvature(cost: Cost, matrix: Matrix) -> Curvature | None:
-    """The curvature of a cost, or None where it has none, or more residuals than are worth a dense factorisation."""
+def affordable_curvature(cost: Cost, matrix: Matrix, most: int = MAX_RESIDUALS) -> Curvature | None:
+    """The curvature of a cost, or None where it has none, or more residuals than `most`."""
     curvature = cost.curvature(matrix)
-    return None if curvature is None or curvature.num_residuals > MAX_RESIDUALS else curvature
+    return None if curvature is None or curvature.num_residuals > most else curvature
 
 
 class MatrixCompletion(Cost):
