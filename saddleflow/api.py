@@ -151,7 +151,7 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
         objective = as_objective(cost)
         return solve_model(objective, network, options, trainable=trainable, preconditioner=preconditioner)
     _check_network(network)
-    start = reduce_where_smaller(network, reduce_width)
+    start = reduce_where_smaller(cost, network, reduce_width)
     if isinstance(start, ReducedNetwork):
         return solve_reduced(cost, start, options)
     return solve.solve(cost, start, options)

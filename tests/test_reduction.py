@@ -142,14 +142,14 @@ def test_snapshots_move_to_larger_bases():
     snapshots = Snapshots([layer + 1e-3 * generator.standard_normal(layer.shape) for layer in layers])
     leaks = reduced.leaks(snapshots)
     grown = reduced.grow(leaks, 0.0)
-    within = snapshots.within(reduced.network, grown.network)
+    within = snapshots.within(reduced, grown)
     for now, before, old, new in zip(within.layers, snapshots.layers, layers, grown.network.layers, strict=True):
         rows, columns = before.shape[1:]
         np.testing.assert_allclose(now[0, :rows, :columns] - new[:rows, :columns], before[0] - old[0], atol=1e-13)
         np.testing.assert_allclose(now[0, rows:], new[rows:], atol=1e-13)
     forward, backward = reduced._leaks()
     dense = np.hstack(
-        [forward[0] @ snapshots.forward_coefficients(1), backward[1] @ snapshots.backward_coefficients(1)]
+        [forward[0] @ snapshots.forward_coefficients(1), backward[0] @ snapshots.backward_coefficients(1)]
     )
     np.testing.assert_allclose(leaks[0][1], np.linalg.svd(dense, compute_uv=False)[: len(leaks[0][1])], atol=1e-12)
     directions, strengths = leaks[0]

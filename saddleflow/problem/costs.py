@@ -30,6 +30,9 @@ from saddleflow.problem.curvature import (
 # A Gram matrix of more residuals than this costs more to factorise, at every step, than it saves.
 MAX_RESIDUALS = 600
 
+# Inputs below this share of the largest, along a direction, are rounding.
+ROUNDING = 1e-13
+
 
 class Cost(eqx.Module):
     """A convex, differentiable cost C on end-to-end matrices.
@@ -79,6 +82,14 @@ class Cost(eqx.Module):
         The default, all of A, is always right; less spares slow convergence the suspicion.
         """
         return jnp.asarray(matrix)
+
+    @property
+    def input_basis(self) -> Float[Array | np.ndarray, "n_in rank"] | None:
+        """Q, orthonormal columns, where all gradients are `grad C(A) Q Q^T`: the input directions that C sees.
+
+        None, the default, is always right: all of them. Fewer make smaller networks of wide ones (`reduce_width`).
+        """
+        return None
 
     def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
         """The gradient of C at A, same shape as A."""
@@ -314,6 +325,16 @@ class MeanSquaredError(Cost):
         """What A does to inputs that are orthogonal to all samples; zero for n_in samples and more."""
         basis = self.train_set.basis
         return jnp.zeros_like(matrix) if basis is None else jnp.asarray(matrix) - (matrix @ basis) @ basis.T
+
+    @property
+    def input_basis(self) -> Float[Array | np.ndarray, "n_in rank"] | None:
+        """Of the span of the train inputs, by their numerical rank; None where that is n_in, and under `vmap`."""
+        root = self.train_set.root
+        if not is_concrete(root):
+            return None
+        u, s, _ = np.linalg.svd(np.asarray(root), full_matrices=False)
+        seen = u[:, s > ROUNDING * s[0]]
+        return None if seen.shape[1] == len(root) else seen
 
     def __call__(self, matrix: Matrix) -> Float[Array, ""]:
         """The train cost, per sample and summed over outputs."""

@@ -95,7 +95,7 @@ def start_network(lane: NetworkLane, group: ReducedGroup) -> ReducedNetwork:
     if group.mode == "sample":
         return alpha * sample_reduced(key, **draw, tolerance=None)
     # the bases are those of theta_0: products of tiny or huge layers leave float64's range
-    return alpha * reduce_width(gaussian(key, **draw), tolerance=None)
+    return alpha * reduce_width(gaussian(key, **draw), cost=lane.cost)
 
 
 def _solve(

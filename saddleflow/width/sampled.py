@@ -129,6 +129,7 @@ class SampledNetwork(ReducedNetwork):
             frozen_squares=on_device(unit**2 * _frozen_squares(revealed, self.sizes, source)),
             tolerance=self.tolerance,
             error_estimate=None,
+            inputs=None,
             key=self.key,
             deviation=self.deviation,
             rows=tuple(map(on_device, revealed.rows)),
@@ -147,7 +148,7 @@ def sample_reduced(
     shape: tuple[int, int],
     gamma: Any = None,
     variance: Any = None,
-    tolerance: float | None = 1e-6,
+    tolerance: float | None = None,
     levels: int | None = None,
 ) -> SampledNetwork:
     """Draw a reduced Gaussian network: in law `reduce_width(gaussian(...))`, at no cost that depends on the width.
@@ -163,7 +164,7 @@ def sample_reduced(
         shape: (n_out, n_in) of the end-to-end matrix.
         gamma: exponent of the variance in the width, as in `gaussian`; or give `variance`.
         variance: variance of every entry of every layer.
-        tolerance: of `|A(t) - A_full(t)|_F`, as in `reduce_width`.
+        tolerance: of `|A(t) - A_full(t)|_F`, as a share of the largest |A|_F met; None: ten times rtol.
         levels: how often the images of all known directions are revealed at once, from both ends; default L - 1,
             the least that holds the whole gradient at the start.
 
@@ -195,6 +196,7 @@ def sample_reduced(
         frozen_squares=on_device(size**2 * _frozen_squares(revealed, sizes, source)),
         tolerance=tolerance,
         error_estimate=None,
+        inputs=None,
         key=key_growth,
         deviation=unit,
         rows=tuple(map(on_device, revealed.rows)),
