@@ -283,9 +283,7 @@ class Snapshots:
 
 
 @one_lapack_thread()  # the bases, to the last bit, whatever the environment says
-def reduce_width(
-    network: DeepLinearNetwork | Sequence[Any], tolerance: float | None = None, *, cost: Cost | None = None
-) -> ProjectedNetwork:
+def reduce_width(network: Any, tolerance: float | None = None, *, cost: Any = None) -> ProjectedNetwork:
     """Project a network onto the hidden directions its gradient uses at the start.
 
     Exact for L = 2, wherever the bases fill the spaces, and wherever the layers map them into each other, as
@@ -301,11 +299,12 @@ def reduce_width(
         trajectory = sf.gradient_flow(cost, small)
 
     Args:
-        network: the start, of any depth and widths; or its layers, W_1 first, arrays in float64 or scipy's sparse
-            arrays (identities, diagonals, permutations). These are never made dense, but all their entries move.
+        network: the start, a `DeepLinearNetwork` of any depth and widths; or a sequence of its layers, W_1 first,
+            arrays in float64 or scipy's sparse arrays (identities, diagonals, permutations). These are never made
+            dense; all their entries move, zeros too.
         tolerance: of `|A(t) - A_full(t)|_F`, sup over the run, as a share of the largest |A|_F met; None: ten times
             rtol.
-        cost: the cost that the flow will be one of; None: any.
+        cost: the `Cost` that the flow will be one of; None: any.
 
     Returns:
         The reduced network. One made for a cost is for costs whose inputs lie in the same span.
