@@ -65,7 +65,7 @@ def test_auto_takes_the_inputs_of_its_cost():
 
 @pytest.mark.slow
 def test_bases_that_leak_grow_along_what_the_inputs_excite():
-    """Gaussian layers, L = 4: the error of the whole A meets the tolerance, in fewer directions than A has columns."""
+    """Gaussian layers, L = 4: the error of the whole A meets the tolerance, in fewer directions than n_in."""
     network = sf.gaussian(jax.random.key(4), depth=4, width=WIDTH, shape=COST.shape, gamma=1.0)
     tolerance = 1e-3
     run = sf.gradient_flow(COST, sf.reduce_width(network, tolerance, cost=COST), rtol=1e-4, t1=20.0)
@@ -78,7 +78,7 @@ def test_bases_that_leak_grow_along_what_the_inputs_excite():
 
 
 def test_the_basis_of_inputs_is_their_numerical_span():
-    """Of more samples than dimensions too, where they are dependent; a basis of fewer serves a part of the samples."""
+    """Of more samples than dimensions too, where those are dependent; it serves a part of the samples as well."""
     low = INPUTS[:, :4] @ GENERATOR.standard_normal((4, 80))
     cost = sf.MeanSquaredError(low, TEACHER @ low)
     basis = cost.input_basis
