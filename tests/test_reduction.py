@@ -18,8 +18,8 @@ def start(depth=3, width=80, gamma=1.0, seed=4):
     return sf.gaussian(jax.random.key(seed), depth=depth, width=width, shape=(3, 3), gamma=gamma)
 
 
-def sample(key, depth=3, width=50, levels=None, gamma=1.0):
-    return sf.sample_reduced(key, depth=depth, width=width, shape=(3, 3), gamma=gamma, levels=levels)
+def sample(key, depth=3, width=50, levels=None, gamma=1.0, cost=None):
+    return sf.sample_reduced(key, depth=depth, width=width, shape=(3, 3), gamma=gamma, levels=levels, cost=cost)
 
 
 def error(run, full, rtol):
@@ -193,13 +193,23 @@ def short_draws(monkeypatch):
     monkeypatch.setattr(sampling, "padded", lambda count, least: count)
 
 
+ONE_SAMPLE = sf.MeanSquaredError(np.array([[1.0], [2.0], [-1.0]]), np.ones((3, 1)))
+
+
 @pytest.mark.parametrize(
-    ("depth", "width", "levels"), [(2, 4, 1), (3, 7, 2), pytest.param(4, 9, 5, marks=pytest.mark.slow)]
+    ("depth", "width", "levels", "cost"),
+    [
+        (2, 4, 1, None),
+        (3, 7, 2, None),
+        (3, 7, 2, ONE_SAMPLE),
+        pytest.param(4, 9, 5, None, marks=pytest.mark.slow),
+        pytest.param(4, 9, 4, ONE_SAMPLE, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.usefixtures("short_draws")
-def test_moments_at_the_start(depth, width, levels):
+def test_moments_at_the_start(depth, width, levels, cost):
     """Of 40,000 draws: each mean within 4.5 of its standard errors."""
-    draw = jax.jit(jax.vmap(lambda key: sample(key, depth, width, levels).end_to_end()))
+    draw = jax.jit(jax.vmap(lambda key: sample(key, depth, width, levels, cost=cost).end_to_end()))
     count = 40_000
     matrices = np.asarray(draw(jax.random.split(jax.random.key(1), count)))
     traces, squares = np.trace(matrices, axis1=1, axis2=2), np.sum(matrices**2, axis=(1, 2))

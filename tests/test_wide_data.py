@@ -77,6 +77,28 @@ def test_bases_that_leak_grow_along_what_the_inputs_excite():
     assert 0 < run.reduction_error_estimate <= tolerance * largest(full)
 
 
+def test_a_drawn_network_starts_from_the_inputs_of_its_cost():
+    """Unseen columns of the first layer stand still; known directions keep them where the network grows."""
+    key, kind = jax.random.key(0), {"depth": 3, "width": 10**6, "shape": COST.shape, "gamma": 1.5}
+    small = sf.sample_reduced(key, **kind, cost=COST)
+    assert small.reduced_widths == (SAMPLES + N_OUT,) * 2
+    assert small.sizes == (N_IN, 10**6, 10**6, N_OUT)
+    np.testing.assert_allclose(small.frozen_squares, [(N_IN - SAMPLES) * 1e-3, 1e3, 0], rtol=0.01)
+    run = sf.gradient_flow(COST, small, rtol=1e-3, observables=["layer_norms"])
+    grown, unseen = run.reduced, np.eye(N_IN) - COST.input_basis @ COST.input_basis.T
+    assert sum(grown.reduced_widths) > sum(small.reduced_widths)
+    before, start, end = (np.asarray(n.layers[0]) for n in (small.network, grown.network, run.network))
+    np.testing.assert_allclose(start[: len(before)], before, atol=1e-15)
+    np.testing.assert_allclose(end @ unseen, start @ unseen, atol=1e-15)
+    # an entry's variance is w^-gamma, in directions fresh and old
+    deviations = [np.std(rows) for rows in (start[: len(before)] @ unseen, start[len(before) :] @ unseen)]
+    np.testing.assert_allclose(deviations, 10**-4.5 * np.sqrt(1 - SAMPLES / N_IN), rtol=0.15)
+    assert run.reduction_error_estimate <= 10 * 1e-3 * largest(run.end_to_end)
+    np.testing.assert_allclose(run.observables["layer_norms"][0] ** 2, [N_IN * 1e-3, 1e3, 2e-3], rtol=0.05)
+    with pytest.raises(ValueError, match="`cost` must see no inputs but those, in 6 directions"):
+        sf.gradient_flow(OTHER, small)
+
+
 def test_the_basis_of_inputs_is_their_numerical_span():
     """Of more samples than dimensions too, where those are dependent; it serves a part of the samples as well."""
     low = INPUTS[:, :4] @ GENERATOR.standard_normal((4, 80))

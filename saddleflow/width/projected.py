@@ -316,14 +316,9 @@ def reduce_width(network: Any, tolerance: float | None = None, *, cost: Any = No
     if tolerance is not None:
         require_positive("tolerance", tolerance)
     layers = _checked(network)
-    shape = (layers[-1].shape[0], layers[0].shape[1])
-    inputs = None
-    if cost is not None:
-        require(isinstance(cost, Cost), "cost", "be a saddleflow.Cost", type(cost).__name__)
-        require(tuple(cost.shape) == shape, "cost", f"take matrices of shape {shape}, as A is", tuple(cost.shape))
-        inputs = cost.input_basis
+    inputs = seen_inputs(cost, (layers[-1].shape[0], layers[0].shape[1]))
     matrices = _on_host(layers)
-    forward = [_image(matrices[0], None if inputs is None else np.asarray(inputs))]
+    forward = [_image(matrices[0], inputs)]
     for layer in matrices[1:-1]:
         forward.append(layer @ forward[-1])
     backward = [_image(matrices[-1].T, None)]
@@ -334,6 +329,16 @@ def reduce_width(network: Any, tolerance: float | None = None, *, cost: Any = No
         frame = _frame(ahead)
         bases.append(np.hstack([frame, _orthonormal(frame, _frame(back))])[:, : len(frame)])
     return ProjectedNetwork.of(layers, bases, tolerance, inputs)
+
+
+def seen_inputs(cost: Any, shape: tuple[int, int]) -> Float[np.ndarray, "n_in _"] | None:
+    """The basis of the inputs that a cost sees, after checking the cost; None: it sees all, or there is no cost."""
+    if cost is None:
+        return None
+    require(isinstance(cost, Cost), "cost", "be a saddleflow.Cost", type(cost).__name__)
+    require(tuple(cost.shape) == shape, "cost", f"take matrices of shape {shape}, as A is", tuple(cost.shape))
+    basis = cost.input_basis
+    return None if basis is None else np.asarray(basis)
 
 
 def _checked(network: Any) -> tuple[Any, ...]:
