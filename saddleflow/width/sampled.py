@@ -5,7 +5,7 @@ drawn, the rest has a chi-distributed length and a uniform direction, which beco
 directions whose image under W_l, or W_l^T, has been drawn are "revealed"; what has neither image revealed is still
 independent Gaussian. Several at once are Bartlett's decomposition; alternating sides is the bidiagonal model of
 Dumitriu and Edelman in blocks. Which direction is revealed next may depend on all that is revealed already, so a flow
-may choose: the law stays exact. Where a cost sees only the span of an orthonormal Q of inputs, `W_1 Q` is revealed so.
+may choose: the law stays exact. Where a cost sees only the span of inputs Q, orthonormal, `W_1 Q` is revealed so.
 The rest, `W_1 (1 - Q Q^T)`, is independent of all that bases are made of, so it is Gaussian in any. Derived here.
 """
 
