@@ -91,6 +91,14 @@ class Cost(eqx.Module):
         """
         return None
 
+    def restricted(self, basis: Float[np.ndarray, "n_in k"]) -> "Cost | None":
+        """The cost `B -> C(B K^T)` of matrices of k columns, for K with orthonormal columns; test cost included.
+
+        None, the default: there is none that costs less than C itself.
+        """
+        del basis
+        return None
+
     def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
         """The gradient of C at A, same shape as A."""
         return jax.grad(self.__call__)(matrix)
@@ -336,6 +344,13 @@ class MeanSquaredError(Cost):
         seen = u[:, s > ROUNDING * s[0]]
         return None if seen.shape[1] == len(root) else seen
 
+    def restricted(self, basis: Float[np.ndarray, "n_in k"]) -> "MeanSquaredError":
+        """Of inputs `K^T X`."""
+        cost = eqx.tree_at(lambda c: c.train_set, self, self.train_set.restricted(basis))
+        if cost.test_set is None:
+            return cost
+        return eqx.tree_at(lambda c: c.test_set, cost, cost.test_set.restricted(basis))
+
     def __call__(self, matrix: Matrix) -> Float[Array, ""]:
         """The train cost, per sample and summed over outputs."""
         return self.train_set.mean_squared_error(matrix)
@@ -383,6 +398,13 @@ class _Samples(eqx.Module):
         self.basis = jnp.linalg.qr(self.root)[0] if count < len(inputs) else None
         self.aim = scaled @ q
         self.floor = jnp.sum((scaled - self.aim @ q.T) ** 2)
+
+    def restricted(self, basis: Float[np.ndarray, "n_in k"]) -> "_Samples":
+        """Of inputs `K^T X`."""
+        root = basis.T @ np.asarray(self.root)
+        span = on_device(np.linalg.qr(root)[0]) if root.shape[1] < len(root) else None
+        parts = on_device(root), span
+        return eqx.tree_at(lambda s: (s.root, s.basis), self, parts, is_leaf=lambda part: part is None)
 
     def mean_squared_error(self, matrix: Matrix) -> Float[Array, ""]:
         return jnp.sum((matrix @ self.root - self.aim) ** 2) + self.floor

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array
@@ -27,7 +28,7 @@ from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork, num_parameters
 from saddleflow.problem.symmetry import include
-from saddleflow.width.projected import ProjectedNetwork, ReducedNetwork, Snapshots, reduce_width
+from saddleflow.width.projected import ProjectedNetwork, ReducedNetwork, Snapshots, reduce_width, span
 
 # A pilot is to show directions, not numbers: its tolerance, and its rows, which become snapshots, are coarse.
 PILOT_RTOL = 1e-3
@@ -60,6 +61,9 @@ LAST = 0.05
 
 # Leaks below this share of the activity are rounding.
 EXACT_LEAK = 1e-13
+
+# An exact flow is solved in the columns that A ever has where those are below this share of all.
+NARROW = 0.5
 
 # A basis of inputs further than this from the span of another is a basis of other inputs.
 FOREIGN = 1e-8
@@ -172,8 +176,39 @@ def _check_inputs(cost: Cost, reduced: ReducedNetwork) -> None:
 def _exact(cost: Cost, reduced: ReducedNetwork, options: FlowOptions, checks: int, pilots: "_Pilots") -> Trajectory:
     """The one run of a reduction that nothing leaks out of."""
     changes = _handed(reduced, options.observables, options.stop)
-    main = solve(cost, reduced.network, replace(options, **changes))
+    bare = not options.observables and options.stop is None  # else functions are to see all columns
+    main = _solve_narrow(cost, reduced, options) if bare else None
+    main = main or solve(cost, reduced.network, replace(options, **changes))
     return _report(main, reduced, options.observables, _EXACT, checks, pilots)
+
+
+def _solve_narrow(cost: Cost, reduced: ReducedNetwork, options: FlowOptions) -> Trajectory | None:
+    """The run in the columns that A ever has, where those are few: inputs that are seen, and what W_1 does to others.
+
+    None: they are not, or the cost has no restriction to them.
+    """
+    if reduced.inputs is None:
+        return None
+    basis = span(np.asarray(reduced.inputs), np.asarray(reduced.network.layers[0]).T)
+    narrow = cost.restricted(basis) if basis.shape[1] < NARROW * len(basis) else None
+    if narrow is None:
+        return None
+
+    def first_by(network: DeepLinearNetwork, factor: np.ndarray) -> DeepLinearNetwork:
+        first, *rest = network.layers
+        return eqx.tree_at(lambda n: n.layers, network, (on_device(np.asarray(first) @ factor), *rest))
+
+    run = solve(narrow, first_by(reduced.network, basis), options)
+    networks = None if run.networks is None else first_by(run.networks, basis.T)
+    return replace(
+        run,
+        cost=cost,
+        end_to_end=run.end_to_end @ basis.T,
+        network=first_by(run.network, basis.T),
+        networks=networks,
+        dips=None if run.dips is None else (run.dips[0], first_by(run.dips[1], basis.T)),
+        configuration=run.configuration | {"shape": list(cost.shape)},
+    )
 
 
 _EXACT = (0.0, 0.0, 0.0)

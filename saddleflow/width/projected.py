@@ -324,10 +324,7 @@ def reduce_width(network: Any, tolerance: float | None = None, *, cost: Any = No
     backward = [_image(matrices[-1].T, None)]
     for layer in matrices[-2:0:-1]:
         backward.insert(0, layer.T @ backward[0])
-    bases = []
-    for ahead, back in zip(forward, backward, strict=True):
-        frame = _frame(ahead)
-        bases.append(np.hstack([frame, _orthonormal(frame, _frame(back))])[:, : len(frame)])
+    bases = [span(_frame(ahead), back) for ahead, back in zip(forward, backward, strict=True)]
     return ProjectedNetwork.of(layers, bases, tolerance, inputs)
 
 
@@ -401,6 +398,11 @@ def _frame(matrix: np.ndarray) -> np.ndarray:
     """Orthonormal basis of the columns."""
     u, s, _ = np.linalg.svd(matrix, full_matrices=False)
     return u[:, s > ROUNDING * s.max(initial=0.0)]
+
+
+def span(frame: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """An orthonormal basis, continued to the span of further vectors."""
+    return np.hstack([frame, _orthonormal(frame, _frame(vectors))])[:, : len(frame)]
 
 
 def _outside(basis: np.ndarray, vectors: np.ndarray) -> np.ndarray:
