@@ -112,7 +112,8 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
             it stands, the time so far. "log" says so every five seconds, to the logger "saddleflow" at level INFO,
             or on stderr where no logging is set up. False shows nothing.
         reduce_width: "auto" reduces the width where the small network is smaller than half the full one, to
-            an error in A of at most 10 * rtol of the largest |A|.
+            an error in A of at most 10 * rtol of the largest |A|; in as many directions as the inputs excite
+            (`Cost.input_basis`).
         trainable: of a model, an equinox filter for the arrays that move: a function of a leaf, or a pytree of
             booleans. The others stay as they are.
         preconditioner: of a model, how the stiff part of the flow is inverted: "gauss_newton" by the Jacobian of its
@@ -152,7 +153,7 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
         objective = as_objective(cost)
         return solve_model(objective, network, options, trainable=trainable, preconditioner=preconditioner)
     _check_network(network)
-    start = reduce_where_smaller(network, reduce_width)
+    start = reduce_where_smaller(cost, network, reduce_width)
     if isinstance(start, ReducedNetwork):
         return solve_reduced(cost, start, options)
     return solve.solve(cost, start, options)

@@ -40,7 +40,8 @@ def test_a_lane_is_its_lone_run(data):
 
 
 def test_reduced_widths():
-    reduced = sf.sample_reduced(jax.random.key(0), depth=3, width=10**6, shape=(4, 4), gamma=1.0, tolerance=1e-3)
+    reduced = sf.sample_reduced(jax.random.key(0), depth=3, width=10**6, shape=(4, 4), gamma=1.0, tolerance=1e-4)
     trajectory = sf.gradient_flow(COST, reduced, t1=10.0, rtol=1e-4, progress=False)
     assert trajectory.stop_reason == "t1"
-    assert trajectory.stats["reduction_error_estimate"] <= 1e-3
+    largest = np.linalg.norm(trajectory.end_to_end, axis=(1, 2)).max()
+    assert trajectory.stats["reduction_error_estimate"] <= 1e-4 * largest

@@ -7,7 +7,6 @@ import pytest
 from scipy import stats
 
 import saddleflow as sf
-from saddleflow.flow import solve as flow
 
 COST = sf.MatrixCompletion.random(jax.random.key(3), shape=(3, 3), rank=2, observed=0.8)
 COUNT, CHUNK = 400, 50
@@ -15,13 +14,11 @@ COUNT, CHUNK = 400, 50
 
 def statistics(networks, times):
     """One row a network: escape time, |A| at three times, final nuclear norm and test cost."""
-    first = jax.tree.map(lambda x: x[0], networks)
-    settings, method = flow.prepare(COST, first, rtol=1e-5, save_at=times)
 
     @jax.jit
     @jax.vmap
     def run(network):
-        matrices = flow.integrate(COST, network, settings, method).rows["end_to_end"]
+        matrices = sf.integrate(COST, network, rtol=1e-5, save_at=times).end_to_end
         train = jax.vmap(COST)(matrices)
         escape = jnp.interp(-0.6 * train[0], -train, times)
         norms = jnp.linalg.norm(matrices[jnp.array([5, 20, 59])], axis=(1, 2))

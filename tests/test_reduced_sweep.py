@@ -34,6 +34,24 @@ def test_reduced_lanes_are_the_full_ones(reduced):
     assert json.loads(reduced.attrs["configuration"])["reduce_width"] == "auto"
 
 
+def test_few_samples_take_few_directions():
+    """Two samples in 30 dimensions: lanes of width 20 are reduced, below n_in + n_out; two layers exactly."""
+    generator = np.random.default_rng(0)
+    inputs = generator.standard_normal((30, 2))
+    cost = sf.MeanSquaredError(inputs, generator.standard_normal((2, 30)) @ inputs)
+    grid = {"depth": 2, "width": 20, "seed": [0, 1], "rtol": 1e-4, "t1": 5.0, "save_at": [0.0, 1.0, 5.0]}
+    full = sf.sweep(cost, **grid, save_matrices=True)
+    reduced = sf.sweep(cost, **grid, save_matrices=True, reduce_width="auto")
+    assert (reduced.reduction_error_estimate == 0).all()
+    assert (reduced.num_accepted_steps > 0).all()
+    scale = np.abs(full.end_to_end).max()
+    assert float(np.abs(reduced.end_to_end - full.end_to_end).max()) < 2e-3 * scale
+    np.testing.assert_allclose(reduced.end_to_end[:, 0], full.end_to_end[:, 0], atol=1e-12)
+    drawn = sf.sweep(cost, **grid, reduce_width="sample")
+    assert (drawn.reduction_error_estimate == 0).all()
+    assert drawn.train_cost[:, -1].max() < full.train_cost[:, 0].min()
+
+
 def test_a_width_beyond_memory_is_drawn_in_law():
     data = sf.sweep(COST, depth=3, width=10**9, gamma=1.5, seed=[0, 1], t1=1e6, rtol=1e-3, reduce_width="sample")
     assert data.train_cost.dims == ("seed", "sample")

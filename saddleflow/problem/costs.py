@@ -31,6 +31,9 @@ from saddleflow.problem.curvature import (
 # enough to take hundreds of products without it.
 MAX_RESIDUALS, MOST_RESIDUALS = 600, 4000
 
+# Inputs below this share of the largest, along a direction, are rounding.
+ROUNDING = 1e-13
+
 
 class Cost(eqx.Module):
     """A convex, differentiable cost C on end-to-end matrices.
@@ -80,6 +83,22 @@ class Cost(eqx.Module):
         The default, all of A, is always right; less spares slow convergence the suspicion.
         """
         return jnp.asarray(matrix)
+
+    @property
+    def input_basis(self) -> Float[Array | np.ndarray, "n_in rank"] | None:
+        """Q, orthonormal columns, where all gradients are `grad C(A) Q Q^T`: the input directions that C sees.
+
+        None, the default, is always right: all of them. Fewer make smaller networks of wide ones (`reduce_width`).
+        """
+        return None
+
+    def restricted(self, basis: Float[np.ndarray, "n_in k"]) -> "Cost | None":
+        """The cost `B -> C(B K^T)` of matrices of k columns, for K with orthonormal columns; test cost included.
+
+        None, the default: there is none that costs less than C itself.
+        """
+        del basis
+        return None
 
     def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
         """The gradient of C at A, same shape as A."""
@@ -316,6 +335,23 @@ class MeanSquaredError(Cost):
         basis = self.train_set.basis
         return jnp.zeros_like(matrix) if basis is None else jnp.asarray(matrix) - (matrix @ basis) @ basis.T
 
+    @property
+    def input_basis(self) -> Float[Array | np.ndarray, "n_in rank"] | None:
+        """Of the span of the train inputs, by their numerical rank; None where that is n_in, and under `vmap`."""
+        root = self.train_set.root
+        if not is_concrete(root):
+            return None
+        u, s, _ = np.linalg.svd(np.asarray(root), full_matrices=False)
+        seen = u[:, s > ROUNDING * s[0]]
+        return None if seen.shape[1] == len(root) else seen
+
+    def restricted(self, basis: Float[np.ndarray, "n_in k"]) -> "MeanSquaredError":
+        """Of inputs `K^T X`."""
+        cost = eqx.tree_at(lambda c: c.train_set, self, self.train_set.restricted(basis))
+        if cost.test_set is None:
+            return cost
+        return eqx.tree_at(lambda c: c.test_set, cost, cost.test_set.restricted(basis))
+
     def __call__(self, matrix: Matrix) -> Float[Array, ""]:
         """The train cost, per sample and summed over outputs."""
         return self.train_set.mean_squared_error(matrix)
@@ -363,6 +399,13 @@ class _Samples(eqx.Module):
         self.basis = jnp.linalg.qr(self.root)[0] if count < len(inputs) else None
         self.aim = scaled @ q
         self.floor = jnp.sum((scaled - self.aim @ q.T) ** 2)
+
+    def restricted(self, basis: Float[np.ndarray, "n_in k"]) -> "_Samples":
+        """Of inputs `K^T X`."""
+        root = basis.T @ np.asarray(self.root)
+        span = on_device(np.linalg.qr(root)[0]) if root.shape[1] < len(root) else None
+        parts = on_device(root), span
+        return eqx.tree_at(lambda s: (s.root, s.basis), self, parts, is_leaf=lambda part: part is None)
 
     def mean_squared_error(self, matrix: Matrix) -> Float[Array, ""]:
         return jnp.sum((matrix @ self.root - self.aim) ** 2) + self.floor

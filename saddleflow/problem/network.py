@@ -47,18 +47,7 @@ class DeepLinearNetwork(eqx.Module):
 
     def __init__(self, layers: Iterable[Any]):
         layers = tuple(layers)
-        require(len(layers) >= 2, "layers", "hold at least two matrices (depth >= 2)", f"{len(layers)} layers")
-        for index, layer in enumerate(layers, start=1):
-            require_float64(f"layers[{index - 1}]", layer)
-            require(layer.ndim == 2, f"layers[{index - 1}]", "be a matrix", f"shape {layer.shape}")
-        for index, (first, second) in enumerate(itertools.pairwise(layers), start=1):
-            require(
-                second.shape[1] == first.shape[0],
-                f"layers[{index}]",
-                f"have {first.shape[0]} columns, the rows of layers[{index - 1}]",
-                f"shape {second.shape}",
-                "Layers are listed from the input: W_1 first.",
-            )
+        check_layers(layers)
         self.layers = tuple(map(on_device, layers))
 
     @property
@@ -222,6 +211,26 @@ def balanced(matrix: Float[Array, "n_out n_in"], *, depth: int, width: Width) ->
         jnp.zeros((rows, columns)).at[: block.shape[0], : block.shape[1]].set(block)
         for block, rows, columns in zip([first, *middle, last], sizes[1:], sizes[:-1], strict=True)
     )
+
+
+def check_layers(layers: Sequence[Any]) -> None:
+    """Refuse layers, dense or sparse, that are no chain of at least two matrices in float64.
+
+    Raises:
+        ValueError: which of them, with value and remedy.
+    """
+    require(len(layers) >= 2, "layers", "hold at least two matrices (depth >= 2)", f"{len(layers)} layers")
+    for index, layer in enumerate(layers, start=1):
+        require_float64(f"layers[{index - 1}]", layer)
+        require(layer.ndim == 2, f"layers[{index - 1}]", "be a matrix", f"shape {layer.shape}")
+    for index, (first, second) in enumerate(itertools.pairwise(layers), start=1):
+        require(
+            second.shape[1] == first.shape[0],
+            f"layers[{index}]",
+            f"have {first.shape[0]} columns, the rows of layers[{index - 1}]",
+            f"shape {second.shape}",
+            "Layers are listed from the input: W_1 first.",
+        )
 
 
 def num_parameters(sizes: Sequence[int]) -> int:

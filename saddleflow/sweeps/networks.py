@@ -130,7 +130,9 @@ def _is_graded(cost: Cost, depth: int, width: int, scale: float, options: SweepO
 
 def _is_reduced(cost: Cost, depth: int, width: int) -> bool:
     """Whether the smallest bases, of the activity from both ends, hold less than half of the parameters."""
-    small = num_parameters(layer_sizes(depth, min(width, sum(cost.shape)), cost.shape))
+    (n_out, n_in), seen = cost.shape, cost.input_basis
+    ends = n_out + (n_in if seen is None else seen.shape[1])
+    small = num_parameters(layer_sizes(depth, min(width, ends), cost.shape))
     return small < WORTHWHILE * num_parameters(layer_sizes(depth, width, cost.shape))
 
 

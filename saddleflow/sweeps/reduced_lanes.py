@@ -93,9 +93,9 @@ def start_network(lane: NetworkLane, group: ReducedGroup) -> ReducedNetwork:
     key, alpha = jax.random.key(int(lane.seed)), float(lane.alpha)
     draw = {"depth": group.depth, "width": group.width, "shape": group.shape, "gamma": float(lane.gamma)}
     if group.mode == "sample":
-        return alpha * sample_reduced(key, **draw, tolerance=None)
+        return alpha * sample_reduced(key, **draw, cost=lane.cost)
     # the bases are those of theta_0: products of tiny or huge layers leave float64's range
-    return alpha * reduce_width(gaussian(key, **draw), tolerance=None)
+    return alpha * reduce_width(gaussian(key, **draw), cost=lane.cost)
 
 
 def _solve(

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -28,7 +28,7 @@ from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork, num_parameters
 from saddleflow.problem.symmetry import include
-from saddleflow.width.projected import ProjectedNetwork, ReducedNetwork, Snapshots, reduce_width
+from saddleflow.width.projected import ProjectedNetwork, ReducedNetwork, Snapshots, reduce_width, span
 
 # A pilot is to show directions, not numbers: its tolerance, and its rows, which become snapshots, are coarse.
 PILOT_RTOL = 1e-3
@@ -62,18 +62,24 @@ LAST = 0.05
 # Leaks below this share of the activity are rounding.
 EXACT_LEAK = 1e-13
 
+# An exact flow is solved in the columns that A ever has where those are below this share of all.
+NARROW = 0.5
+
+# A basis of inputs further than this from the span of another is a basis of other inputs.
+FOREIGN = 1e-8
+
 # A small network with more than this share of the full one's parameters saves nothing.
 WORTHWHILE = 0.5
 
 
 def reduce_where_smaller(
-    network: DeepLinearNetwork | ReducedNetwork, mode: str | None
+    cost: Cost, network: DeepLinearNetwork | ReducedNetwork, mode: str | None
 ) -> DeepLinearNetwork | ReducedNetwork:
     """What `gradient_flow(reduce_width=mode)` runs on: a reduction for "auto", where the start's is smaller."""
     require(mode in (None, "auto"), "reduce_width", 'be None or "auto"', mode, "Or pass sf.reduce_width(network).")
     if mode is None or isinstance(network, ReducedNetwork) or not is_concrete(network.layers[0]):
         return network
-    reduced = reduce_width(network, tolerance=None)
+    reduced = reduce_width(network, cost=cost)
     return network if _saves_nothing(reduced) else reduced
 
 
@@ -90,11 +96,13 @@ def solve_reduced(cost: Any, reduced: ReducedNetwork, options: FlowOptions) -> T
         `stats` hold reduction_error_estimate (sup over time of |A - A_full|_F), reduction_time_shift and
         reduction_error_modulo_shift (at the time of the largest error: its part along dA/dt, as a shift in time, and
         the largest error across dA/dt), reduction_rounds (pilots and checks), num_pilots, num_pilot_steps and
-        pilot_seconds. Where `max_seconds` ran out it is the best so far, with a warning: a run that was checked, else
-        an unfinished one or a pilot, of unknown error (infinite).
+        pilot_seconds. Errors are in the units of A. Where nothing leaks at the start, one run at rtol is all, and its
+        error zero. Where `max_seconds` ran out the trajectory is the best so far, with a warning: a run that was
+        checked, else an unfinished one or a pilot, of unknown error (infinite).
 
     Raises:
-        ValueError: a cost that is not a `Cost`; an observable or stop that needs layers which were never drawn.
+        ValueError: a cost that is not a `Cost`, or sees other inputs than the one that the width was reduced for; an
+            observable or stop that needs layers which were never drawn.
     """
     require(
         isinstance(cost, Cost),
@@ -103,47 +111,104 @@ def solve_reduced(cost: Any, reduced: ReducedNetwork, options: FlowOptions) -> T
         type(cost).__name__,
         "A cost that depends on the layers sees directions that the reduction leaves out: pass the full network.",
     )
+    _check_inputs(cost, reduced)
     asked = options.observables
     _handed(reduced, asked, options.stop)  # refuses before any work is done
-    checks, snapshots, scale, pilots = 0, None, 0.0, _Pilots()
-    threshold: Any = None  # the first pilot's to choose
+    share = 10 * options.rtol if reduced.tolerance is None else reduced.tolerance
+    checks, snapshots, pilots = 0, None, _Pilots()
+    threshold = min(0.1, share**LEAK_POWER)
     checked = None  # the last run whose error is known
+    if reduced.is_complete:
+        return _exact(cost, reduced, options, checks, pilots)
     while True:
         if snapshots is not None:
             reduced = _closed(reduced, snapshots, threshold)
-        reduced, snapshots, scale, threshold = _grow(cost, reduced, threshold, options, pilots)
+        reduced, snapshots, scale = _grow(cost, reduced, threshold, options, pilots)
         if snapshots is None:
             changes = _handed(reduced, asked, options.stop)
             main = solve(cost, _padded(reduced, reduced), replace(options, **changes))
             return _report(main, reduced, asked, _UNKNOWN, checks, pilots)
-        tolerance = 10 * options.rtol * scale if reduced.tolerance is None else reduced.tolerance
         if time.perf_counter() > options.deadline:
-            return _out_of_time(checked or pilots.last(options), tolerance, asked, checks, pilots)
-        rtol = max(min(options.rtol, SOLVER_SHARE * tolerance / max(scale, 1e-300)), 1e-13)
+            return _out_of_time(checked or pilots.last(options), share, scale, asked, checks, pilots)
         if isinstance(reduced, ProjectedNetwork) and _saves_nothing(reduced):
-            full = ProjectedNetwork.of(reduced.full, [jnp.eye(n) for n in reduced.sizes], reduced.tolerance)
-            main = solve(cost, full.full, replace(options, rtol=rtol))
-            return _report(main, full, asked, _EXACT, checks, pilots)
+            whole = [np.eye(width) for width in reduced.hidden_widths]
+            whole = ProjectedNetwork.of(reduced.layers, whole, reduced.tolerance)
+            return _report(solve(cost, whole.network, options), whole, asked, _EXACT, checks, pilots)
         larger = _finer(reduced, snapshots, threshold)
-        start = _padded(reduced, reduced if larger is None else larger)
-        changes = _handed(reduced, asked, options.stop) | {"rtol": rtol}
-        main = solve(cost, start, replace(options, **changes))
         if larger is None:
-            return _report(main, reduced, asked, _EXACT, checks, pilots)
+            return _exact(cost, reduced, options, checks, pilots)
+        changes = _handed(reduced, asked, options.stop)
+        changes["rtol"] = max(min(options.rtol, SOLVER_SHARE * share), 1e-13)
+        main = solve(cost, _padded(reduced, larger), replace(options, **changes))
         if main.stop_reason == "max_seconds":
-            return _out_of_time(checked or (main, reduced, _UNKNOWN), tolerance, asked, checks, pilots)
+            return _out_of_time(checked or (main, reduced, _UNKNOWN), share, scale, asked, checks, pilots)
         errors = _distance(cost, _padded(larger, larger), main, replace(options, **changes))
         checks += 1
         rounds = checks + pilots.count
         expired = time.perf_counter() > options.deadline
         failed = main.stop_reason in ("non_finite", "step_size_underflow", "max_steps")
-        if errors[0] <= tolerance or expired or failed or rounds >= MAX_ROUNDS:
-            if not errors[0] <= tolerance:
+        met = errors[0] <= share * scale
+        if met or expired or failed or rounds >= MAX_ROUNDS:
+            if not met:
                 ended = f"the run ended with {main.stop_reason!r}" if failed else f"{rounds} rounds did not do"
-                _warn(errors[0], tolerance, "max_seconds ran out" if expired else ended)
+                _warn(errors[0] / scale, share, "max_seconds ran out" if expired else ended)
             return _report(main, reduced, asked, errors, checks, pilots)
         checked = main, reduced, errors
-        threshold *= min(0.5, (0.5 * tolerance / errors[0]) ** LEAK_POWER)
+        threshold *= min(0.5, (0.5 * share * scale / errors[0]) ** LEAK_POWER)
+
+
+def _check_inputs(cost: Cost, reduced: ReducedNetwork) -> None:
+    """Refuse a cost that sees inputs which the reduction has taken for unseen."""
+    if reduced.inputs is None:
+        return
+    basis, known = cost.input_basis, np.asarray(reduced.inputs)
+    seen = np.eye(len(known)) if basis is None else np.asarray(basis)
+    outside = float(np.linalg.norm(seen - known @ (known.T @ seen), 2))
+    require(
+        outside < FOREIGN,
+        "cost",
+        f"see no inputs but those, in {known.shape[1]} directions, of the cost that the width was reduced for",
+        f"one of inputs with a share {outside:.2g} outside of them",
+        "Reduce the width for this one: sf.reduce_width(network, cost=cost).",
+    )
+
+
+def _exact(cost: Cost, reduced: ReducedNetwork, options: FlowOptions, checks: int, pilots: "_Pilots") -> Trajectory:
+    """The one run of a reduction that nothing leaks out of."""
+    changes = _handed(reduced, options.observables, options.stop)
+    bare = not options.observables and options.stop is None  # else functions are to see all columns
+    main = _solve_narrow(cost, reduced, options) if bare else None
+    main = main or solve(cost, reduced.network, replace(options, **changes))
+    return _report(main, reduced, options.observables, _EXACT, checks, pilots)
+
+
+def _solve_narrow(cost: Cost, reduced: ReducedNetwork, options: FlowOptions) -> Trajectory | None:
+    """The run in the columns that A ever has, where those are few: inputs that are seen, and what W_1 does to others.
+
+    None: they are not, or the cost has no restriction to them.
+    """
+    if reduced.inputs is None:
+        return None
+    basis = span(np.asarray(reduced.inputs), np.asarray(reduced.network.layers[0]).T)
+    narrow = cost.restricted(basis) if basis.shape[1] < NARROW * len(basis) else None
+    if narrow is None:
+        return None
+
+    def first_by(network: DeepLinearNetwork, factor: np.ndarray) -> DeepLinearNetwork:
+        first, *rest = network.layers
+        return eqx.tree_at(lambda n: n.layers, network, (on_device(np.asarray(first) @ factor), *rest))
+
+    run = solve(narrow, first_by(reduced.network, basis), options)
+    networks = None if run.networks is None else first_by(run.networks, basis.T)
+    return replace(
+        run,
+        cost=cost,
+        end_to_end=run.end_to_end @ basis.T,
+        network=first_by(run.network, basis.T),
+        networks=networks,
+        dips=None if run.dips is None else (run.dips[0], first_by(run.dips[1], basis.T)),
+        configuration=run.configuration | {"shape": list(cost.shape)},
+    )
 
 
 _EXACT = (0.0, 0.0, 0.0)
@@ -151,8 +216,10 @@ _UNKNOWN = (np.inf, np.nan, np.nan)
 
 
 def _warn(error: float, tolerance: float, why: str) -> None:
+    """Both as shares of the largest |A|_F."""
     warnings.warn(
-        f"the reduced flow's estimated error of A, {error:.2g}, is above its tolerance {tolerance:.2g}: {why}. "
+        f"the reduced flow's estimated error, {error:.2g} of the largest |A|_F, is above its tolerance "
+        f"{tolerance:.2g}: {why}. "
         "Give it more time, a larger tolerance, or the full network.",
         stacklevel=4,
     )
@@ -186,22 +253,21 @@ class _Pilots:
 _Run = tuple[Trajectory, ReducedNetwork, tuple[float, float, float]]
 
 
-def _out_of_time(run: _Run, tolerance: float, asked: Any, checks: int, pilots: _Pilots) -> Trajectory:
+def _out_of_time(run: _Run, share: float, scale: float, asked: Any, checks: int, pilots: _Pilots) -> Trajectory:
     """The best run there is where the budget has run out."""
     main, reduced, errors = run
-    _warn(errors[0], tolerance, "max_seconds ran out")
+    _warn(errors[0] / scale, share, "max_seconds ran out")
     asked = {name: asked[name] for name in main.observables}  # a pilot has none
     return _report(main, reduced, asked, errors, checks, pilots)
 
 
 def _grow(
-    cost: Cost, reduced: ReducedNetwork, threshold: float | None, options: FlowOptions, pilots: _Pilots
-) -> tuple[ReducedNetwork, Snapshots | None, float, Any]:
+    cost: Cost, reduced: ReducedNetwork, threshold: float, options: FlowOptions, pilots: _Pilots
+) -> tuple[ReducedNetwork, Snapshots | None, float]:
     """Pilot runs and growth, until no leak is above the threshold.
 
     Returns:
-        The grown network, the last pilot's snapshots (None where it held no finite row), the largest |A|_F met, the
-        threshold.
+        The grown network, the last pilot's snapshots (None where it held no finite row), the largest |A|_F met.
     """
     t1 = options.t1 if options.save_at is None else float(options.save_at[-1]) or None
     first = pilots.count
@@ -223,22 +289,19 @@ def _grow(
         assert pilot.networks is not None
         small = _cut(pilot.networks, reduced)
         if not finite.any():  # an overflow at the start: nothing to grow along
-            return reduced, None, np.inf, threshold
-        snapshots = Snapshots([np.asarray(layer)[finite] for layer in small.layers])
-        scale = float(np.linalg.norm(pilot.end_to_end[finite], axis=(1, 2)).max())
-        if threshold is None:
-            share = 10 * options.rtol if reduced.tolerance is None else reduced.tolerance / max(scale, 1e-300)
-            threshold = min(0.1, share**LEAK_POWER)
+            return reduced, None, np.inf
+        snapshots = Snapshots(reduced.seen([np.asarray(layer)[finite] for layer in small.layers]))
+        scale = max(float(np.linalg.norm(pilot.end_to_end[finite], axis=(1, 2)).max()), np.finfo(float).tiny)
         grown = _closed(reduced, snapshots, threshold)
         expired = time.perf_counter() > options.deadline
         if grown is reduced or pilots.count - first >= MAX_ROUNDS or expired:
-            return reduced, snapshots, scale, threshold
+            return reduced, snapshots, scale
         fresh = sum(grown.reduced_widths) - sum(reduced.reduced_widths)
-        snapshots = snapshots.within(reduced.network, grown.network)
+        snapshots = snapshots.within(reduced, grown)
         reduced = grown
         settled = fresh < LAST * sum(reduced.reduced_widths)
         if settled or (isinstance(reduced, ProjectedNetwork) and _saves_nothing(reduced)):
-            return reduced, snapshots, scale, threshold
+            return reduced, snapshots, scale
 
 
 def _closed(reduced: ReducedNetwork, snapshots: Snapshots, threshold: float) -> ReducedNetwork:
@@ -249,7 +312,7 @@ def _closed(reduced: ReducedNetwork, snapshots: Snapshots, threshold: float) -> 
         grown = reduced.grow(leaks, threshold)
         if grown is reduced or (isinstance(grown, ProjectedNetwork) and _saves_nothing(grown)):
             return grown
-        snapshots = snapshots.within(reduced.network, grown.network)
+        snapshots = snapshots.within(reduced, grown)
         reduced, leaks = grown, grown.leaks(snapshots)
     return reduced
 

@@ -6,9 +6,14 @@ closed (W_l maps that of space l-1 into that of space l, W_l^T back), the small 
 gradient flow themselves, A is theirs, and nothing else of the network ever moves. Where they are not closed, activity
 leaks: `(1 - B_l B_l^T) W_l B_{l-1} h_{l-1}` leaves the basis. A basis is grown along the leaks that a flow excites.
 
+A cost of inputs in the span of an orthonormal Q has gradients `G = G Q Q^T`. Then activities of Q are all that layers
+are moved by, so B_0 = Q will do: the first layer's part `W_1 (1 - Q Q^T)` stands still. It is a part of A, which the
+layers above it move; `E_1` lies in B_1, so `M_1 = B_1^T W_1`, with all its columns, keeps A whole.
+
 Derived here; standing and measurements on the documentation's page "Width".
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -16,12 +21,14 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jaxtyping import Array, Float
 
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import require, require_finite, require_positive
 from saddleflow._backend.devices import one_lapack_thread
-from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.problem.costs import Cost
+from saddleflow.problem.network import DeepLinearNetwork, check_layers
 
 # Directions below this share of a space's largest are rounding.
 ROUNDING = 1e-13
@@ -37,14 +44,16 @@ class ReducedNetwork(eqx.Module):
     Attributes:
         network: the small network `B_l^T W_l B_{l-1}`.
         frozen_squares: `|W_l|_F^2` outside the small layers, shape (depth,); constant along the flow.
-        tolerance: of `|A(t) - A_full(t)|_F`, in the units of A; None: ten times rtol times the largest |A|_F met.
-        error_estimate: of that error, once a flow has measured it; None before.
+        tolerance: of `|A(t) - A_full(t)|_F`, as a share of the largest |A|_F met; None: ten times rtol.
+        error_estimate: of that error, in the units of A, once a flow has measured it; None before.
+        inputs: Q, an orthonormal basis of the inputs that the cost sees, shape (n_in, r); None: any inputs.
     """
 
     network: DeepLinearNetwork
     frozen_squares: Float[Array, " depth"]
     tolerance: float | None = eqx.field(static=True)
     error_estimate: float | None = eqx.field(static=True)
+    inputs: Float[Array, "n_in _"] | None
 
     __array_ufunc__ = None
 
@@ -77,6 +86,11 @@ class ReducedNetwork(eqx.Module):
         return self.scaled(alpha)
 
     __mul__ = __rmul__
+
+    def seen(self, layers: Sequence[Any]) -> list[np.ndarray]:
+        """Layers of a small network, or of many, as the cost sees them: the first from the span of its inputs."""
+        first, *rest = map(np.asarray, layers)
+        return [first if self.inputs is None else first @ np.asarray(self.inputs), *rest]
 
     @property
     def depth(self) -> int:
@@ -122,66 +136,91 @@ class ReducedNetwork(eqx.Module):
 class ProjectedNetwork(ReducedNetwork):
     """A given network in bases of its hidden spaces; the full one is kept, to grow the bases and to expand.
 
+    The columns of the small first layer stay those of the full one, also where the cost sees only some of their
+    span (`inputs`): A is whole.
+
     Attributes:
-        full: the full network at the start.
-        bases: `(B_0, ..., B_L)`, B_l of shape (n_l, m_l); the outer two are identities.
+        layers: of the full network at the start, W_1 first: arrays, or scipy's sparse ones (CSR).
+        bases: `(B_1, ..., B_{L-1})`, B_l of shape (n_l, m_l), orthonormal columns.
     """
 
-    full: DeepLinearNetwork
+    layers: tuple[Any, ...]
     bases: tuple[Float[Array, "_ _"], ...]
 
     @classmethod
     def of(
-        cls, full: DeepLinearNetwork, bases: Sequence[Any], tolerance: float | None, error: float | None = None
+        cls, layers: Sequence[Any], bases: Sequence[Any], tolerance: float | None, inputs: Any = None
     ) -> "ProjectedNetwork":
-        """Project a network onto bases of all spaces, outer ones included."""
+        """Project layers onto bases of their hidden spaces."""
         # in numpy: shapes change with every growth, and jax compiles for each
-        frames, layers = [np.asarray(b) for b in bases], [np.asarray(w) for w in full.layers]
-        small = [b.T @ (w @ a) for a, w, b in zip(frames, layers, frames[1:], strict=False)]
-        squares = [np.sum(w**2) - np.sum(m**2) for w, m in zip(layers, small, strict=True)]
-        frozen = on_device(np.maximum(squares, 0.0))
-        return cls(DeepLinearNetwork(small), frozen, tolerance, error, full, tuple(map(on_device, frames)))
+        frames, matrices = [np.asarray(b) for b in bases], _on_host(layers)
+        inner = zip(frames, matrices[1:-1], frames[1:], strict=False)
+        small = [frames[0].T @ matrices[0], *(b.T @ (w @ a) for a, w, b in inner), matrices[-1] @ frames[-1]]
+        squares = [_square(w) - _square(m) for w, m in zip(matrices, small, strict=True)]
+        return cls(
+            network=DeepLinearNetwork(small),
+            frozen_squares=on_device(np.maximum(squares, 0.0)),
+            tolerance=tolerance,
+            error_estimate=None,
+            inputs=None if inputs is None else on_device(inputs),
+            layers=tuple(layers),
+            bases=tuple(map(on_device, frames)),
+        )
+
+    @property
+    def full(self) -> DeepLinearNetwork:
+        """The full network at the start; sparse layers are made dense."""
+        return DeepLinearNetwork(map(_dense, self.layers))
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Sizes (n_0, ..., n_L) of the full network's spaces."""
-        return (self.shape[1], *self.full.hidden_widths, self.shape[0])
+        return (self.shape[1], *(layer.shape[0] for layer in self.layers))
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing leaks, up to rounding."""
+        norms = [math.sqrt(_square(layer)) for layer in _on_host(self.layers)]
         forward, backward = self._leaks()
         return all(
-            np.linalg.norm(leak) <= 100 * ROUNDING * float(jnp.linalg.norm(layer))
-            for leaks in (forward, backward)
-            for leak, layer in zip(leaks, self.full.layers, strict=True)
+            np.linalg.norm(leak) <= 100 * ROUNDING * norm
+            for leaks, sources in ((forward, norms[:-1]), (backward, norms[1:]))
+            for leak, norm in zip(leaks, sources, strict=True)
         )
 
     def scaled(self, alpha: Any) -> "ProjectedNetwork":
         """The reduction of alpha times the full network."""
-        return ProjectedNetwork.of(alpha * self.full, self.bases, self.tolerance)
+        return ProjectedNetwork.of([alpha * w for w in self.layers], self.bases, self.tolerance, self.inputs)
 
     def expand(self, network: DeepLinearNetwork) -> DeepLinearNetwork:
-        """The full network at a later time, from the small one then: `W_l(0) + B_l (M_l - M_l(0)) B_{l-1}^T`."""
-        parts = zip(self.bases, self.full.layers, self.bases[1:], network.layers, self.network.layers, strict=False)
-        return DeepLinearNetwork(w + b @ (now - start) @ a.T for a, w, b, now, start in parts)
+        """The full network at a later time, from the small one then: `W_l(0) + B_l (M_l - M_l(0)) B_{l-1}^T`.
+
+        All its layers are dense, whatever they were at the start: n_l n_{l-1} numbers each.
+        """
+        moved = [now - start for now, start in zip(network.layers, self.network.layers, strict=True)]
+        moved = [*(b @ m for b, m in zip(self.bases, moved[:-1], strict=True)), moved[-1]]
+        moved = [moved[0], *(m @ b.T for b, m in zip(self.bases, moved[1:], strict=True))]
+        return DeepLinearNetwork(_dense(w) + m for w, m in zip(self.layers, moved, strict=True))
 
     def _leaks(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """What leaves the bases: `(1 - P_l) W_l B_{l-1}` and `(1 - P_{l-1}) W_l^T B_l`, l = 1, ..., L."""
-        bases = [np.asarray(b) for b in self.bases]
-        layers = [np.asarray(w) for w in self.full.layers]
-        forward = [_outside(b, w @ a) for a, w, b in zip(bases, layers, bases[1:], strict=False)]
-        backward = [_outside(a, w.T @ b) for a, w, b in zip(bases, layers, bases[1:], strict=False)]
+        """What leaves the bases, `(1 - P_l) W_l B_{l-1}` and `(1 - P_l) W_{l+1}^T B_{l+1}`, l = 1, ..., L - 1.
+
+        B_0 spans the inputs that the cost sees, B_L all outputs.
+        """
+        bases, layers = [np.asarray(b) for b in self.bases], _on_host(self.layers)
+        below = [None if self.inputs is None else np.asarray(self.inputs), *bases[:-1]]
+        above = [*bases[1:], None]
+        forward = [_outside(b, _image(w, a)) for w, a, b in zip(layers[:-1], below, bases, strict=True)]
+        backward = [_outside(b, _image(w.T, a)) for w, a, b in zip(layers[1:], above, bases, strict=True)]
         return forward, backward
 
     def leaks(self, snapshots: "Snapshots") -> Leaks:
         """Left singular vectors of the leaks that the snapshots excite, for every hidden space."""
-        forward, backward = self._leaks()
         spectra = []
-        for space in range(1, self.depth):
+        for space, (forward, backward) in enumerate(zip(*self._leaks(), strict=True), start=1):
             # leaks span few directions of a wide space: the singular vectors are found among those
-            frame, triangle = np.linalg.qr(np.hstack([forward[space - 1], backward[space]]))
-            ahead, back = np.hsplit(triangle, [forward[space - 1].shape[1]])
+            frame, triangle = np.linalg.qr(np.hstack([forward, backward]))
+            ahead, back = np.hsplit(triangle, [forward.shape[1]])
             excited = [
                 ahead @ snapshots.forward_coefficients(space),
                 back @ snapshots.backward_coefficients(space),
@@ -192,14 +231,13 @@ class ProjectedNetwork(ReducedNetwork):
 
     def grow(self, leaks: Leaks, threshold: float) -> "ProjectedNetwork":
         """Add the directions into which more than the threshold leaks to the bases."""
-        bases: list[Any] = list(self.bases)
-        for space, (u, s) in enumerate(leaks, start=1):
-            room = self.full.hidden_widths[space - 1] - bases[space].shape[1]
-            fresh = u[:, : min(int(np.sum(s > threshold)), room)]
-            basis = np.asarray(bases[space])
-            bases[space] = np.hstack([basis, _orthonormal(basis, fresh)])
+        bases = []
+        for old, (u, s), size in zip(self.bases, leaks, self.hidden_widths, strict=True):
+            basis = np.asarray(old)
+            fresh = u[:, : min(int(np.sum(s > threshold)), size - basis.shape[1])]
+            bases.append(np.hstack([basis, _orthonormal(basis, fresh)]))
         grown = any(new.shape != old.shape for new, old in zip(bases, self.bases, strict=True))
-        return ProjectedNetwork.of(self.full, bases, self.tolerance) if grown else self
+        return ProjectedNetwork.of(self.layers, bases, self.tolerance, self.inputs) if grown else self
 
 
 class Snapshots:
@@ -209,7 +247,8 @@ class Snapshots:
     space l that it disturbs, geometrically between "relative to the largest direction" and "each to its own".
 
     Args:
-        networks: the small network at some times, layers of shape (times, m_l, m_{l-1}).
+        networks: the small network at some times as the cost sees it (`ReducedNetwork.seen`), layers of shape
+            (times, m_l, m_{l-1}).
     """
 
     def __init__(self, networks: Sequence[np.ndarray]):
@@ -223,12 +262,13 @@ class Snapshots:
         for layer in layers[::-1]:
             self.backward.insert(0, layer.transpose(0, 2, 1) @ self.backward[0])
 
-    def within(self, start: DeepLinearNetwork, grown: DeepLinearNetwork) -> "Snapshots":
+    def within(self, start: ReducedNetwork, grown: ReducedNetwork) -> "Snapshots":
         """The same increments from a start in grown bases: to first order what a flow excites there."""
         layers = []
-        for now, before, after in zip(self.layers, start.layers, grown.layers, strict=True):
+        ends = (reduced.seen(reduced.network.layers) for reduced in (start, grown))
+        for now, before, after in zip(self.layers, *ends, strict=True):
             rows, columns = before.shape
-            layer = np.repeat(np.asarray(after)[None], len(now), axis=0)
+            layer = np.repeat(after[None], len(now), axis=0)
             layer[:, :rows, :columns] = now
             layers.append(layer)
         return Snapshots(layers)
@@ -243,42 +283,126 @@ class Snapshots:
 
 
 @one_lapack_thread()  # the bases, to the last bit, whatever the environment says
-def reduce_width(network: DeepLinearNetwork, tolerance: float | None = 1e-6) -> ProjectedNetwork:
+def reduce_width(network: Any, tolerance: float | None = None, *, cost: Any = None) -> ProjectedNetwork:
     """Project a network onto the hidden directions its gradient uses at the start.
 
-    Exact for L = 2, and wherever the bases fill the spaces. Otherwise `gradient_flow` grows the bases along the run
-    until the estimated error of A is below the tolerance; where they get too large, it takes the full network.
+    Exact for L = 2, wherever the bases fill the spaces, and wherever the layers map them into each other, as
+    identities do: then one run at rtol is all there is. Otherwise `gradient_flow` grows the bases along the run until
+    the estimated error of A is below the tolerance; where they get too large, it takes the full network.
+
+    With a cost whose inputs span few directions (n samples in n_in > n dimensions), the bases hold what those make
+    of the layers, n + n_out directions and not n_in + n_out. A and its rows stay whole, n_out x n_in.
+
+        first = generator.standard_normal((10_000, 1000)) / 1000
+        last = generator.standard_normal((3, 10_000)) / 100
+        small = sf.reduce_width([first, scipy.sparse.eye_array(10_000), last], cost=cost)
+        trajectory = sf.gradient_flow(cost, small)
 
     Args:
-        network: the start, of any depth and widths.
-        tolerance: of `|A(t) - A_full(t)|_F`, sup over the run, in the units of A; None: ten times rtol times the
-            largest |A|_F met.
+        network: the start, a `DeepLinearNetwork` of any depth and widths; or a sequence of its layers, W_1 first,
+            arrays in float64 or scipy's sparse arrays (identities, diagonals, permutations). These are never made
+            dense; all their entries move, zeros too.
+        tolerance: of `|A(t) - A_full(t)|_F`, sup over the run, as a share of the largest |A|_F met; None: ten times
+            rtol.
+        cost: the `Cost` that the flow will be one of; None: any.
 
     Returns:
-        The reduced network.
+        The reduced network. One made for a cost is for costs whose inputs lie in the same span.
 
     Raises:
-        ValueError: a tolerance not positive, layers that are not finite.
+        ValueError: a tolerance not positive, layers of another kind, that do not chain or are not finite; a cost of
+            another shape.
     """
     if tolerance is not None:
         require_positive("tolerance", tolerance)
-    require(isinstance(network, DeepLinearNetwork), "network", "be a DeepLinearNetwork", type(network).__name__)
-    for index, layer in enumerate(network.layers):
-        require(layer.ndim == 2, "network", "be a single one, without batch axes", f"layers of shape {layer.shape}")
-        require_finite(f"network.layers[{index}]", layer)
-    start = Snapshots([np.asarray(layer)[None] for layer in network.layers])
-    bases: list[Any] = [np.eye(network.shape[1])]
-    for space, size in enumerate(network.hidden_widths, start=1):
-        frames = [_frame(side[space][0]) for side in (start.forward, start.backward)]
-        bases.append(np.hstack([frames[0], _orthonormal(frames[0], frames[1])])[:, :size])
-    bases.append(np.eye(network.shape[0]))
-    return ProjectedNetwork.of(network, bases, tolerance)
+    layers = _checked(network)
+    inputs = seen_inputs(cost, (layers[-1].shape[0], layers[0].shape[1]))
+    matrices = _on_host(layers)
+    forward = [_image(matrices[0], inputs)]
+    for layer in matrices[1:-1]:
+        forward.append(layer @ forward[-1])
+    backward = [_image(matrices[-1].T, None)]
+    for layer in matrices[-2:0:-1]:
+        backward.insert(0, layer.T @ backward[0])
+    bases = [span(_frame(ahead), back) for ahead, back in zip(forward, backward, strict=True)]
+    return ProjectedNetwork.of(layers, bases, tolerance, inputs)
+
+
+def seen_inputs(cost: Any, shape: tuple[int, int]) -> Float[np.ndarray, "n_in _"] | None:
+    """The basis of the inputs that a cost sees, after checking the cost; None: it sees all, or there is no cost."""
+    if cost is None:
+        return None
+    require(isinstance(cost, Cost), "cost", "be a saddleflow.Cost", type(cost).__name__)
+    require(tuple(cost.shape) == shape, "cost", f"take matrices of shape {shape}, as A is", tuple(cost.shape))
+    basis = cost.input_basis
+    return None if basis is None else np.asarray(basis)
+
+
+def _checked(network: Any) -> tuple[Any, ...]:
+    """The layers of a network, or of a sequence of arrays and sparse arrays, those as CSR."""
+    if isinstance(network, DeepLinearNetwork):
+        layers = network.layers
+        for layer in layers:
+            shape = f"layers of shape {layer.shape}"
+            require(layer.ndim == 2, "network", "be a single one, without batch axes", shape)
+    else:
+        sound = isinstance(network, Sequence)
+        require(sound, "network", "be a DeepLinearNetwork, or a sequence of layers", type(network).__name__)
+        layers = tuple(_as_layer(f"layers[{index}]", layer) for index, layer in enumerate(network))
+        check_layers(layers)
+    for index, layer in enumerate(layers):
+        require_finite(f"layers[{index}]", _stored(layer))
+    return layers
+
+
+def _as_layer(name: str, layer: Any) -> Any:
+    """An array as it is, a sparse one as CSR."""
+    if _is_sparse(layer):
+        return scipy.sparse.csr_array(layer)
+    remedy = "Take scipy.sparse.eye_array(n) or another sparse array, or a dense one: operator @ np.eye(n)."
+    dense = isinstance(layer, np.ndarray | Array)
+    require(dense, name, "be an array, or a sparse one of scipy", type(layer).__name__, remedy)
+    return layer
+
+
+def _is_sparse(layer: Any) -> bool:
+    return not isinstance(layer, np.ndarray | Array) and scipy.sparse.issparse(layer)
+
+
+def _on_host(layers: Sequence[Any]) -> list[Any]:
+    """Layers in numpy; sparse ones as they are."""
+    return [layer if _is_sparse(layer) else np.asarray(layer) for layer in layers]
+
+
+def _dense(layer: Any) -> Any:
+    return layer.toarray() if _is_sparse(layer) else layer
+
+
+def _image(layer: Any, basis: np.ndarray | None) -> np.ndarray:
+    """`W B`, dense; None: B = 1."""
+    return _dense(layer) if basis is None else layer @ basis
+
+
+def _square(layer: Any) -> float:
+    """`|W|_F^2`."""
+    numbers = _stored(layer)
+    return float(np.vdot(numbers, numbers))
+
+
+def _stored(layer: Any) -> Any:
+    """The entries, of a sparse layer those that are stored."""
+    return layer.data if _is_sparse(layer) else layer
 
 
 def _frame(matrix: np.ndarray) -> np.ndarray:
     """Orthonormal basis of the columns."""
     u, s, _ = np.linalg.svd(matrix, full_matrices=False)
-    return u[:, s > ROUNDING * s[0]] if s[0] > 0 else u[:, :0]
+    return u[:, s > ROUNDING * s.max(initial=0.0)]
+
+
+def span(frame: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """An orthonormal basis, continued to the span of further vectors."""
+    return np.hstack([frame, _orthonormal(frame, _frame(vectors))])[:, : len(frame)]
 
 
 def _outside(basis: np.ndarray, vectors: np.ndarray) -> np.ndarray:

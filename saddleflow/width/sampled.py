@@ -5,7 +5,8 @@ drawn, the rest has a chi-distributed length and a uniform direction, which beco
 directions whose image under W_l, or W_l^T, has been drawn are "revealed"; what has neither image revealed is still
 independent Gaussian. Several at once are Bartlett's decomposition; alternating sides is the bidiagonal model of
 Dumitriu and Edelman in blocks. Which direction is revealed next may depend on all that is revealed already, so a flow
-may choose: the law stays exact. Derived here.
+may choose: the law stays exact. Where a cost sees only the span of inputs Q, orthonormal, `W_1 Q` is revealed so.
+The rest, `W_1 (1 - Q Q^T)`, is independent of all that bases are made of, so it is Gaussian in any. Derived here.
 """
 
 import itertools
@@ -24,7 +25,7 @@ from saddleflow._backend.checks import is_concrete, require, require_integer, re
 from saddleflow._backend.devices import one_lapack_thread
 from saddleflow._backend.random import padded
 from saddleflow.problem.network import DeepLinearNetwork, Width, deviation, layer_sizes
-from saddleflow.width.projected import Leaks, ReducedNetwork, Snapshots
+from saddleflow.width.projected import Leaks, ReducedNetwork, Snapshots, seen_inputs
 
 # Draws are padded to this many numbers, times a power of four.
 SHORTEST = 64
@@ -82,13 +83,23 @@ class SampledNetwork(ReducedNetwork):
     @property
     def is_complete(self) -> bool:
         """Whether every known direction is revealed, or its space exhausted."""
-        known = (self.shape[1], *self.reduced_widths, self.shape[0])
+        known, sizes = self._known, self._seen_sizes
         return all(
             (c.shape[1] == below or above == full_above) and (r.shape[1] == above or below == full_below)
             for below, above, full_below, full_above, r, c in zip(
-                known, known[1:], self.sizes, self.sizes[1:], self.rows, self.columns, strict=False
+                known, known[1:], sizes, sizes[1:], self.rows, self.columns, strict=False
             )
         )
+
+    @property
+    def _seen_sizes(self) -> tuple[int, ...]:
+        """Sizes of the spaces, of inputs that of those which the cost sees."""
+        return (self.sizes[0] if self.inputs is None else self.inputs.shape[1], *self.sizes[1:])
+
+    @property
+    def _known(self) -> tuple[int, ...]:
+        """Number of known directions of every space."""
+        return (self._seen_sizes[0], *self.reduced_widths, self.shape[0])
 
     def scaled(self, alpha: Any) -> "SampledNetwork":
         """The reduction of alpha times the full network."""
@@ -100,13 +111,13 @@ class SampledNetwork(ReducedNetwork):
 
     def leaks(self, snapshots: Snapshots) -> Leaks:
         """Unrevealed directions whose image a flow excites: columns of every layer, then rows."""
-        known, unit = (self.shape[1], *self.reduced_widths, self.shape[0]), float(self.deviation)
+        known, sizes, unit = self._known, self._seen_sizes, float(self.deviation)
         columns, rows = [], []
         for index in range(self.depth):
-            leak = unit * math.sqrt(self.sizes[index + 1] - known[index + 1])
+            leak = unit * math.sqrt(sizes[index + 1] - known[index + 1])
             excited = leak * snapshots.forward_coefficients(index + 1)
             columns.append(_excited(np.asarray(self.columns[index]), excited))
-            leak = unit * math.sqrt(self.sizes[index] - known[index])
+            leak = unit * math.sqrt(sizes[index] - known[index])
             excited = leak * snapshots.backward_coefficients(index)
             rows.append(_excited(np.asarray(self.rows[index]), excited))
         return columns + rows
@@ -119,22 +130,24 @@ class SampledNetwork(ReducedNetwork):
         fresh_columns, fresh_rows = fresh[: self.depth], fresh[self.depth :]
         source = _host_randomness(jax.random.fold_in(self.key, self.num_growths))
         unit = float(self.deviation)
-        revealed = Revealed(
-            [np.asarray(m) / unit for m in self.network.layers], list(map(np.asarray, self.rows)),
-            list(map(np.asarray, self.columns)),
-        )  # fmt: skip
-        revealed = _reveal(revealed, fresh_columns, fresh_rows, self.sizes, source)
+        layers = [m / unit for m in self.seen(self.network.layers)]
+        revealed = Revealed(layers, list(map(np.asarray, self.rows)), list(map(np.asarray, self.columns)))
+        revealed = _reveal(revealed, fresh_columns, fresh_rows, self._seen_sizes, source)
+        unseen = None
+        if self.inputs is not None:
+            # what the known directions make of inputs that the cost does not see, and fresh ones of fresh directions
+            first = np.asarray(self.network.layers[0]) / unit
+            old = first - layers[0] @ np.asarray(self.inputs).T
+            unseen = np.vstack([old, _unseen(len(revealed.layers[0]) - len(old), self.inputs, source)])
         return SampledNetwork(
-            network=DeepLinearNetwork([on_device(unit * m) for m in revealed.layers]),
-            frozen_squares=on_device(unit**2 * _frozen_squares(revealed, self.sizes, source)),
             tolerance=self.tolerance,
             error_estimate=None,
+            inputs=self.inputs,
             key=self.key,
             deviation=self.deviation,
-            rows=tuple(map(on_device, revealed.rows)),
-            columns=tuple(map(on_device, revealed.columns)),
             full_sizes=self.sizes,
             num_growths=self.num_growths + 1,
+            **_drawn(revealed, unit, self.sizes, self.inputs, unseen, source),
         )
 
 
@@ -147,8 +160,9 @@ def sample_reduced(
     shape: tuple[int, int],
     gamma: Any = None,
     variance: Any = None,
-    tolerance: float | None = 1e-6,
+    tolerance: float | None = None,
     levels: int | None = None,
+    cost: Any = None,
 ) -> SampledNetwork:
     """Draw a reduced Gaussian network: in law `reduce_width(gaussian(...))`, at no cost that depends on the width.
 
@@ -163,12 +177,15 @@ def sample_reduced(
         shape: (n_out, n_in) of the end-to-end matrix.
         gamma: exponent of the variance in the width, as in `gaussian`; or give `variance`.
         variance: variance of every entry of every layer.
-        tolerance: of `|A(t) - A_full(t)|_F`, as in `reduce_width`.
+        tolerance: of `|A(t) - A_full(t)|_F`, as a share of the largest |A|_F met; None: ten times rtol.
         levels: how often the images of all known directions are revealed at once, from both ends; default L - 1,
             the least that holds the whole gradient at the start.
+        cost: the `Cost` that the flow will be one of; None: any. The directions known at first are those of the
+            inputs that it sees, as in `reduce_width`: another network of the same law.
 
     Raises:
-        ValueError: as `gaussian`; a width above 10^12, a tolerance not positive, fewer than L - 1 levels.
+        ValueError: as `gaussian`; a width above 10^12, a tolerance not positive, fewer than L - 1 levels, a cost of
+            another shape.
     """
     sizes = layer_sizes(depth, width, shape)
     require(max(sizes) <= 10**12, "width", "be at most 10^12", width, "Nothing changes beyond; scale the variance.")
@@ -179,7 +196,9 @@ def sample_reduced(
     require_integer("levels", levels, depth - 1, f"Below {depth - 1} levels the two ends do not meet and A is zero.")
     key_reveal, key_growth = jax.random.split(key)
     source = _keyed_randomness(key_reveal)
-    known = (sizes[0], *(0,) * (depth - 1), sizes[-1])
+    inputs = seen_inputs(cost, (sizes[-1], sizes[0]))
+    seen = (sizes[0] if inputs is None else inputs.shape[1], *sizes[1:])
+    known = (seen[0], *(0,) * (depth - 1), sizes[-1])
     revealed = Revealed(
         [source.arrays.zeros((above, below)) for below, above in itertools.pairwise(known)],
         [source.arrays.zeros((above, 0)) for above in known[1:]],
@@ -188,20 +207,54 @@ def sample_reduced(
     for _ in range(levels):
         columns = [_unrevealed(frame) for frame in revealed.columns]
         rows = [_unrevealed(frame) for frame in revealed.rows]
-        revealed = _reveal(revealed, columns, rows, sizes, source)
+        revealed = _reveal(revealed, columns, rows, seen, source)
+    unseen = None if inputs is None else _unseen(len(revealed.layers[0]), inputs, source)
     size = np.asarray(unit) if is_concrete(unit) else unit
     return SampledNetwork(
-        network=DeepLinearNetwork([on_device(size * m) for m in revealed.layers]),
-        frozen_squares=on_device(size**2 * _frozen_squares(revealed, sizes, source)),
         tolerance=tolerance,
         error_estimate=None,
+        inputs=None if inputs is None else on_device(inputs),
         key=key_growth,
         deviation=unit,
-        rows=tuple(map(on_device, revealed.rows)),
-        columns=tuple(map(on_device, revealed.columns)),
         full_sizes=sizes,
         num_growths=0,
+        **_drawn(revealed, size, sizes, inputs, unseen, source),
     )
+
+
+def _drawn(
+    revealed: Revealed, unit: Any, sizes: tuple[int, ...], inputs: Any, unseen: Any, source: Randomness
+) -> dict[str, Any]:
+    """What has been drawn, as a `SampledNetwork` holds it, in units of A.
+
+    Args:
+        revealed: all that is.
+        unit: standard deviation of the entries.
+        sizes: of the spaces of the full network.
+        inputs: Q of the cost, or None.
+        unseen: `B_1^T W_1 (1 - Q Q^T)`, where there is a Q.
+        source: of the frozen squares.
+    """
+    layers, seen = list(revealed.layers), (sizes[0] if inputs is None else inputs.shape[1], *sizes[1:])
+    squares = _frozen_squares(revealed, seen, source)
+    if inputs is not None:
+        degrees = float((sizes[0] - seen[0]) * (sizes[1] - len(layers[0])))
+        first = source.chi_squared(np.asarray([max(degrees, 1.0)]))[0] if degrees > 0 else 0.0
+        squares = squares + first * (np.arange(len(squares)) == 0)
+        layers[0] = layers[0] @ source.arrays.asarray(inputs).T + unseen
+    return {
+        "network": DeepLinearNetwork([on_device(unit * m) for m in layers]),
+        "frozen_squares": on_device(unit**2 * squares),
+        "rows": tuple(map(on_device, revealed.rows)),
+        "columns": tuple(map(on_device, revealed.columns)),
+    }
+
+
+def _unseen(count: int, inputs: Any, source: Randomness) -> Any:
+    """So many rows of `W_1 (1 - Q Q^T)`."""
+    basis = source.arrays.asarray(inputs)
+    noise = source.normal((count, basis.shape[0]))
+    return noise - (noise @ basis) @ basis.T
 
 
 def _reveal(
