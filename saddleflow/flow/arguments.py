@@ -195,6 +195,7 @@ def method_of(
     num_dips: int = 0,
     turns: Any = "both",
     pad_rows: bool = False,
+    price: float | None = None,
 ) -> Method:
     """The part of a run that is compiled in.
 
@@ -205,6 +206,7 @@ def method_of(
         num_dips: networks kept at most, for `Trajectory.saddles`.
         turns: whose steps to compile in; a run waits where those of the other solver begin.
         pad_rows: whether there is room for more rows, for fewer compiled programs; `settings_of` bounds them.
+        price: of inverting the stiff part of a step, in products, as the landscape tells; None: it is not a choice.
     """
     solver = options.solver
     if solver is None:
@@ -224,6 +226,7 @@ def method_of(
         num_dips=num_dips,
         tail_solver=landscape.tail_solver() if isinstance(solver, CountingSolver) else None,
         turns=turns,
+        price=price if isinstance(solver, CountingSolver) else None,
     )
 
 

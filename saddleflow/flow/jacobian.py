@@ -47,8 +47,7 @@ def flow_jacobian(
         network: where to linearise.
         cost: the cost.
         padding: of the network.
-        most: residuals at most of a cost whose Gauss-Newton part is inverted; of more than `MAX_RESIDUALS` only in
-            steps where that pays (`_Inverse`).
+        most: residuals at most of a cost whose Gauss-Newton part is inverted.
     """
     n_out, n_in = network.shape
     if network.depth > 2 and min(network.hidden_widths) > n_out + n_in:
@@ -59,81 +58,46 @@ def flow_jacobian(
 def _woodbury(time: Any, network: Any, cost: Cost, padding: Padding | None, most: int) -> Any:
     """Preconditioner in the network's own coordinates."""
     del time
-    active = active_of(padding)
-    left, right = geometry.partial_products(network, active)
+    left, right = geometry.partial_products(network, active_of(padding))
     curvature = affordable_curvature(cost, left.first @ network.parts.first, most)
     if curvature is None:
         return None
-    pays_from = _pays_from(curvature, cost, network, active)
 
     def prepare(shift):
-        inverse = _Inverse.of(curvature, left, right, shift, pays_from)
+        inverse = _inverse(curvature, left, right, shift)
 
         def apply(v: Any) -> Any:
-            values = inverse.solve(curvature.root(geometry.push_forward(left, right, v)))
+            values = inverse(curvature.root(geometry.push_forward(left, right, v)))
             return jax.tree.map(jnp.subtract, v, geometry.pull_back(left, right, curvature.adjoint(values)))
 
-        return lambda v: inverse.where_it_pays(apply, v)
+        return apply
 
     return prepare
 
 
-# Products of a step whose matrix is `I + shift H`, H of spectral radius r: about this times sqrt(shift * r) in tails,
-# less before. (Measured on matrix completion, L = 2 to 4, 2,000 of 10,000 entries: .35 to .5.)
-PRODUCTS = 0.4
 # What a product does for every parameter, besides its multiplications: the work on vectors, in units of those.
 VECTOR_WORK = 400
 
 
-def _pays_from(curvature: Curvature, cost: Cost, network: Any, active: Active) -> Float[Array, ""] | None:
-    """The shift from which on a factorisation is cheaper than the products it saves; None: it always is."""
-    count = curvature.num_residuals
-    if count <= MAX_RESIDUALS:
-        return None
+def factorisation_price(count: int, network: Any) -> float:
+    """What a step with the Gram matrix of so many residuals takes beyond one without it, in Jacobian products.
+
+    The factor, and the solves of some ten products, which are slow for what they compute. Measured on matrix
+    completion of 100 x 100, w = 100: about right for 1,000 to 4,000 residuals.
+    """
     size = sum(leaf.size for leaf in jax.tree.leaves(network))
-    # the factor; its solves, slow for what they compute, of some ten products
-    work = count**3 / 3 + 300 * count**2
-    products = work / (size * (12 * min(network.shape) + VECTOR_WORK))
-    radius = geometry.stiffness(cost, network, active)
-    return (products / PRODUCTS) ** 2 / jnp.where(radius > 0, radius, 1.0)
+    return (count**3 / 3 + 300 * count**2) / (size * (12 * min(network.shape) + VECTOR_WORK))
 
 
-class _Inverse(eqx.Module):
-    """`(1/shift + K)^-1`, K the Gram matrix of the residuals: computed in every step, or only where that pays."""
-
-    always: Float[Array, "m m"] | None
-    sometimes: "ShiftedGram | None"
-    pays: Bool[Array, ""] | None
-
-    @classmethod
-    def of(
-        cls,
-        curvature: Curvature,
-        left: Layered,
-        right: Layered,
-        shift: Float[Array, ""],
-        pays_from: Float[Array, ""] | None,
-    ) -> "_Inverse":
-        """Of a network, by its partial products."""
-        if pays_from is None:
-            return cls(shifted_inverse(_gram(curvature, left, right), shift), None, None)
-        count, pays = curvature.num_residuals, shift > pays_from
-        nothing = ShiftedGram(jnp.zeros((count, count)), jnp.asarray(False))
-        factor = jax.lax.cond(pays, lambda: ShiftedGram.of(_gram(curvature, left, right), shift), lambda: nothing)
-        return cls(None, factor, pays)
-
-    def solve(self, values: Float[Array, " m"]) -> Float[Array, " m"]:
-        """The inverse, applied."""
-        if self.always is not None:
-            return self.always @ values
-        assert self.sometimes is not None
-        return self.sometimes.solve(values)
-
-    def where_it_pays(self, apply: Callable[[Any], Any], v: Any) -> Any:
-        """`apply(v)`, or `4 v` where it does not pay: by four no residual seems to contract that has stiff parts."""
-        if self.pays is None:
-            return apply(v)
-        return jax.lax.cond(self.pays, apply, lambda v: jax.tree.map(lambda x: 4.0 * x, v), v)
+def _inverse(
+    curvature: Curvature, left: Layered, right: Layered, shift: Float[Array, ""]
+) -> Callable[[Float[Array, " m"]], Float[Array, " m"]]:
+    """`(1/shift + K)^-1` as a function, K the Gram matrix of the residuals; of a large one by its factor."""
+    gram = _gram(curvature, left, right)
+    if len(gram) > MAX_RESIDUALS:
+        return ShiftedGram.of(gram, shift).solve
+    inverse = shifted_inverse(gram, shift)
+    return lambda values: inverse @ values
 
 
 def residual_newton(network: Any, cost: Cost, active: Active = None) -> Any:
@@ -263,7 +227,6 @@ class CompressedJacobian(LocalModel):
     gradient: Float[Array, "n_out n_in"]
     hessian: Callable[[Array], Array]  # of the cost, on matrices
     curvature: Curvature | None
-    pays_from: Float[Array, ""] | None
     padding: Padding | None = None
 
     @classmethod
@@ -276,8 +239,7 @@ class CompressedJacobian(LocalModel):
         gradient, hessian = jax.linearize(cost.gradient, matrix)
         frames = (*split(each(lambda m: qr(m.T), left.hidden)), *split(each(qr, right.hidden)))
         curvature = affordable_curvature(cost, matrix, most)
-        pays_from = None if curvature is None else _pays_from(curvature, cost, network, active_of(padding))
-        return cls(network, left, right, frames, gradient, hessian, curvature, pays_from, padding)
+        return cls(network, left, right, frames, gradient, hessian, curvature, padding)
 
     @property
     def _active(self) -> Active:
@@ -331,18 +293,18 @@ class CompressedJacobian(LocalModel):
         curvature = self.curvature
         if curvature is None:
             return None
-        inverse = _Inverse.of(curvature, self.left, self.right, shift, self.pays_from)
+        inverse = _inverse(curvature, self.left, self.right, shift)
         r, n = self.frames[1], self.right.hidden
 
         def apply(z: Vector) -> Vector:
             first, x, y, last = self._split(z)
             moved = self.left.first @ first + last @ self.right.last
             moved = moved + geometry.over_layers(each(lambda x, r, n: r.T @ (x @ n), x, r, n))
-            u = curvature.adjoint(inverse.solve(curvature.root(moved)))
+            u = curvature.adjoint(inverse(curvature.root(moved)))
             x = each(lambda x, r, n: x - (r @ u) @ n.T, x, r, n)
             return self._join(first - self.left.first.T @ u, x, y, last - u @ self.right.last.T)
 
-        return lambda z: inverse.where_it_pays(apply, z)
+        return apply
 
     def weights(self, inverse_squares: Any) -> Vector:
         """The layers' own in the outer layers; in a hidden one all coordinates get the mean of its entries."""

@@ -5,6 +5,7 @@ a model as one vector. It travels as the `args` of the vector field, so that a s
 """
 
 import abc
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import diffrax
@@ -14,9 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from saddleflow.flow.graded import Frame, FramedCost
-from saddleflow.flow.jacobian import flow_jacobian, residual_newton
+from saddleflow.flow.jacobian import factorisation_price, flow_jacobian, residual_newton
 from saddleflow.problem import geometry
-from saddleflow.problem.costs import MAX_RESIDUALS, Cost, affordable_curvature
+from saddleflow.problem.costs import MAX_RESIDUALS, MOST_RESIDUALS, Cost, affordable_curvature
 from saddleflow.problem.layered import Active, StackedNetwork
 from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.problem.padding import Padding, active_of
@@ -86,6 +87,15 @@ class Landscape(eqx.Module):
     def local_model(self, time: Any, parameters: Any) -> LocalModel:
         """The Jacobian of the flow for the stiff solver."""
 
+    def factorisation_price(self, parameters: Any) -> float | None:
+        """Products of a step beyond which inverting its stiff part is cheaper; None: it is done always, or never."""
+        del parameters
+
+    def inverting(self, inverts: bool) -> "Landscape":
+        """The landscape whose local models invert the stiff part, where that has a price; or do not."""
+        del inverts
+        return self
+
     @abc.abstractmethod
     def tail_solver(self) -> NDF | None:
         """The solver of long tails, where it is to be had."""
@@ -126,7 +136,7 @@ class NetworkLandscape(Landscape):
     cost: Cost  # as the frame sees it
     frame: Frame | None = None
     padding: Padding | None = None
-    # residuals at most of a cost whose Gauss-Newton part is inverted, in steps where that pays
+    # residuals at most of a cost whose Gauss-Newton part is inverted
     most_residuals: int = eqx.field(static=True, default=MAX_RESIDUALS)
 
     @property
@@ -188,6 +198,17 @@ class NetworkLandscape(Landscape):
         """Compressed coordinates, the Gauss-Newton part inverted exactly."""
         field = diffrax.ODETerm(lambda time, network, cost: _descent(time, network, self))
         return flow_jacobian(field, time, parameters, self.cost, self.padding, self.most_residuals)
+
+    def factorisation_price(self, parameters):
+        """Of costs with more residuals than are worth a factorisation at every step, and not too many."""
+        curvature = eqx.filter_eval_shape(affordable_curvature, self.cost, jnp.zeros(self.cost.shape), MOST_RESIDUALS)
+        if curvature is None or curvature.num_residuals <= MAX_RESIDUALS:
+            return None
+        return factorisation_price(curvature.num_residuals, parameters)
+
+    def inverting(self, inverts):
+        """With another bound on the residuals."""
+        return replace(self, most_residuals=MOST_RESIDUALS if inverts else MAX_RESIDUALS)
 
     def tail_solver(self):
         """Newton's iteration in the space of residuals; None where the cost tells none, or too many."""

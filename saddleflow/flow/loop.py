@@ -59,6 +59,9 @@ MAX_FAILURES = 8
 # Then so many looks pass before it is asked again.
 REST = 8
 
+# Steps of at least so large a share of one that was dear are taken to be as dear.
+LATER = 0.1
+
 # In graded coordinates the spaces are turned anew after this many steps, accepted or not.
 REGRADE = 50
 
@@ -117,6 +120,7 @@ def start(landscape: Landscape, parameters: Parameters, settings: Settings, meth
         on_tail=jnp.zeros((), bool),
         jumped=jnp.zeros((), bool),
         tail_state=None,
+        inverts_from=None if method.price is None else jnp.asarray(jnp.inf),
         strained=jnp.zeros((), int),
         reason=reason,
         rows=rows,
@@ -152,6 +156,8 @@ def burst(
     def running(carry):
         taken, dynamic = carry
         go_on = (taken < num_steps) & (dynamic.reason == StopReason.running)
+        if method.price is not None:  # the host goes on with the other program
+            go_on = go_on & (inverts_next(dynamic) == method.inverts)
         return (
             go_on
             if settings.save_at is not None
@@ -400,6 +406,7 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
         on_tail=state.on_tail,
         jumped=state.jumped & ~keep,
         tail_state=state.tail_state,
+        inverts_from=_inverts_from(state, tried, h, method),
         strained=state.strained,
         reason=reason,
         rows=rows,
@@ -446,6 +453,26 @@ def _attempt(
         controller_state=_arrays(controller_state),
         dense_info=dense_info,
     )
+
+
+def inverts_next(state: FlowState) -> Bool[Array, ""]:
+    """Whether the next step is to invert its stiff part, where that has a price."""
+    assert state.inverts_from is not None
+    return state.step_size >= state.inverts_from
+
+
+def _inverts_from(state: FlowState, tried: _Attempt, h: Float[Array, ""], method: Method) -> Float[Array, ""] | None:
+    """The length of steps that are to invert their stiff part: once one took more products than that costs.
+
+    A tenth of that step's: what follows is as stiff, but for an escape, whose far shorter steps begin anew.
+    """
+    if state.inverts_from is None or method.price is None:
+        return None
+    assert isinstance(method.solver, CountingSolver), "others know no price"
+    if method.inverts:
+        return jnp.where(tried.next_size < state.inverts_from, jnp.inf, state.inverts_from)
+    work, before = (method.solver.work(s) for s in (tried.solver_state, state.solver_state))
+    return jnp.where(work.products - before.products > method.price, LATER * h, state.inverts_from)
 
 
 def _watch_jumps(

@@ -66,12 +66,20 @@ def run(
                     return state, StopReason.max_seconds
             begin, before = time.perf_counter(), int(state.num_steps)
             state = _burst(*arguments)
-            turns = "tail" if bool(state.on_tail) else "plain"
-            fresh, method = turns != method.turns, replace(method, turns=turns)
+            before_it, method = method, _method_of_next(state, method)
+            fresh = method != before_it
+            landscape = landscape.inverting(method.inverts)
             now = time.perf_counter()
             num_steps = _next_burst(num_steps, int(state.num_steps) - before, now - begin, options.deadline - now)
-            report(lambda state=state: f"{options.phase}   {_standing(landscape, state)}", 0)
+            standing = partial(_standing, landscape, state)
+            report(lambda standing=standing: f"{options.phase}   {standing()}", 0)
     return state, StopReason(int(state.reason))
+
+
+def _method_of_next(state: FlowState, method: Method) -> Method:
+    """The method with those steps compiled in whose turn it is."""
+    inverts = state.inverts_from is not None and float(state.step_size) >= float(state.inverts_from)
+    return replace(method, turns="tail" if bool(state.on_tail) else "plain", inverts=inverts)
 
 
 def _is_full(state: FlowState, settings: Settings, method: Method) -> bool:

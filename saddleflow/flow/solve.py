@@ -26,7 +26,7 @@ from saddleflow.flow.run import dips_of, end_of, numbers_of, rows_of, run, stats
 from saddleflow.flow.state import FlowState, Method, Settings, StopReason
 from saddleflow.flow.trajectory import Trajectory, assemble
 from saddleflow.flow.twin import Escape, escapes, first_unresolved, has_symmetry, perturbed, up_to
-from saddleflow.problem.costs import MOST_RESIDUALS, Cost
+from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.problem.padding import padded, unpadded
 
@@ -129,10 +129,11 @@ def _solved(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> tup
     graded = needs_grading(cost, network, options)
     # what observables and `stop` see is the network as it is
     start, padding = padded(network, pad=not options.observables and options.stop is None)
-    landscape = NetworkLandscape(cost, padding=padding, most_residuals=MOST_RESIDUALS)
+    landscape = NetworkLandscape(cost, padding=padding)
     settings = settings_of(landscape, start, options, pad_rows=True)
     # what tails need is compiled where a tail begins
-    method = method_of(options, landscape, graded, dip_capacity(start), turns="plain", pad_rows=True)
+    price = landscape.factorisation_price(start)
+    method = method_of(options, landscape, graded, dip_capacity(start), turns="plain", pad_rows=True, price=price)
     with Stopwatch() as spent:
         state, reason = run(landscape, start, settings, method, options)
     rows, dips, end = rows_of(landscape, state, settings, method), state.dips, end_of(state)

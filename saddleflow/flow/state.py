@@ -68,6 +68,9 @@ class Method(eqx.Module):
     num_dips: int = eqx.field(static=True)  # networks kept at most from where the gradient norm dips; 0: none
     tail_solver: NDF | None = None  # takes over on long tails; None: nobody does
     turns: Literal["plain", "tail", "both"] = eqx.field(static=True, default="both")  # whose steps are compiled in
+    # products of a step from which on later ones invert their stiff part; None: they all do, or none
+    price: float | None = eqx.field(static=True, default=None)
+    inverts: bool = eqx.field(static=True, default=False)  # where that has a price: whether the steps compiled in do
 
 
 class Settings(eqx.Module):
@@ -105,6 +108,7 @@ class FlowState(eqx.Module):
     on_tail: Bool[Array, ""]  # the tail solver's turn
     jumped: Bool[Array, ""]  # since the solver's last step another one has moved the network
     tail_state: NDFState | None  # the tail solver's; of order 0 where it has no past
+    inverts_from: Float[Array, ""] | None  # steps so long are to invert their stiff part; None: that has no price
     strained: Int[Array, ""]  # turns into graded coordinates in a row that found rounding at work
     reason: Int[Array, ""]  # a `StopReason`
     rows: Row
