@@ -17,6 +17,7 @@ from saddleflow.flow.arguments import (
     dip_capacity,
     method_of,
     needs_grading,
+    needs_symmetry,
     scales,
     settings_of,
 )
@@ -132,7 +133,7 @@ def _solved(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> tup
     landscape = NetworkLandscape(cost, padding=padding)
     settings = settings_of(landscape, start, options, pad_rows=True)
     # what tails need is compiled where a tail begins
-    price = landscape.factorisation_price(start)
+    price = landscape.factorisation_price(start) if needs_symmetry(options) else None
     method = method_of(options, landscape, graded, dip_capacity(start), turns="plain", pad_rows=True, price=price)
     with Stopwatch() as spent:
         state, reason = run(landscape, start, settings, method, options)
