@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import diffrax
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -47,7 +48,7 @@ MAX_DIP_NUMBERS = 10_000_000
 class FlowOptions:
     """How a flow is to be solved and what of it is kept; `gradient_flow` documents each option.
 
-    Numbers (rtol, t1, gradient_tolerance) may be traced. Observables are resolved to functions, `save_at` to an array
+    Numbers (rtol, t1, gradient_tolerance, target_cost) may be traced. Observables are resolved to functions, `save_at` to an array
     and `t1` to the last of its times where it was left out.
 
     Raises:
@@ -66,6 +67,7 @@ class FlowOptions:
     max_steps: int = 1_000_000
     max_seconds: float | None = None
     gradient_tolerance: Any = 1e-4
+    target_cost: Any = None
     rank_tolerance: float | None = None
     graded: bool | None = None
     progress: bool | str = True
@@ -81,6 +83,8 @@ class FlowOptions:
             save_at, t1 = check_save_at(self.save_at, self.t1)
             object.__setattr__(self, "save_at", save_at)
             object.__setattr__(self, "t1", t1)
+        if self.target_cost is not None:
+            require_target(self.target_cost)
         object.__setattr__(self, "observables", obs.resolve(self.observables))
         if self.solver is not None and not isinstance(self.solver, diffrax.AbstractAdaptiveSolver):
             raise ValueError(
@@ -110,6 +114,15 @@ def require_tolerance(argument: str, value: Any) -> None:
     if is_concrete(value):
         sound = math.isfinite(value) and 1e-13 <= value < 1
         require(sound, argument, "lie in [1e-13, 1)", value, "float64 resolves no less.")
+
+
+def require_target(value: Any) -> None:
+    """Refuse a target cost that is no finite number of at least zero (concrete ones only)."""
+    if is_concrete(value):
+        is_number = isinstance(value, int | float | np.number | np.ndarray | jax.Array) and np.ndim(value) == 0
+        sound = is_number and math.isfinite(value) and value >= 0
+        remedy = "Leave it out to go on to a minimum; where a loss falls below zero, add a constant to it."
+        require(sound, "target_cost", "be None or a finite number >= 0", value, remedy)
 
 
 def check_problem(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> None:
@@ -174,6 +187,7 @@ def settings_of(landscape: Landscape, parameters: Any, options: FlowOptions, pad
         save_at=None if save_at is None else on_device(save_at),
         max_steps=jnp.asarray(options.max_steps),
         gradient_tolerance=jnp.asarray(-1.0) if save_at is not None else options.gradient_tolerance * unit,
+        target_cost=None if options.target_cost is None else jnp.asarray(options.target_cost, float),
         max_rows=None if max_rows is None else jnp.asarray(max_rows),
     )
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from saddleflow.flow.clock import Clock
 from saddleflow.flow.dips import Dips
+from saddleflow.flow.ending import StepEnd, located, reaches, stops
 from saddleflow.flow.graded import Frame, grade, noise, resolution
 from saddleflow.flow.grinding import Grinding
 from saddleflow.flow.growth import Growth
@@ -75,12 +76,14 @@ def start(landscape: Landscape, parameters: Parameters, settings: Settings, meth
         FLOW, zero, one, parameters, step_size, landscape, solver.func, _order(solver)
     )
     outputs = landscape.outputs(parameters)
-    finite = jnp.isfinite(gradient) & jnp.isfinite(landscape.loss(parameters, outputs))
+    loss = landscape.loss(parameters, outputs)
+    finite, reached = jnp.isfinite(gradient) & jnp.isfinite(loss), reaches(loss, settings)
     certified = _converged(landscape, outputs, settings)
-    stays, rests = _rest(at_rest, settings, method)
+    stays, rests = _rest(at_rest & ~reached, settings, method)
     reason = _first_of(
         (StopReason.non_finite, ~finite),
         (StopReason.converged, certified | rests & rounded),
+        (StopReason.target_cost, reached),
         (_rest_reason(landscape), rests),
         (StopReason.t1, stays),
     )
@@ -319,6 +322,7 @@ class _Attempt(eqx.Module):
 
     parameters: Parameters  # the old ones where the step is rejected
     outputs: Float[Array, "n_out n_in"]  # of the candidate
+    loss: Float[Array, ""]  # of the candidate
     keep: Bool[Array, ""]
     error: Float[Array, ""] | None  # of the entries, in units of their tolerances, where it is looked at
     finite: Bool[Array, ""]
@@ -334,22 +338,25 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
     lands = state.step_size >= remaining
     h = jnp.minimum(state.step_size, remaining)
     tried = _attempt(state, h, landscape, settings, method)
-    parameters, keep = tried.parameters, tried.keep
-    clock = _kept(keep, state.clock.tick(h, tried.next_size), state.clock)
-    gradient, at_rest, rounded = landscape.at_rest(parameters, method.graded)
-    growth = state.growth.follow(landscape.unbounded(parameters, tried.outputs), h, keep)
-    grows = growth.lasts(landscape.size(parameters, tried.outputs))
-    stays, rests = _rest(keep & at_rest & ~grows, settings, method)
-    certified = keep & _converged(landscape, tried.outputs, settings)
+    keep = tried.keep
     interpolation = method.solver.interpolation_cls(t0=jnp.zeros(()), t1=h, **tried.dense_info)
+    end = _end_of_step(state, tried, h, interpolation, landscape, settings, method)
+    parameters, outputs, length = end.parameters, end.outputs, end.after
+    lands = lands & (length >= h)
+    clock = _kept(keep, state.clock.tick(length, tried.next_size), state.clock)
+    gradient, at_rest, rounded = landscape.at_rest(parameters, method.graded)
+    growth = state.growth.follow(landscape.unbounded(parameters, outputs), length, keep)
+    grows = growth.lasts(landscape.size(parameters, outputs))
+    stays, rests = _rest(keep & at_rest & ~grows & ~end.reached, settings, method)
+    certified = keep & _converged(landscape, outputs, settings)
     if settings.save_at is not None:
         resting = parameters, stays
-        rows, num_rows = _save_between(state, h, lands, keep, interpolation, resting, landscape, settings, method)
+        rows, num_rows = _save_between(state, length, lands, keep, interpolation, resting, landscape, settings, method)
         clock = _kept(stays, clock.after(settings.t1 - clock.time), clock)
     else:
         end_time = jnp.where(lands, settings.t1, clock.time)
         end_point = parameters, clock, end_time, gradient
-        rows, num_rows = _save_steps(state, h, keep, interpolation, end_point, landscape, method)
+        rows, num_rows = _save_steps(state, length, keep, interpolation, end_point, landscape, method)
     grinding, grinds = _watch_jumps(state, tried, h, method)
     rejections = jnp.where(keep, 0, state.consecutive_rejections + 1)
     met_non_finite = jnp.where(keep, state.met_non_finite, ~tried.finite)
@@ -360,7 +367,8 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
         (StopReason.diverges, grows & (certified | keep & at_rest & (settings.save_at is None))),
         (StopReason.converged, certified | rests & rounded),
         (StopReason.non_finite, gradient > LARGEST_GRADIENT),
-        (StopReason.stop, keep & _stops(landscape, parameters, clock, method)),
+        (StopReason.target_cost, end.reached),
+        (StopReason.stop, end.stopped),
         (StopReason.t1, keep & lands | stays),
         (StopReason.non_finite, (stuck | creeps) & met_non_finite),
         (StopReason.step_size_underflow, stuck),
@@ -374,7 +382,7 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
         frame=state.frame,
         clock=clock,
         step_size=tried.next_size,
-        dips=state.dips and state.dips.follow(parameters, state.frame, gradient, clock.time, h, keep),
+        dips=state.dips and state.dips.follow(parameters, state.frame, gradient, clock.time, length, keep),
         growth=growth,
         grinding=grinding,
         solver_state=tried.solver_state,
@@ -396,6 +404,22 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
     )
 
 
+def _end_of_step(
+    state: FlowState,
+    tried: _Attempt,
+    h: Float[Array, ""],
+    interpolation: Any,
+    landscape: Landscape,
+    settings: Settings,
+    method: Method,
+) -> StepEnd:
+    """Where the step tried ends, which is within it where the run does."""
+    stopped = stops(landscape, tried.parameters, state.clock.after(h), method)
+    reached = reaches(tried.loss, settings)
+    end = StepEnd(h, tried.parameters, tried.outputs, tried.keep & reached, tried.keep & stopped)
+    return located(end, interpolation, state.clock, state.num_accepted == 0, landscape, settings, method)
+
+
 def _attempt(
     state: FlowState, h: Float[Array, ""], landscape: Landscape, settings: Settings, method: Method
 ) -> _Attempt:
@@ -406,7 +430,8 @@ def _attempt(
         FLOW, zero, h, state.parameters, landscape, state.solver_state, state.jumped
     )
     outputs = landscape.outputs(candidate)
-    finite = _all_finite(candidate) & jnp.isfinite(landscape.loss(candidate, outputs))
+    loss = landscape.loss(candidate, outputs)
+    finite = _all_finite(candidate) & jnp.isfinite(loss)
     if not isinstance(solver, CountingSolver):  # those see to it themselves
         tolerances = controller.rtol, controller.atol
         support = landscape.support(state.parameters)
@@ -424,6 +449,7 @@ def _attempt(
     return _Attempt(
         parameters=_kept(keep, candidate, state.parameters),
         outputs=outputs,
+        loss=loss,
         keep=jnp.asarray(keep),
         error=None
         if state.grinding is None
@@ -464,13 +490,6 @@ def _unmoved(state: FlowState, parameters: Parameters, keep: Any, settings: Sett
     )
     more = state.unmoved + (state.consecutive_rejections > 0)
     return jnp.where(keep, jnp.where(still, more, 0), state.unmoved)
-
-
-def _stops(landscape: Landscape, parameters: Parameters, clock: Clock, method: Method) -> Bool[Array, ""]:
-    """What the user's `stop` says."""
-    if method.stop is None:
-        return jnp.asarray(False)
-    return jnp.asarray(method.stop(clock.time, landscape.subject(parameters)[1]))
 
 
 def _kept(keep: Any, new: PyTree, old: PyTree) -> PyTree:
