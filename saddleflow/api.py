@@ -246,8 +246,8 @@ def integrate(
     """The flow as a pure function of arrays, for your own `jax.jit`, `jax.vmap` and `jax.lax.map`.
 
     The same method as `gradient_flow`, without its meter, budget in seconds and trajectory. All arguments are as
-    there; rtol, t1, target_cost, gradient_tolerance and the leaves of cost and network may be traced. It is not for reverse-mode
-    differentiation.
+    there; rtol, t1, target_cost, gradient_tolerance and the leaves of cost and network may be traced. It is not for
+    reverse-mode differentiation.
 
         def final(key):
             start = sf.gaussian(key, depth=3, width=20, shape=cost.shape, gamma=1.5)

@@ -48,8 +48,8 @@ MAX_DIP_NUMBERS = 10_000_000
 class FlowOptions:
     """How a flow is to be solved and what of it is kept; `gradient_flow` documents each option.
 
-    Numbers (rtol, t1, gradient_tolerance, target_cost) may be traced. Observables are resolved to functions, `save_at` to an array
-    and `t1` to the last of its times where it was left out.
+    Numbers (rtol, t1, gradient_tolerance, target_cost) may be traced. Observables are resolved to functions,
+    `save_at` to an array and `t1` to the last of its times where it was left out.
 
     Raises:
         ValueError: a bad option, named with value and remedy.

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from saddleflow.flow.clock import Clock
 from saddleflow.flow.dips import Dips
-from saddleflow.flow.ending import StepEnd, located, reaches, stops
+from saddleflow.flow.ending import StepEnd, located, reaches, retried, stops
 from saddleflow.flow.graded import Frame, grade, noise, resolution
 from saddleflow.flow.grinding import Grinding
 from saddleflow.flow.growth import Growth
@@ -328,8 +328,9 @@ class _Attempt(eqx.Module):
     finite: Bool[Array, ""]
     next_size: Float[Array, ""]
     solver_state: PyTree
+    rejected_state: PyTree  # the solver's, were the step rejected
     controller_state: PyTree
-    dense_info: PyTree
+    interpolation: diffrax.AbstractLocalInterpolation
 
 
 def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Method) -> FlowState:
@@ -337,10 +338,8 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
     remaining = settings.t1 - state.time
     lands = state.step_size >= remaining
     h = jnp.minimum(state.step_size, remaining)
-    tried = _attempt(state, h, landscape, settings, method)
-    keep = tried.keep
-    interpolation = method.solver.interpolation_cls(t0=jnp.zeros(()), t1=h, **tried.dense_info)
-    end = _end_of_step(state, tried, h, interpolation, landscape, settings, method)
+    tried, end = _to_the_end(state, _attempt(state, h, landscape, settings, method), h, landscape, settings, method)
+    keep, interpolation = tried.keep, tried.interpolation
     parameters, outputs, length = end.parameters, end.outputs, end.after
     lands = lands & (length >= h)
     clock = _kept(keep, state.clock.tick(length, tried.next_size), state.clock)
@@ -351,7 +350,9 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
     certified = keep & _converged(landscape, outputs, settings)
     if settings.save_at is not None:
         resting = parameters, stays
-        rows, num_rows = _save_between(state, length, lands, keep, interpolation, resting, landscape, settings, method)
+        rows, num_rows = _save_between(
+            state, length, lands, keep, interpolation, resting, landscape, settings, method
+        )
         clock = _kept(stays, clock.after(settings.t1 - clock.time), clock)
     else:
         end_time = jnp.where(lands, settings.t1, clock.time)
@@ -404,20 +405,35 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
     )
 
 
-def _end_of_step(
+def _to_the_end(
     state: FlowState,
     tried: _Attempt,
     h: Float[Array, ""],
-    interpolation: Any,
     landscape: Landscape,
     settings: Settings,
     method: Method,
-) -> StepEnd:
-    """Where the step tried ends, which is within it where the run does."""
+) -> tuple[_Attempt, StepEnd]:
+    """The step tried, and where it ends: within it where the run ends there.
+
+    Where that is early in the step, the step is rejected for one that ends soon after: see `retried`.
+    """
     stopped = stops(landscape, tried.parameters, state.clock.after(h), method)
     reached = reaches(tried.loss, settings)
-    end = StepEnd(h, tried.parameters, tried.outputs, tried.keep & reached, tried.keep & stopped)
-    return located(end, interpolation, state.clock, state.num_accepted == 0, landscape, settings, method)
+    whole = StepEnd(h, tried.parameters, tried.outputs, tried.keep & reached, tried.keep & stopped)
+    if settings.target_cost is None and method.stop is None:
+        return tried, whole
+    is_first = state.num_accepted == 0
+    end = located(whole, tried.interpolation, state.clock, is_first, landscape, settings, method)
+    again, shorter = retried(end, h, state.clock, settings)
+    rejected = replace(
+        tried,
+        keep=jnp.asarray(False),
+        next_size=shorter,
+        solver_state=_arrays(tried.rejected_state),
+        controller_state=state.controller_state,
+    )
+    nothing = replace(whole, parameters=state.parameters, reached=jnp.asarray(False), stopped=jnp.asarray(False))
+    return _kept(again, rejected, tried), _kept(again, nothing, end)
 
 
 def _attempt(
@@ -457,8 +473,9 @@ def _attempt(
         finite=finite,
         next_size=jnp.asarray(end - begin),
         solver_state=_arrays(_kept(keep, solver_state, dropped)),
+        rejected_state=_arrays(dropped),
         controller_state=_arrays(controller_state),
-        dense_info=dense_info,
+        interpolation=solver.interpolation_cls(t0=zero, t1=h, **dense_info),
     )
 
 
