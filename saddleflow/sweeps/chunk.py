@@ -61,6 +61,7 @@ class SweepOptions:
             t1=np.asarray(np.inf if flow.t1 is None else flow.t1, float),
             max_steps=np.asarray(flow.max_steps),
             gradient_tolerance=np.asarray(flow.gradient_tolerance, float),
+            target_cost=None if flow.target_cost is None else np.asarray(flow.target_cost, float),
             num_rows=self.num_rows,
         )
 
