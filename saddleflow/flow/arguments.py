@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import diffrax
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -117,12 +116,11 @@ def require_tolerance(argument: str, value: Any) -> None:
 
 
 def require_target(value: Any) -> None:
-    """Refuse a target cost that is no finite number of at least zero (concrete ones only)."""
+    """Refuse a target cost that is not finite, or negative (concrete ones only)."""
     if is_concrete(value):
-        is_number = isinstance(value, int | float | np.number | np.ndarray | jax.Array) and np.ndim(value) == 0
-        sound = is_number and math.isfinite(value) and value >= 0
+        number = float(value)
         remedy = "Leave it out to go on to a minimum; where a loss falls below zero, add a constant to it."
-        require(sound, "target_cost", "be None or a finite number >= 0", value, remedy)
+        require(math.isfinite(number) and number >= 0, "target_cost", "be finite and not negative", number, remedy)
 
 
 def check_problem(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> None:
