@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from saddleflow.flow.clock import Clock
 from saddleflow.flow.landscape import Landscape, Parameters
-from saddleflow.flow.state import Method, Settings
+from saddleflow.flow.state import FlowState, Method, Settings
 
 # The time is found to this share of rtol, relative to the step as well as to the time of the flow.
 FINE = 0.01
@@ -22,6 +22,8 @@ FINE = 0.01
 # Dense output is as exact as the step only near its end: a step in which the run ends before this share of it is
 # tried anew, this much longer than to there. (From a plateau the times found were 5 rtol off, and are .1 so.)
 LATE, BEYOND = 15 / 16, 33 / 32
+# After so many rejections in a row it is taken as it is: a `stop` that depends on rounding might ask for ever.
+MAX_RETRIES = 20
 
 # Halvings of a step at most: more than float64 resolves, but where a first step is far too long.
 MAX_HALVINGS = 64
@@ -31,6 +33,7 @@ class StepEnd(eqx.Module):
     """Where a step ends, and what ends the run there."""
 
     after: Float[Array, ""]  # time since the step's begin
+    lands: Bool[Array, ""]  # whether that is t1
     parameters: Parameters
     outputs: Float[Array, "n_out n_in"]
     reached: Bool[Array, ""]  # the target cost
@@ -86,6 +89,7 @@ def located(
         outputs = landscape.outputs(parameters)
         here = StepEnd(
             middle,
+            no,
             parameters,
             outputs,
             no if settings.target_cost is None else reaches(landscape.loss(parameters, outputs), settings),
@@ -99,14 +103,15 @@ def located(
 
 
 def retried(
-    end: StepEnd, h: Float[Array, ""], clock: Clock, settings: Settings
+    end: StepEnd, h: Float[Array, ""], state: FlowState, settings: Settings
 ) -> tuple[Bool[Array, ""], Float[Array, ""]]:
     """Whether a step of length h in which a run ends is to be tried anew, and with which length.
 
     Not where all of it is short beside the time: then the time is known.
     """
-    long = h > settings.rtol * (clock.within + h)
-    return end.ends & long & (end.after < LATE * h), BEYOND * end.after
+    long = h > settings.rtol * (state.clock.within + h)
+    again = state.consecutive_rejections < MAX_RETRIES
+    return end.ends & long & again & (end.after < LATE * h), BEYOND * end.after
 
 
 def reaches(loss: Float[Array, ""], settings: Settings) -> Bool[Array, ""]:

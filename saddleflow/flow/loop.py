@@ -338,10 +338,9 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
     remaining = settings.t1 - state.time
     lands = state.step_size >= remaining
     h = jnp.minimum(state.step_size, remaining)
-    tried, end = _to_the_end(state, _attempt(state, h, landscape, settings, method), h, landscape, settings, method)
-    keep, interpolation = tried.keep, tried.interpolation
-    parameters, outputs, length = end.parameters, end.outputs, end.after
-    lands = lands & (length >= h)
+    tried = _attempt(state, h, landscape, settings, method)
+    tried, end = _to_the_end(state, tried, h, lands, landscape, settings, method)
+    keep, parameters, outputs, length = tried.keep, end.parameters, end.outputs, end.after
     clock = _kept(keep, state.clock.tick(length, tried.next_size), state.clock)
     gradient, at_rest, rounded = landscape.at_rest(parameters, method.graded)
     growth = state.growth.follow(landscape.unbounded(parameters, outputs), length, keep)
@@ -349,15 +348,12 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
     stays, rests = _rest(keep & at_rest & ~grows & ~end.reached, settings, method)
     certified = keep & _converged(landscape, outputs, settings)
     if settings.save_at is not None:
-        resting = parameters, stays
-        rows, num_rows = _save_between(
-            state, length, lands, keep, interpolation, resting, landscape, settings, method
-        )
+        rows, num_rows = _save_between(state, tried, end, stays, landscape, settings, method)
         clock = _kept(stays, clock.after(settings.t1 - clock.time), clock)
     else:
-        end_time = jnp.where(lands, settings.t1, clock.time)
+        end_time = jnp.where(end.lands, settings.t1, clock.time)
         end_point = parameters, clock, end_time, gradient
-        rows, num_rows = _save_steps(state, length, keep, interpolation, end_point, landscape, method)
+        rows, num_rows = _save_steps(state, length, keep, tried.interpolation, end_point, landscape, method)
     grinding, grinds = _watch_jumps(state, tried, h, method)
     rejections = jnp.where(keep, 0, state.consecutive_rejections + 1)
     met_non_finite = jnp.where(keep, state.met_non_finite, ~tried.finite)
@@ -370,7 +366,7 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
         (StopReason.non_finite, gradient > LARGEST_GRADIENT),
         (StopReason.target_cost, end.reached),
         (StopReason.stop, end.stopped),
-        (StopReason.t1, keep & lands | stays),
+        (StopReason.t1, keep & end.lands | stays),
         (StopReason.non_finite, (stuck | creeps) & met_non_finite),
         (StopReason.step_size_underflow, stuck),
         (StopReason.below_resolution, creeps),  # steps move less than rounding, and longer ones fail
@@ -409,6 +405,7 @@ def _to_the_end(
     state: FlowState,
     tried: _Attempt,
     h: Float[Array, ""],
+    lands: Bool[Array, ""],
     landscape: Landscape,
     settings: Settings,
     method: Method,
@@ -419,12 +416,12 @@ def _to_the_end(
     """
     stopped = stops(landscape, tried.parameters, state.clock.after(h), method)
     reached = reaches(tried.loss, settings)
-    whole = StepEnd(h, tried.parameters, tried.outputs, tried.keep & reached, tried.keep & stopped)
+    whole = StepEnd(h, lands, tried.parameters, tried.outputs, tried.keep & reached, tried.keep & stopped)
     if settings.target_cost is None and method.stop is None:
         return tried, whole
     is_first = state.num_accepted == 0
     end = located(whole, tried.interpolation, state.clock, is_first, landscape, settings, method)
-    again, shorter = retried(end, h, state.clock, settings)
+    again, shorter = retried(end, h, state, settings)
     rejected = replace(
         tried,
         keep=jnp.asarray(False),
@@ -513,20 +510,20 @@ def _kept(keep: Any, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
 
 
-def _save_between(state, h, lands, keep, interpolation, resting, landscape, settings, method):
+def _save_between(state, tried, step_end, stays, landscape, settings, method):
     """Rows for all asked times within the step, by dense output; all that remain where the network stays."""
     save_at, begin, count = settings.save_at, state.clock.time, _num_times(settings)
-    end_point, stays = resting
-    end = jnp.where(lands | stays, settings.t1, begin + h)
+    h = step_end.after
+    end = jnp.where(step_end.lands | stays, settings.t1, begin + h)
 
     def due(carry):
         _, index = carry
-        return keep & (index < count) & (save_at[jnp.minimum(index, count - 1)] <= end)
+        return tried.keep & (index < count) & (save_at[jnp.minimum(index, count - 1)] <= end)
 
     def save(carry):
         rows, index = carry
         after = save_at[index] - begin
-        here = _kept(stays & (after > h), end_point, interpolation.evaluate(after))
+        here = _kept(stays & (after > h), step_end.parameters, tried.interpolation.evaluate(after))
         row = observe(landscape, here, state.clock.after(after), method) | {"time": save_at[index]}
         return _write(rows, index, row), index + 1
 
