@@ -37,6 +37,7 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
     *,
     rtol: float = 1e-6,
     t1: float | None = None,
+    target_cost: float | None = None,
     save_at: Any = None,
     solver: diffrax.AbstractSolver | None = None,
     observables: Mapping[str, Any] | Sequence[str] | None = None,
@@ -86,6 +87,9 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
             so alpha * theta_0 is solved as carefully as theta_0. A, or the outputs of a model, are held to 10 rtol
             where errors of many entries add up in them.
         t1: end of the run, in time of the flow; None runs until something else ends it.
+        target_cost: the run ends ("target_cost") where the train cost, of a model its loss, has fallen to this: at
+            that time, found within a step by dense output; at t = 0 where the start is there. A finite number >= 0;
+            None: no such end. With `save_at` rows end before that time, and `network` is the one at it.
         save_at: sorted times to save at (dense output); None saves the solver's own steps, thinned to at
             most `max_saves` rows, start and end always among them. A run that ends before the first time asked for
             has the row of its end.
@@ -94,7 +98,9 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
             Both hand over to `NDF` on long tails (docs/tails.md).
         observables: a mapping from names to functions (cost, network) -> array, or names of registered ones
             (`saddleflow.observables.REGISTRY`), evaluated inside the loop at every saved time.
-        stop: a function (time, network) -> boolean that ends the run after an accepted step ("stop").
+        stop: a function (time, network) -> boolean that ends the run ("stop") where it turns true. It is asked after
+            every accepted step, and the time is then found within the step by dense output, to 10 rtol; what turns
+            true and false again within one step is not seen. Where it holds at the start the first step is the last.
         save_networks: keep the whole network at every saved time.
         max_saves: rows kept at most where the solver's own steps are saved; at least 4. None: 1000, or as many as fit
             into 400 MB (of a 1000 x 500 matrix 100), but 16.
@@ -133,6 +139,7 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
     options = FlowOptions(
         rtol=rtol,
         t1=t1,
+        target_cost=target_cost,
         save_at=save_at,
         solver=solver,
         observables=observables,
@@ -226,6 +233,7 @@ def integrate(
     *,
     rtol: Any = 1e-6,
     t1: Any = None,
+    target_cost: Any = None,
     save_at: Any = None,
     solver: diffrax.AbstractSolver | None = None,
     observables: Mapping[str, Any] | Sequence[str] | None = None,
@@ -240,8 +248,8 @@ def integrate(
     """The flow as a pure function of arrays, for your own `jax.jit`, `jax.vmap` and `jax.lax.map`.
 
     The same method as `gradient_flow`, without its meter, budget in seconds and trajectory. All arguments are as
-    there; rtol, t1, gradient_tolerance and the leaves of cost and network may be traced. It is not for reverse-mode
-    differentiation.
+    there; rtol, t1, target_cost, gradient_tolerance and the leaves of cost and network may be traced. It is not for
+    reverse-mode differentiation.
 
         def final(key):
             start = sf.gaussian(key, depth=3, width=20, shape=cost.shape, gamma=1.5)
@@ -258,6 +266,7 @@ def integrate(
             one, `reduced.network`.
         rtol: relative tolerance, 1e-13 <= rtol < 1.
         t1: end of the flow; None: a certified minimum.
+        target_cost: as in `gradient_flow`.
         save_at: sorted times to save at, concrete; None: the solver's own steps, thinned to `max_saves` rows. The end
             is always among them with `save_at` only; else see `network` and `end_time` of the result.
         solver: any adaptive diffrax solver; None: the default.
@@ -282,6 +291,7 @@ def integrate(
     options = FlowOptions(
         rtol=rtol,
         t1=t1,
+        target_cost=target_cost,
         save_at=save_at,
         solver=solver,
         observables=observables,

@@ -35,6 +35,7 @@ _NUMBERS = "1, 2, 3, 4, 5"
 AXES = ("depth", "width", "gamma", "alpha", "seed", "rtol")  # what the command line makes dims of
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 Rtol = Annotated[float, typer.Option(help="Relative tolerance of a step.")]
+Target = Annotated[float | None, typer.Option(help="Train cost at which a flow ends, if it falls so far.")]
 
 
 class Progress(StrEnum):
@@ -80,6 +81,7 @@ def flow(
     gamma: Annotated[float, typer.Option(help="The start's variance is w^-gamma.")] = 1.5,
     alpha: Annotated[float, typer.Option(help="Scales the start: alpha * theta_0.")] = 1.0,
     t1: Annotated[float | None, typer.Option(help="End of the flow; default: a certified minimum.")] = None,
+    target_cost: Target = None,
     max_seconds: Annotated[float | None, typer.Option(help="Wall-clock budget in seconds.")] = None,
     seed: Annotated[int, typer.Option(help="Draws task, held-out entries and start.")] = 0,
     rtol: Rtol = 1e-4,
@@ -107,7 +109,8 @@ def flow(
     else:
         cost = sf.read_matrix(data, held_out=held_out, seed=seed, header=header)
     start = alpha * sf.gaussian(key_start, depth=depth, width=width, shape=cost.shape, gamma=gamma)
-    trajectory = sf.gradient_flow(cost, start, rtol=rtol, t1=t1, max_seconds=max_seconds, progress=progress.option)
+    ends = {"t1": t1, "target_cost": target_cost, "max_seconds": max_seconds}
+    trajectory = sf.gradient_flow(cost, start, rtol=rtol, progress=progress.option, **ends)
     trajectory.save(out, force=force)
     written = [out, *_draw(trajectory, out.with_suffix(""), force)]
     if data is not None:
@@ -184,6 +187,7 @@ def sweep(
     data: Annotated[Path | None, typer.Option(help="A matrix with gaps instead: .csv, .npy or .parquet.")] = None,
     held_out: Annotated[float, typer.Option(help="Share of its known entries kept for the test cost.")] = 0.1,
     t1: Annotated[float | None, typer.Option(help="End of each flow; default: a certified minimum.")] = None,
+    target_cost: Target = None,
     num_times: Annotated[int | None, typer.Option(help="Saved times, logarithmic up to t1.")] = None,
     reduce_width: Annotated[str | None, typer.Option(help="auto or sample: see the API.")] = None,
     store: Annotated[Path | None, typer.Option(help="A zarr folder of finished chunks, to go on from.")] = None,
@@ -215,7 +219,7 @@ def sweep(
 
         client = Client(scheduler)
     axes |= {"reduce_width": reduce_width, "store": store, "client": client, "progress": progress.option}
-    result = sf.sweep(cost, **axes, t1=t1, save_at=num_times)
+    result = sf.sweep(cost, **axes, t1=t1, target_cost=target_cost, save_at=num_times)
     with written_whole(out, force) as temporary:
         result.to_netcdf(temporary, engine="h5netcdf")
     reasons, counts = np.unique(result["stop_reason"].values, return_counts=True)

@@ -3,43 +3,28 @@
 from collections.abc import Iterable, Sequence
 from functools import cache
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 import saddleflow.theory as exact
 from saddleflow._backend.programs import compiled
 from saddleflow.api import integrate
 from saddleflow.claims.ledger import Claim, Finding, Size, exponents
-from saddleflow.flow.crossings import linear
 from saddleflow.flow.graded import is_tiny
 from saddleflow.problem.costs import MatrixCompletion
-from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.width.sampled import SampledNetwork, sample_reduced
 
 SHAPE, RTOL, LEVELS = (5, 5), 1e-6, 6
 SHARE = 0.6  # the plateau ends where the train cost has fallen to this share of its value at A = 0
 
 
-class Below(eqx.Module):
-    """A stop: the cost has fallen to a level."""
-
-    cost: MatrixCompletion
-    level: Float[Array, ""]
-
-    def __call__(self, time: Float[Array, ""], network: DeepLinearNetwork) -> Bool[Array, ""]:
-        """Whether to stop."""
-        del time
-        return self.cost(network.end_to_end()) < self.level
-
-
 @cache
-def plateau_end() -> Below:
-    """Where the first plateau ends, on the task: matrix completion, 5 x 5 of rank 3."""
+def task() -> tuple[MatrixCompletion, Float[Array, ""]]:
+    """Matrix completion, 5 x 5 of rank 3, and the train cost at which the first plateau ends."""
     cost = MatrixCompletion.random(jax.random.key(3), shape=SHAPE)
-    return Below(cost, SHARE * cost(jnp.zeros(SHAPE)))
+    return cost, SHARE * cost(jnp.zeros(SHAPE))
 
 
 def lane(depth: int, width: int, gamma: float, seed: int, levels: int = LEVELS) -> SampledNetwork:
@@ -61,19 +46,17 @@ def first_plateaus(
         levels: levels of the closure that stands for the full network; see `sample_reduced`.
     """
     starts = [lane(depth, width, gamma, seed, levels).network for seed in seeds]
-    end = plateau_end()
+    cost, level = task()
     batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
-    return np.asarray(_crossings(batch, end, is_tiny(end.cost, starts[0])))
+    return np.asarray(_crossings(batch, cost, level, is_tiny(cost, starts[0])))
 
 
 @compiled
-def _crossings(networks, end, graded):
-    """Times at which the cost falls to the level, within the last step, which ended below it."""
+def _crossings(networks, cost, level, graded):
+    """Times at which the cost falls to the level."""
 
     def crossing(network):
-        flow = integrate(end.cost, network, rtol=RTOL, stop=end, max_saves=1000, graded=graded)
-        ends = flow.num_rows - 2 + jnp.arange(2)
-        return linear(flow.time[ends], jax.vmap(end.cost)(flow.end_to_end[ends]), end.level)
+        return integrate(cost, network, rtol=RTOL, target_cost=level, max_saves=4, graded=graded).end_time
 
     return jax.vmap(crossing)(networks)
 

@@ -50,8 +50,8 @@ MAX_DIP_NUMBERS = 10_000_000
 class FlowOptions:
     """How a flow is to be solved and what of it is kept; `gradient_flow` documents each option.
 
-    Numbers (rtol, t1, gradient_tolerance) may be traced. Observables are resolved to functions, `save_at` to an array
-    and `t1` to the last of its times where it was left out.
+    Numbers (rtol, t1, gradient_tolerance, target_cost) may be traced. Observables are resolved to functions,
+    `save_at` to an array and `t1` to the last of its times where it was left out.
 
     Raises:
         ValueError: a bad option, named with value and remedy.
@@ -69,6 +69,7 @@ class FlowOptions:
     max_steps: int = 1_000_000
     max_seconds: float | None = None
     gradient_tolerance: Any = 1e-4
+    target_cost: Any = None
     rank_tolerance: float | None = None
     graded: bool | None = None
     progress: bool | str = True
@@ -84,6 +85,8 @@ class FlowOptions:
             save_at, t1 = check_save_at(self.save_at, self.t1)
             object.__setattr__(self, "save_at", save_at)
             object.__setattr__(self, "t1", t1)
+        if self.target_cost is not None:
+            require_target(self.target_cost)
         object.__setattr__(self, "observables", obs.resolve(self.observables))
         if self.solver is not None and not isinstance(self.solver, diffrax.AbstractAdaptiveSolver):
             raise ValueError(
@@ -108,6 +111,11 @@ class FlowOptions:
         if self.max_seconds is not None:
             object.__setattr__(self, "deadline", min(self.deadline, time.perf_counter() + self.max_seconds))
 
+    @property
+    def num_rows(self) -> int:
+        """Rows at most where the solver's own steps are saved."""
+        return MAX_SAVES if self.max_saves is None else self.max_saves
+
     def with_room_for(self, numbers: int) -> "FlowOptions":
         """The options with `max_saves` decided, where it was left out, for rows of so many numbers each."""
         if self.max_saves is not None:
@@ -120,6 +128,14 @@ def require_tolerance(argument: str, value: Any) -> None:
     if is_concrete(value):
         sound = math.isfinite(value) and 1e-13 <= value < 1
         require(sound, argument, "lie in [1e-13, 1)", value, "float64 resolves no less.")
+
+
+def require_target(value: Any) -> None:
+    """Refuse a target cost that is not finite, or negative (concrete ones only)."""
+    if is_concrete(value):
+        number = float(value)
+        remedy = "Leave it out to go on to a minimum; where a loss falls below zero, add a constant to it."
+        require(math.isfinite(number) and number >= 0, "target_cost", "be finite and not negative", number, remedy)
 
 
 def check_problem(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> None:
@@ -172,7 +188,7 @@ def settings_of(landscape: Landscape, parameters: Any, options: FlowOptions, pad
     rms, unit = scales(landscape, parameters)
     save_at, max_rows = options.save_at, None
     if pad_rows:
-        max_rows = options.max_saves or MAX_SAVES
+        max_rows = options.num_rows
         if save_at is not None:
             max_rows = len(options.save_at)
             later = padded_size(max_rows) - max_rows
@@ -184,6 +200,7 @@ def settings_of(landscape: Landscape, parameters: Any, options: FlowOptions, pad
         save_at=None if save_at is None else on_device(save_at),
         max_steps=jnp.asarray(options.max_steps),
         gradient_tolerance=jnp.asarray(-1.0) if save_at is not None else options.gradient_tolerance * unit,
+        target_cost=None if options.target_cost is None else jnp.asarray(options.target_cost, float),
         max_rows=None if max_rows is None else jnp.asarray(max_rows),
     )
 
@@ -214,14 +231,13 @@ def method_of(
         stiff = replace(STIFF, strains=landscape.strains, linear_tolerance=landscape.linear_tolerance)
         solver = stiff if graded else Switching(stiff)
     assert isinstance(solver, diffrax.AbstractAdaptiveSolver)
-    max_saves = options.max_saves or MAX_SAVES
     return Method(
         solver=solver,
         observables=options.observables,
         stop=options.stop,
         save_networks=options.save_networks,
         graded=graded,
-        capacity=padded_size(max_saves) if pad_rows else max_saves,
+        capacity=padded_size(options.num_rows) if pad_rows else options.num_rows,
         saves_per_step=options.saves_per_step,
         num_dips=num_dips,
         tail_solver=landscape.tail_solver() if isinstance(solver, CountingSolver) else None,

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from saddleflow.flow.clock import Clock
 from saddleflow.flow.dips import Dips
+from saddleflow.flow.ending import StepEnd, located, reaches, retried, stops
 from saddleflow.flow.graded import Frame, grade, noise, resolution
 from saddleflow.flow.grinding import Grinding
 from saddleflow.flow.growth import Growth
@@ -78,12 +79,14 @@ def start(landscape: Landscape, parameters: Parameters, settings: Settings, meth
         FLOW, zero, one, parameters, step_size, landscape, solver.func, _order(solver)
     )
     outputs = landscape.outputs(parameters)
-    finite = jnp.isfinite(gradient) & jnp.isfinite(landscape.loss(parameters, outputs))
+    loss = landscape.loss(parameters, outputs)
+    finite, reached = jnp.isfinite(gradient) & jnp.isfinite(loss), reaches(loss, settings)
     certified = _converged(landscape, outputs, settings)
-    stays, rests = _rest(at_rest, settings, method)
+    stays, rests = _rest(at_rest & ~reached, settings, method)
     reason = _first_of(
         (StopReason.non_finite, ~finite),
         (StopReason.converged, certified | rests & rounded),
+        (StopReason.target_cost, reached),
         (_rest_reason(landscape), rests),
         (StopReason.t1, stays),
     )
@@ -337,13 +340,15 @@ class _Attempt(eqx.Module):
 
     parameters: Parameters  # the old ones where the step is rejected
     outputs: Float[Array, "n_out n_in"]  # of the candidate
+    loss: Float[Array, ""]  # of the candidate
     keep: Bool[Array, ""]
     error: Float[Array, ""] | None  # of the entries, in units of their tolerances, where it is looked at
     finite: Bool[Array, ""]
     next_size: Float[Array, ""]
     solver_state: PyTree
+    rejected_state: PyTree  # the solver's, were the step rejected
     controller_state: PyTree
-    dense_info: PyTree
+    interpolation: diffrax.AbstractLocalInterpolation
 
 
 def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Method) -> FlowState:
@@ -352,22 +357,21 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
     lands = state.step_size >= remaining
     h = jnp.minimum(state.step_size, remaining)
     tried = _attempt(state, h, landscape, settings, method)
-    parameters, keep = tried.parameters, tried.keep
-    clock = _kept(keep, state.clock.tick(h, tried.next_size), state.clock)
+    tried, end = _to_the_end(state, tried, h, lands, landscape, settings, method)
+    keep, parameters, outputs, length = tried.keep, end.parameters, end.outputs, end.after
+    clock = _kept(keep, state.clock.tick(length, tried.next_size), state.clock)
     gradient, at_rest, rounded = landscape.at_rest(parameters, method.graded)
-    growth = state.growth.follow(landscape.unbounded(parameters, tried.outputs), h, keep)
-    grows = growth.lasts(landscape.size(parameters, tried.outputs))
-    stays, rests = _rest(keep & at_rest & ~grows, settings, method)
-    certified = keep & _converged(landscape, tried.outputs, settings)
-    interpolation = method.solver.interpolation_cls(t0=jnp.zeros(()), t1=h, **tried.dense_info)
+    growth = state.growth.follow(landscape.unbounded(parameters, outputs), length, keep)
+    grows = growth.lasts(landscape.size(parameters, outputs))
+    stays, rests = _rest(keep & at_rest & ~grows & ~end.reached, settings, method)
+    certified = keep & _converged(landscape, outputs, settings)
     if settings.save_at is not None:
-        resting = parameters, stays
-        rows, num_rows = _save_between(state, h, lands, keep, interpolation, resting, landscape, settings, method)
+        rows, num_rows = _save_between(state, tried, end, stays, landscape, settings, method)
         clock = _kept(stays, clock.after(settings.t1 - clock.time), clock)
     else:
-        end_time = jnp.where(lands, settings.t1, clock.time)
+        end_time = jnp.where(end.lands, settings.t1, clock.time)
         end_point = parameters, clock, end_time, gradient
-        rows, num_rows = _save_steps(state, h, keep, interpolation, end_point, landscape, method)
+        rows, num_rows = _save_steps(state, length, keep, tried.interpolation, end_point, landscape, method)
     grinding, grinds = _watch_jumps(state, tried, h, method)
     rejections = jnp.where(keep, 0, state.consecutive_rejections + 1)
     met_non_finite = jnp.where(keep, state.met_non_finite, ~tried.finite)
@@ -378,8 +382,9 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
         (StopReason.diverges, grows & (certified | keep & at_rest & (settings.save_at is None))),
         (StopReason.converged, certified | rests & rounded),
         (StopReason.non_finite, gradient > LARGEST_GRADIENT),
-        (StopReason.stop, keep & _stops(landscape, parameters, clock, method)),
-        (StopReason.t1, keep & lands | stays),
+        (StopReason.target_cost, end.reached),
+        (StopReason.stop, end.stopped),
+        (StopReason.t1, keep & end.lands | stays),
         (StopReason.non_finite, (stuck | creeps) & met_non_finite),
         (StopReason.step_size_underflow, stuck),
         (StopReason.below_resolution, creeps),  # steps move less than rounding, and longer ones fail
@@ -392,7 +397,7 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
         frame=state.frame,
         clock=clock,
         step_size=tried.next_size,
-        dips=state.dips and state.dips.follow(parameters, state.frame, gradient, clock.time, h, keep),
+        dips=state.dips and state.dips.follow(parameters, state.frame, gradient, clock.time, length, keep),
         growth=growth,
         grinding=grinding,
         solver_state=tried.solver_state,
@@ -415,6 +420,38 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
     )
 
 
+def _to_the_end(
+    state: FlowState,
+    tried: _Attempt,
+    h: Float[Array, ""],
+    lands: Bool[Array, ""],
+    landscape: Landscape,
+    settings: Settings,
+    method: Method,
+) -> tuple[_Attempt, StepEnd]:
+    """The step tried, and where it ends: within it where the run ends there.
+
+    Where that is early in the step, the step is rejected for one that ends soon after: see `retried`.
+    """
+    stopped = stops(landscape, tried.parameters, state.clock.after(h), method)
+    reached = reaches(tried.loss, settings)
+    whole = StepEnd(h, lands, tried.parameters, tried.outputs, tried.keep & reached, tried.keep & stopped)
+    if settings.target_cost is None and method.stop is None:
+        return tried, whole
+    is_first = state.num_accepted == 0
+    end = located(whole, tried.interpolation, state.clock, is_first, landscape, settings, method)
+    again, shorter = retried(end, h, state, settings)
+    rejected = replace(
+        tried,
+        keep=jnp.asarray(False),
+        next_size=shorter,
+        solver_state=_arrays(tried.rejected_state),
+        controller_state=state.controller_state,
+    )
+    nothing = replace(whole, parameters=state.parameters, reached=jnp.asarray(False), stopped=jnp.asarray(False))
+    return _kept(again, rejected, tried), _kept(again, nothing, end)
+
+
 def _attempt(
     state: FlowState, h: Float[Array, ""], landscape: Landscape, settings: Settings, method: Method
 ) -> _Attempt:
@@ -425,7 +462,8 @@ def _attempt(
         FLOW, zero, h, state.parameters, landscape, state.solver_state, state.jumped
     )
     outputs = landscape.outputs(candidate)
-    finite = _all_finite(candidate) & jnp.isfinite(landscape.loss(candidate, outputs))
+    loss = landscape.loss(candidate, outputs)
+    finite = _all_finite(candidate) & jnp.isfinite(loss)
     if not isinstance(solver, CountingSolver):  # those see to it themselves
         tolerances = controller.rtol, controller.atol
         support = landscape.support(state.parameters)
@@ -443,6 +481,7 @@ def _attempt(
     return _Attempt(
         parameters=_kept(keep, candidate, state.parameters),
         outputs=outputs,
+        loss=loss,
         keep=jnp.asarray(keep),
         error=None
         if state.grinding is None
@@ -450,8 +489,9 @@ def _attempt(
         finite=finite,
         next_size=jnp.asarray(end - begin),
         solver_state=_arrays(_kept(keep, solver_state, dropped)),
+        rejected_state=_arrays(dropped),
         controller_state=_arrays(controller_state),
-        dense_info=dense_info,
+        interpolation=solver.interpolation_cls(t0=zero, t1=h, **dense_info),
     )
 
 
@@ -505,31 +545,24 @@ def _unmoved(state: FlowState, parameters: Parameters, keep: Any, settings: Sett
     return jnp.where(keep, jnp.where(still, more, 0), state.unmoved)
 
 
-def _stops(landscape: Landscape, parameters: Parameters, clock: Clock, method: Method) -> Bool[Array, ""]:
-    """What the user's `stop` says."""
-    if method.stop is None:
-        return jnp.asarray(False)
-    return jnp.asarray(method.stop(clock.time, landscape.subject(parameters)[1]))
-
-
 def _kept(keep: Any, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
 
 
-def _save_between(state, h, lands, keep, interpolation, resting, landscape, settings, method):
+def _save_between(state, tried, step_end, stays, landscape, settings, method):
     """Rows for all asked times within the step, by dense output; all that remain where the network stays."""
     save_at, begin, count = settings.save_at, state.clock.time, _num_times(settings)
-    end_point, stays = resting
-    end = jnp.where(lands | stays, settings.t1, begin + h)
+    h = step_end.after
+    end = jnp.where(step_end.lands | stays, settings.t1, begin + h)
 
     def due(carry):
         _, index = carry
-        return keep & (index < count) & (save_at[jnp.minimum(index, count - 1)] <= end)
+        return tried.keep & (index < count) & (save_at[jnp.minimum(index, count - 1)] <= end)
 
     def save(carry):
         rows, index = carry
         after = save_at[index] - begin
-        here = _kept(stays & (after > h), end_point, interpolation.evaluate(after))
+        here = _kept(stays & (after > h), step_end.parameters, tried.interpolation.evaluate(after))
         row = observe(landscape, here, state.clock.after(after), method) | {"time": save_at[index]}
         return _write(rows, index, row), index + 1
 

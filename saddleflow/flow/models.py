@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import is_concrete, require, require_finite, require_float64
 from saddleflow._backend.programs import Stopwatch, make_room
-from saddleflow.flow.arguments import MAX_SAVES, FlowOptions, method_of, needs_symmetry, require_gradient, settings_of
+from saddleflow.flow.arguments import FlowOptions, method_of, needs_symmetry, require_gradient, settings_of
 from saddleflow.flow.critical import hessian_ends
 from saddleflow.flow.model_landscape import ModelLandscape, Preconditioner, Vector
 from saddleflow.flow.model_trajectory import ModelTrajectory
@@ -52,7 +52,7 @@ def solve_model(
     """
     make_room()
     require(not options.graded, "graded", "be None or False: only networks have graded coordinates", options.graded)
-    num_rows = (options.max_saves or MAX_SAVES) if options.save_at is None else len(options.save_at)
+    num_rows = options.num_rows if options.save_at is None else len(options.save_at)
     keeps = num_rows * math.prod(objective.shape) <= MAX_OUTPUTS
     landscape, theta = landscape_of(
         objective,

@@ -174,6 +174,7 @@ def numbers_of(settings: Settings, method: Method) -> dict[str, Any]:
         "t1": float(settings.t1),
         "max_steps": int(settings.max_steps),
         "gradient_tolerance": float(settings.gradient_tolerance),
+        "target_cost": None if settings.target_cost is None else float(settings.target_cost),
     }
 
 

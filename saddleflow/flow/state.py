@@ -43,13 +43,14 @@ class StopReason(IntEnum):
     max_steps = 3, "The steps allowed are used up."
     step_size_underflow = 4, "No step is short enough for the tolerance."
     non_finite = 5, "The cost or its gradient is not finite."
-    stop = 6, "The function `stop` said so."
+    stop = 6, "The function `stop` has turned true."
     max_seconds = 7, "The wall-clock budget is used up."
     stationary_saddle = 8, "The gradient in theta is zero up to rounding, but grad C(A) is not."
     below_resolution = 9, "Rounding would decide the next escape."
     diverges = 10, "C falls towards its infimum while A grows without bound."
     stationary = 11, "The gradient in theta is zero up to rounding, and the Hessian has no direction that leads down."
     not_smooth = 12, "Steps fail at jumps of the gradient again and again: take a smooth activation (sf.activations)."
+    target_cost = 13, "The train cost has fallen to `target_cost`."
 
 
 Row = dict[str, Any]
@@ -82,6 +83,7 @@ class Settings(eqx.Module):
     save_at: Float[Array, " times"] | None  # None: save the solver's own steps
     max_steps: Int[Array, ""]
     gradient_tolerance: Float[Array, ""]  # converged where |grad C(A)|_F is at most this; negative: never
+    target_cost: Float[Array, ""] | None = None  # the run ends where the loss is at most this; None: nowhere
     max_rows: Int[Array, ""] | None = (
         None  # rows kept at most, or times asked for; None: as many as there is room for
     )

@@ -42,7 +42,7 @@ class SweepOptions:
     @property
     def num_rows(self) -> int:
         """Rows of a lane's result."""
-        return self.flow.max_saves if self.flow.save_at is None else len(self.flow.save_at)
+        return self.flow.num_rows if self.flow.save_at is None else len(self.flow.save_at)
 
     def lane_flow(self, graded: bool) -> FlowOptions:
         """The options of the flow of a lane."""
@@ -50,7 +50,7 @@ class SweepOptions:
             self.flow,
             solver=STIFF if self.stiff else self.flow.solver,
             graded=graded,
-            max_saves=2 * self.flow.max_saves,  # full rows are halved: that many remain
+            max_saves=2 * self.flow.num_rows,  # full rows are halved: that many remain
         )
 
     def program(self, flow: FlowOptions, landscape: Landscape) -> Program:
@@ -61,6 +61,7 @@ class SweepOptions:
             t1=np.asarray(np.inf if flow.t1 is None else flow.t1, float),
             max_steps=np.asarray(flow.max_steps),
             gradient_tolerance=np.asarray(flow.gradient_tolerance, float),
+            target_cost=None if flow.target_cost is None else np.asarray(flow.target_cost, float),
             num_rows=self.num_rows,
         )
 

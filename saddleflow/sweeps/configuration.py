@@ -28,6 +28,7 @@ def describe(grid: Grid, starts: Starts, options: SweepOptions, chunks: Sequence
         "max_saves": flow.max_saves,
         "max_steps": flow.max_steps,
         "gradient_tolerance": flow.gradient_tolerance,
+        "target_cost": None if flow.target_cost is None else float(flow.target_cost),
         "rank_tolerance": flow.rank_tolerance,
         "solver": _solver_name(options),
         "observables": sorted(flow.observables or {}),

@@ -86,6 +86,7 @@ class Program(eqx.Module):
     t1: Float[Array | np.ndarray, ""]  # infinite: to a certified minimum
     max_steps: Int[Array | np.ndarray, ""]
     gradient_tolerance: Float[Array | np.ndarray, ""]
+    target_cost: Float[Array | np.ndarray, ""] | None  # None: lanes have none
     num_rows: int = eqx.field(static=True)  # of a result
 
 
@@ -106,7 +107,12 @@ class Running(eqx.Module):
 def _start(lane: Lane, program: Program) -> Running:
     """The start of a lane. Every start of a sweep is made here."""
     landscape, parameters = lane.start()
-    options = FlowOptions(rtol=lane.rtol, t1=program.t1, gradient_tolerance=program.gradient_tolerance)
+    options = FlowOptions(
+        rtol=lane.rtol,
+        t1=program.t1,
+        gradient_tolerance=program.gradient_tolerance,
+        target_cost=program.target_cost,
+    )
     settings = replace(settings_of(landscape, parameters, options), max_steps=jnp.asarray(program.max_steps))
     if program.save_at is not None:
         never = jnp.asarray(-1.0)  # converged: a lane goes on to the last of the times

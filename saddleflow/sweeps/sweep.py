@@ -62,6 +62,7 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
     seed: Any = 0,
     rtol: Any = 1e-4,
     t1: Any = None,
+    target_cost: float | None = None,
     save_at: Any = None,
     max_saves: int = 64,
     save_matrices: bool = False,
@@ -121,6 +122,8 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
         seed: seeds of the starts.
         rtol: relative tolerance, as in `gradient_flow`.
         t1: end of each run; None: a certified minimum.
+        target_cost: a lane ends where its train cost, of models the loss, has fallen to this, as in `gradient_flow`;
+            one number for all lanes. `end_time` is then the time at which it did, to 10 rtol.
         save_at: sorted times to save at, by dense output, the dim `time`; an integer n means t = 0 and n - 1
             logarithmic times from `t1 / 1e6` to `t1`. None: `max_saves` rows spread evenly over each lane's own
             steps, within them by dense output where they are few, the dim `sample`, first row the start and last row
@@ -174,6 +177,7 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
     t1, save_at = _times(t1, save_at)
     flow = FlowOptions(
         t1=t1,
+        target_cost=target_cost,
         save_at=save_at,
         solver=solver,
         observables=observables,

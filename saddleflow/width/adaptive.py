@@ -34,6 +34,9 @@ from saddleflow.width.projected import ProjectedNetwork, ReducedNetwork, Snapsho
 PILOT_RTOL = 1e-3
 PILOT_ROWS = 64
 
+# A pilot goes on to this share of the target cost, so that the bases hold what the run reaches until it ends.
+PILOT_SHARE = 0.9
+
 # Two runs are compared at so many times: enough to meet the peak of their distance, which an escape makes wide.
 CHECK_ROWS = 200
 
@@ -275,6 +278,7 @@ def _grow(
         changes = {
             "rtol": max(options.rtol, PILOT_RTOL),
             "t1": t1,
+            "target_cost": None if options.target_cost is None else PILOT_SHARE * options.target_cost,
             "save_at": None,
             "phase": f"pilot {pilots.count + 1}",
             "observables": None,
@@ -339,6 +343,7 @@ def _distance(cost: Cost, start: DeepLinearNetwork, main: Trajectory, options: F
     changes = {
         "save_at": main.time[rows],
         "t1": None,
+        "target_cost": None,  # the two are compared until the run's end
         "phase": "check",
         "observables": {"velocity": _velocity},
         "stop": None,
