@@ -1,6 +1,6 @@
 """Seconds at equal error on matrices of real size: saddleflow, diffrax, CVODE, gradient descent; `--write` to docs.
 
-The problems are those of deep matrix factorisation (Arora et al., arXiv 1905.13655): a matrix of rank 5, 100 x 100, of
+The problems are those of deep matrix factorisation (Arora et al., arXiv 1905.13655): a 100 x 100 matrix of rank 5, of
 which 2,000 or 5,000 entries are observed, from layers with entries of deviation s^(1/L) / 10; and a larger one. A run
 goes to the time at which the train cost is 1e-6 ("cost"), or on to our certificate of a minimum ("certificate").
 

@@ -369,8 +369,7 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
         rows, num_rows = _save_between(state, tried, end, stays, landscape, settings, method)
         clock = _kept(stays, clock.after(settings.t1 - clock.time), clock)
     else:
-        end_time = jnp.where(end.lands, settings.t1, clock.time)
-        end_point = parameters, clock, end_time, gradient
+        end_point = parameters, clock, jnp.where(end.lands, settings.t1, clock.time), gradient
         rows, num_rows = _save_steps(state, length, keep, tried.interpolation, end_point, landscape, method)
     grinding, grinds = _watch_jumps(state, tried, h, method)
     rejections = jnp.where(keep, 0, state.consecutive_rejections + 1)

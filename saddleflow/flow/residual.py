@@ -19,6 +19,9 @@ LEARNED = 2.0
 # A gradient counts where it exceeds its rounding by this factor, and the error of the last Newton step by the other.
 WELL_ABOVE, BEYOND_LINEAR = 1e3, 10.0
 
+# Of larger matrices what is left is not looked for: it takes minutes.
+MAX_ENTRIES = 100_000
+
 # Newton steps, and products of one step's conjugate gradients: beyond them there is no verdict.
 MAX_STEPS, MAX_PRODUCTS, CG_TOLERANCE = 6, 500, 1e-6
 
@@ -31,7 +34,8 @@ class Residual:
         norm: |grad C(A)|_F, in units of the cost over those of the target.
         unit: what the certificate measures it by: |grad C(0)|_F, or its value at the start where that is zero.
         left: the largest singular value of grad C outside the learned directions, at the end of the tail: the flow
-            would still escape along it. None where there is none, or where that is not resolved.
+            would still escape along it. None where there is none, or where that is not resolved, or A has more than
+            100,000 entries.
     """
 
     norm: float
@@ -54,7 +58,8 @@ def residual(cost: Cost, start: Float[np.ndarray, "n_out n_in"], end: Float[np.n
     """
     unit = float(np.linalg.norm(_gradient(cost, np.zeros(cost.shape))))
     unit = unit if unit > 0 else float(np.linalg.norm(_gradient(cost, start)))
-    return Residual(float(np.linalg.norm(_gradient(cost, end))), unit, _left(cost, end, unit))
+    left = _left(cost, end, unit) if end.size <= MAX_ENTRIES else None
+    return Residual(float(np.linalg.norm(_gradient(cost, end))), unit, left)
 
 
 def _left(cost: Cost, matrix: Float[np.ndarray, "n_out n_in"], unit: float) -> float | None:
@@ -66,10 +71,12 @@ def _left(cost: Cost, matrix: Float[np.ndarray, "n_out n_in"], unit: float) -> f
     """
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
     gradient = _gradient(cost, matrix)
-    pairs = [np.outer(u, v) for u, v in zip(left.T, right, strict=True)]
-    curvatures = np.array([np.sum(pair * _product(cost, matrix, pair)) for pair in pairs])
-    slopes = np.array([abs(np.sum(pair * gradient)) for pair in pairs])
-    learned = (values > ROUNDING * values[0]) & (values * curvatures > LEARNED * slopes)
+    curvatures, slopes = np.zeros((2, len(values)))
+    for index in np.flatnonzero(values > ROUNDING * values[0]):
+        pair = np.outer(left[:, index], right[index])
+        curvatures[index] = np.sum(pair * _product(cost, matrix, pair))
+        slopes[index] = abs(np.sum(pair * gradient))
+    learned = values * curvatures > LEARNED * slopes
     if learned.all():
         return None
     point, rank = (left[:, learned] * values[learned]) @ right[learned], int(learned.sum())
