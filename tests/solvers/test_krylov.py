@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saddleflow.solvers import ConjugateBasis, conjugate_solve
+from saddleflow.solvers import ConjugateBasis, conjugate_solve, krylov
 
 DIM = 24
 SPECTRUM = np.concatenate([np.linspace(1, 2, DIM - 6), np.geomspace(1e1, 1e6, 6)])
@@ -233,3 +233,27 @@ def test_lanes(matrix):
         assert abs(int(report.products[lane]) - int(lone.products)) <= 1
         assert abs(int(basis.count[lane]) - int(lone_basis.count)) <= 1
     assert int(report.products[1]) == 0
+
+
+def test_large_vectors_are_solved_for_as_small_ones_are():
+    """The same system among zeros, so many that its basis is taken at once: the same solution, as many products."""
+    generator = np.random.default_rng(3)
+    rates = jnp.asarray(10 ** generator.uniform(-3, 2, 60))
+    right = jnp.asarray(generator.standard_normal((3, 60)))
+    found = {}
+    for size in (60, krylov._LARGE):
+        many = jnp.zeros(size).at[:60].set(rates)
+        basis, solutions, products = ConjugateBasis.empty(16, many), [], 0
+        for one in right:
+            rhs = jnp.zeros(size).at[:60].set(one)
+            x, basis, report = conjugate_solve(
+                basis, lambda v, a=many: v + a * v, None, rhs, jnp.linalg.norm, 1e-10, 200
+            )
+            assert report.converged
+            assert jnp.linalg.norm(x + many * x - rhs) <= 1e-9
+            solutions.append(x[:60])
+            products += int(report.products)
+        found[size] = jnp.stack(solutions), products
+    (small, few), (large, many_products) = found.values()
+    np.testing.assert_allclose(large, small, atol=1e-9)
+    assert abs(many_products - few) <= 0.2 * few
