@@ -10,6 +10,7 @@ goes to the time at which the train cost is 1e-6 ("cost"), or on to our certific
 
 import argparse
 import dataclasses
+import functools
 import os
 import time
 from collections import defaultdict
@@ -28,6 +29,7 @@ from peers import CVODE, Diffrax, Host, Peer, Result, Saddleflow
 from problems import Problem, _problem
 from rich.console import Console
 from tables import markdown, show, write_below
+from timing import in_turn
 from work_precision import Point, measure
 
 import saddleflow as sf
@@ -259,6 +261,36 @@ def sections(cases: tuple[Case, ...]) -> Iterator[tuple[str, list[list[str]], st
         yield case.name, rows, line
 
 
+def sampling() -> list[list[str]]:
+    """Milliseconds of a gradient of 943 x 1682 through 64 directions, by dense products and by sampled ones."""
+    n_out, n_in, width = 943, 1682, 64
+    generator = np.random.default_rng(0)
+    left, right = (jnp.asarray(generator.standard_normal(shape)) for shape in ((n_out, width), (width, n_in)))
+
+    def dense(left, right, entries, mask):
+        slope = jnp.where(mask, left @ right, 0.0)
+        return slope @ right.T, left.T @ slope
+
+    def sampled(left, right, entries, mask):
+        rows, columns = entries
+        mine, theirs = left[rows], right.T[columns]
+        slope = jnp.sum(mine * theirs, axis=1)[:, None]
+        of_left = jnp.zeros_like(left).at[rows].add(slope * theirs)
+        return of_left, jnp.zeros_like(right.T).at[columns].add(slope * mine).T
+
+    found = []
+    for count in (1000, 5000, 20_000, 100_000):
+        flat = generator.permutation(n_out * n_in)[:count]
+        mask = np.zeros(n_out * n_in, bool)
+        mask[flat] = True
+        arguments = left, right, tuple(map(jnp.asarray, divmod(flat, n_in))), jnp.asarray(mask.reshape(n_out, n_in))
+        ways = [jax.jit(way) for way in (dense, sampled)]
+        jax.block_until_ready([way(*arguments) for way in ways])
+        taken = in_turn(*(functools.partial(way, *arguments) for way in ways), repeats=9)
+        found.append([f"{count / mask.size:.1%}", *(f"{1e3 * seconds:.1f}" for seconds in taken)])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one case only")
@@ -276,6 +308,8 @@ def main() -> None:
             "## In short",
             "\n".join(f"* {line}" for _, _, line in found),
         ]
+        table = markdown(["observed", "dense", "sampled"], sampling())
+        parts += ["## Dense and sampled products", sampling.__doc__ or "", table]
         for title, rows, _ in found:
             parts += [f"## {title}", markdown(HEADER, rows)]
         write_below(MARK, PAGE, "Size", parts)
