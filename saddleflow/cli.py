@@ -94,8 +94,8 @@ def flow(
 ) -> None:
     """Run one gradient flow, on a random matrix completion task or on your own matrix.
 
-    With `--data` the gaps of the matrix are filled: the completed matrix lies beside the trajectory, with the labels of
-    triplets. `--center` takes the mean of the observed entries off before the flow, and puts it back.
+    With `--data` the gaps of the matrix are filled: the completed matrix lies beside the trajectory, with the labels
+    of triplets. `--center` takes the mean of the observed entries off before the flow, and puts it back.
 
     Examples:
     * `saddleflow flow --depth 4 --gamma 2 --out run.nc`

@@ -201,8 +201,8 @@ class MatrixCompletion(Cost):
     def centered(self) -> "tuple[MatrixCompletion, float]":
         """The same task less the mean of the observed entries, and that mean.
 
-        A matrix of ratings or of pixels is near its mean, which a flow from a small start learns first, as a direction
-        of its own; without it the flow starts with what is left to tell.
+        A matrix of ratings or of pixels is near its mean, which a flow from a small start learns first, as a
+        direction of its own; without it the flow starts with what is left to tell.
 
             centered, mean = cost.centered()
             completed = sf.gradient_flow(centered, start).end_to_end[-1] + mean
