@@ -32,6 +32,7 @@ from .problem.objective import classification as classification
 from .problem.objective import regression as regression
 from .problem.objective import weight_decay as weight_decay
 from .problem.reading import read_matrix as read_matrix
+from .problem.reading import read_table as read_table
 from .problem.symmetry import balancedness as balancedness
 from .problem.symmetry import include as include
 from .problem.symmetry import rotate as rotate

@@ -22,6 +22,7 @@ import saddleflow as sf
 from saddleflow._backend.checks import require
 from saddleflow._backend.files import check_writable, remove_unfinished, written_whole
 from saddleflow._backend.waiting import in_background, leave, leave_interrupted, wait
+from saddleflow.problem.reading import split
 
 app = typer.Typer(
     help="Gradient flow of deep linear networks, solved exactly as a stiff ODE.",
@@ -72,7 +73,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def flow(
     data: Annotated[Path | None, typer.Option(help="A matrix with gaps to fill: .csv, .npy or .parquet.")] = None,
     header: Annotated[bool, typer.Option("--header", help="The csv's first row holds names.")] = False,
+    triplets: Annotated[
+        str | None, typer.Option(help="Columns of a file with a rating a line, as user,item,rating.")
+    ] = None,
     held_out: Annotated[float, typer.Option(help="Share of the known entries kept for the test cost.")] = 0.1,
+    center: Annotated[bool, typer.Option("--center", help="Learn the matrix less the mean of its entries.")] = False,
     shape: Annotated[str, typer.Option(help="Rows x columns of a random task.")] = "10x10",
     rank: Annotated[int, typer.Option(help="Rank of a random task's target.")] = 3,
     observed: Annotated[float, typer.Option(help="Observed share of a random task.")] = 0.8,
@@ -91,12 +96,15 @@ def flow(
 ) -> None:
     """Run one gradient flow, on a random matrix completion task or on your own matrix.
 
-    With `--data` the gaps of the matrix are filled: the completed matrix lies beside the trajectory.
+    With `--data` the gaps of the matrix are filled: the completed matrix lies beside the trajectory, with the labels
+    of triplets. `--center` takes the mean of the observed entries off before the flow, and puts it back.
 
     Examples:
     * `saddleflow flow --depth 4 --gamma 2 --out run.nc`
 
     * `saddleflow flow --data ratings.csv --held-out 0.2 --max-seconds 60`
+
+    * `saddleflow flow --data ratings.csv --triplets user,item,rating --center --width 64 --gamma 2 --t1 1e4`
     """
     check_writable(out, force)
     completed = out.with_name(f"{out.stem}_completed.csv")
@@ -104,22 +112,27 @@ def flow(
     for path in [*pictures, *([completed] if data else [])]:
         check_writable(path, force)
     key_task, key_start = jax.random.split(jax.random.key(seed))
+    mean = 0.0
     if data is None:
         cost = sf.MatrixCompletion.random(key_task, shape=_parse_shape(shape), rank=rank, observed=observed)
     else:
-        cost = sf.read_matrix(data, held_out=held_out, seed=seed, header=header)
+        names = None if triplets is None else _parse_triplets(triplets)
+        table = sf.read_table(data, header=header, triplets=names)
+        cost = split(table, held_out=held_out, seed=seed)
+        if center:
+            cost, mean = cost.centered()
     start = alpha * sf.gaussian(key_start, depth=depth, width=width, shape=cost.shape, gamma=gamma)
     ends = {"t1": t1, "target_cost": target_cost, "max_seconds": max_seconds}
     trajectory = sf.gradient_flow(cost, start, rtol=rtol, progress=progress.option, **ends)
     trajectory.save(out, force=force)
     written = [out, *_draw(trajectory, out.with_suffix(""), force)]
     if data is not None:
-        known = np.asarray(cost.observed | cost.held_out)
-        filled = np.where(known, np.asarray(cost.target), trajectory.end_to_end[-1])
+        filled = table.where(table.notna(), trajectory.end_to_end[-1] + mean)
+        labels = triplets is not None
         with written_whole(completed, force) as temporary:
-            np.savetxt(temporary, filled, delimiter=",", fmt="%.17g")
+            filled.to_csv(temporary, float_format="%.17g", header=labels, index=labels)
         written.append(completed)
-    _report(trajectory, written)
+    _report(trajectory, written, [] if data is None else _held_out_line(trajectory, cost))
 
 
 @app.command()
@@ -306,6 +319,12 @@ def _parse_shape(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
+def _parse_triplets(text: str) -> tuple[str, str, str]:
+    names = tuple(name.strip() for name in text.split(","))
+    require(len(names) == 3, "triplets", "name three columns, as user,item,rating", text)
+    return names[0], names[1], names[2]
+
+
 def _draw(trajectory: sf.Trajectory, stem: Path, force: bool) -> list[Path]:
     """The trajectory's picture as PNG and PDF."""
     import matplotlib.pyplot as plt
@@ -318,8 +337,20 @@ def _draw(trajectory: sf.Trajectory, stem: Path, force: bool) -> list[Path]:
     return paths
 
 
-def _report(trajectory: sf.Trajectory, written: list[Path]) -> None:
-    typer.echo(repr(trajectory))
+def _held_out_line(trajectory: sf.Trajectory, cost: sf.MatrixCompletion) -> list[str]:
+    """The error on the held-out entries, beside that of the mean of the observed ones."""
+    if trajectory.test_cost is None:
+        return []
+    errors = np.sqrt(trajectory.test_cost)
+    best = errors.argmin()
+    centered, _ = cost.centered()
+    mean = float(centered.test(np.zeros(cost.shape))) ** 0.5
+    least = f"; least {errors[best]:.4g} at t = {trajectory.time[best]:.4g}" if best < len(errors) - 1 else ""
+    return [f"  held out  : error (RMSE) {errors[-1]:.4g}{least}; of the mean of the observed entries {mean:.4g}"]
+
+
+def _report(trajectory: sf.Trajectory, written: list[Path], lines: list[str]) -> None:
+    typer.echo("\n".join([repr(trajectory), *lines]))
     typer.echo(f"written: {', '.join(map(str, written))}")
 
 

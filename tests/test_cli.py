@@ -1,6 +1,7 @@
 import csv
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
@@ -55,6 +56,39 @@ def test_flow_fills_the_gaps_of_a_matrix(tmp_path, run_cli):
     np.testing.assert_allclose(filled[gaps], full[gaps], atol=0.05 * np.abs(full).max())
 
 
+def test_flow_fills_the_gaps_of_triplets(tmp_path, run_cli):
+    """30 users and 20 items of rank one about 3: the completed table has their labels, and the ratings as given."""
+    rng = np.random.default_rng(0)
+    full = 3 + np.outer(rng.normal(size=30), rng.normal(size=20))
+    lines = [(f"u{i:02}", 10 * j, full[i, j]) for i in range(30) for j in range(20) if rng.random() < 0.6]
+    known = pd.DataFrame(lines, columns=["user", "item", "rating"])
+    known.sample(frac=1, random_state=0).to_csv(tmp_path / "ratings.csv", index=False)
+    arguments = [
+        "flow",
+        "--data",
+        tmp_path / "ratings.csv",
+        "--gamma",
+        2.5,
+        "--width",
+        30,
+        "--out",
+        tmp_path / "run.nc",
+    ]
+    code, text, error = run_cli(*arguments, "--triplets", "user,item,rating", "--center")
+    assert code == 0, error
+    assert "held out  : error (RMSE)" in text
+    filled = pd.read_csv(tmp_path / "run_completed.csv", index_col="user")
+    assert list(filled.index) == [f"u{i:02}" for i in range(30)]
+    assert [int(name) for name in filled.columns] == list(range(0, 200, 10))
+    np.testing.assert_allclose(filled, full, atol=0.05 * np.abs(full).max())
+    for user, item, rating in lines:
+        assert filled.loc[user, str(item)] == rating
+    code, _, error = run_cli(*arguments, "--force")
+    assert code == 2
+    assert "hold a matrix" in error
+    assert "triplets=" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -63,6 +97,7 @@ def test_flow_fills_the_gaps_of_a_matrix(tmp_path, run_cli):
         (["flow", "--rtol", "0"], "`rtol` must lie"),
         (["flow", "--alpha", "0"], "`alpha` must be finite and nonzero"),
         (["flow", "--data", "none.csv"], "there is no file 'none.csv'"),
+        (["flow", "--data", "x.csv", "--triplets", "a,b"], "`triplets` must name three columns, as user,item,rating"),
         (["flow", "--out", "nowhere/run.nc"], "lie in an existing folder"),
         (["figure", "2", "rtol=2"], "`rtol` must lie"),
         (["figure", "7"], "`number` must be one of 1"),

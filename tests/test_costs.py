@@ -124,3 +124,15 @@ def test_test_cost_without_test_set():
         full.test(jnp.ones((2, 2)))
     with pytest.raises(ValueError, match="no test set"):
         sf.MeanSquaredError.teacher(TARGET).test(jnp.ones((2, 2)))
+
+
+def test_centered_completion():
+    """The mean is that of the observed entries; entries in neither set stay aside."""
+    target = np.array([[1.0, 2.0], [3.0, 9.0]])
+    observed, held_out = np.array([[True, False], [True, False]]), np.array([[False, True], [False, False]])
+    cost, mean = sf.MatrixCompletion(target, observed, held_out).centered()
+    assert mean == 2.0
+    np.testing.assert_array_equal(cost.target, [[-1, 0], [1, 0]])
+    zero = np.zeros((2, 2))
+    assert float(cost(zero)) == 1.0
+    assert float(cost.test(zero)) == 0.0

@@ -4,6 +4,7 @@ import re
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import jax
 import pytest
@@ -12,6 +13,7 @@ from rich.console import Console
 import saddleflow as sf
 from saddleflow import claims
 from saddleflow._backend import meters
+from saddleflow.flow import run
 
 
 @pytest.fixture
@@ -92,6 +94,27 @@ def test_nothing_is_shown_elsewhere(small_cost, small_network, capsys):
         sf.gradient_flow(small_cost, small_network, t1=1.0, progress=progress)
     sys.stderr.flush()
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("depth", [3, 7])
+def test_flows_tell_test_cost_and_rank(depth, monkeypatch):
+    """Wide and narrow networks, plain and stacked ones, padded: the rank of A, once A means something."""
+    told = []
+
+    @contextmanager
+    def meter(progress, **_):
+        yield lambda text, done: told.append(text())
+
+    monkeypatch.setattr(run, "meter", meter)
+    for shape, width in [((6, 9), 5), ((6, 5), 13)]:
+        cost = sf.MatrixCompletion.random(jax.random.key(0), shape=shape, rank=2)
+        start = sf.gaussian(jax.random.key(1), depth=depth, width=width, shape=cost.shape, gamma=3.0)
+        flow = sf.gradient_flow(cost, start, rtol=1e-3, max_steps=2)
+        assert re.search(r"cost \S+   test \S+   \d steps$", told[-1])  # still at the first saddle
+        flow = sf.gradient_flow(cost, start, rtol=1e-3)
+        values = flow.singular_values[-1]
+        assert f"   rank {(values > values[0] / 100).sum()}   " in told[-1]
+        assert f"test {flow.test_cost[-1]:.3e}   " in told[-1]
 
 
 def test_sweeps_log(fast, bare, small_cost, capsys):

@@ -8,6 +8,7 @@ import pytest
 import xarray as xr
 
 import saddleflow as sf
+from saddleflow.flow import residual
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +160,12 @@ def test_the_gap_says_that_a_noisy_rank_is_ill_defined():
     assert noisy.rank[-1] > 10
     assert noisy.rank_gap[-1] < 2
     assert run(0.1, rank_tolerance=0.2 * np.sqrt(30)).rank[-1] == 2
+
+
+def test_the_card_of_a_run_without_a_certificate_does_not_look_for_what_is_left(
+    monkeypatch, small_cost, small_network
+):
+    """That takes Newton steps in the space of A: minutes for a large matrix."""
+    run = sf.gradient_flow(small_cost, small_network, t1=1.0)
+    monkeypatch.setattr(residual, "_left", lambda *_: pytest.fail("looked for"))
+    assert "residual" in repr(run)

@@ -12,10 +12,11 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from saddleflow.flow.graded import Frame, FramedCost
 from saddleflow.flow.jacobian import factorisation_price, flow_jacobian, residual_newton
+from saddleflow.flow.observables import RELATIVE_RANK_TOLERANCE
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import MAX_RESIDUALS, MOST_RESIDUALS, Cost, affordable_curvature
 from saddleflow.problem.layered import Active, StackedNetwork
@@ -23,6 +24,9 @@ from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.problem.padding import Padding, active_of
 from saddleflow.problem.symmetry import balancedness_drift
 from saddleflow.solvers import NDF, LocalModel, Rosenbrock, Support
+
+# Sides of a matrix at most whose rank a meter tells: a fraction of a second at each report would be too much.
+MOST_FOR_RANK = 256
 
 Parameters = PyTree[Float[Array, "..."]]
 
@@ -111,6 +115,10 @@ class Landscape(eqx.Module):
     @abc.abstractmethod
     def costs(self, rows: dict[str, Any]) -> dict[str, Array]:
         """Train and test cost of saved rows, where these do not hold them."""
+
+    @abc.abstractmethod
+    def standing(self, parameters: Any) -> dict[str, Array]:
+        """What a meter tells: `cost`; `test` where there is a test set; `rank` of A, where it is cheap."""
 
     @abc.abstractmethod
     def drift(self, start: Any, end: Any) -> Float[Array, ""] | None:
@@ -230,6 +238,30 @@ class NetworkLandscape(Landscape):
         costs = {"train_cost": jax.lax.map(self.cost, rows["end_to_end"])}
         return costs | {"test_cost": jax.lax.map(self.cost.test, rows["end_to_end"])} if self.cost.has_test else costs
 
+    def standing(self, parameters):
+        """C(A), the test cost, and the rank of A."""
+        matrix = self.outputs(parameters)
+        cost = self.cost.cost if isinstance(self.cost, FramedCost) else self.cost
+        found = {"cost": self.cost(matrix)}
+        if cost.has_test:
+            found["test"] = self.cost.test(matrix)
+        small = self._same_singular_values(parameters, matrix)
+        if min(small.shape) <= MOST_FOR_RANK:
+            found["rank"] = _rank(small)
+        return found
+
+    def _same_singular_values(
+        self, parameters: Any, matrix: Float[Array, "n_out n_in"]
+    ) -> Float[Array, "rows columns"]:
+        """A, or where the last hidden space is smaller R W_{L-1} ... W_1, with the QR decomposition W_L = Q R."""
+        stacked = isinstance(parameters, StackedNetwork)
+        last = parameters.last if stacked else parameters.layers[-1]
+        if last.shape[1] >= min(matrix.shape):
+            return matrix
+        triangle = jnp.linalg.qr(last, mode="r")
+        where = (lambda network: network.last) if stacked else (lambda network: network.layers[-1])
+        return self.outputs(eqx.tree_at(where, parameters, triangle))
+
     def drift(self, start, end):
         """Of the balancedness."""
         return jnp.asarray(balancedness_drift(start, end))
@@ -245,6 +277,16 @@ class NetworkLandscape(Landscape):
         if isinstance(network, StackedNetwork):
             network = DeepLinearNetwork([network.first, *network.hidden, network.last])
         return cost, network
+
+
+def _rank(matrix: Float[Array, "rows columns"]) -> Int[Array, ""]:
+    """Singular values of a matrix above a hundredth of the largest, by the Gram matrix of its smaller side."""
+    if matrix.shape[0] > matrix.shape[1]:
+        matrix = matrix.T
+    size = jnp.max(jnp.abs(matrix))
+    matrix = matrix / jnp.where(size > 0, size, 1.0)
+    squares = jnp.linalg.eigvalsh(matrix @ matrix.T)
+    return jnp.sum(squares > RELATIVE_RANK_TOLERANCE**2 * squares[-1])
 
 
 def _descent(time: Any, parameters: Any, landscape: Landscape) -> Any:

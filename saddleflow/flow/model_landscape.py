@@ -294,6 +294,11 @@ class ModelLandscape(Landscape):
         del rows
         return {}
 
+    def standing(self, parameters):
+        """The loss, and the test loss."""
+        row = self.record(parameters, self.outputs(parameters))
+        return {"cost": row["train_cost"]} | ({"test": row["test_cost"]} if "test_cost" in row else {})
+
     def drift(self, start, end):
         """Nothing is known to be conserved."""
         del start, end

@@ -1,6 +1,7 @@
 """What is left at the end of a run: the gradient of the cost, and a direction that a longer flow would learn."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import equinox as eqx
@@ -33,14 +34,21 @@ class Residual:
     Attributes:
         norm: |grad C(A)|_F, in units of the cost over those of the target.
         unit: what the certificate measures it by: |grad C(0)|_F, or its value at the start where that is zero.
-        left: the largest singular value of grad C outside the learned directions, at the end of the tail: the flow
-            would still escape along it. None where there is none, or where that is not resolved, or A has more than
-            100,000 entries.
     """
 
     norm: float
     unit: float
-    left: float | None
+    _cost: Cost = field(repr=False)
+    _end: Float[np.ndarray, "n_out n_in"] = field(repr=False)
+
+    @cached_property
+    def left(self) -> float | None:
+        """The largest singular value of grad C outside the learned directions, at the end of the tail.
+
+        The flow would still escape along it. None where there is none, or where that is not resolved, or A has more
+        than 100,000 entries. Computed when first asked for, by Newton steps.
+        """
+        return None if self._end.size > MAX_ENTRIES else _left(self._cost, self._end, self.unit)
 
     @property
     def relative(self) -> float:
@@ -58,8 +66,7 @@ def residual(cost: Cost, start: Float[np.ndarray, "n_out n_in"], end: Float[np.n
     """
     unit = float(np.linalg.norm(_gradient(cost, np.zeros(cost.shape))))
     unit = unit if unit > 0 else float(np.linalg.norm(_gradient(cost, start)))
-    left = _left(cost, end, unit) if end.size <= MAX_ENTRIES else None
-    return Residual(float(np.linalg.norm(_gradient(cost, end))), unit, left)
+    return Residual(float(np.linalg.norm(_gradient(cost, end))), unit, cost, end)
 
 
 def _left(cost: Cost, matrix: Float[np.ndarray, "n_out n_in"], unit: float) -> float | None:

@@ -52,7 +52,7 @@ def run(
     compiling = "compiling" if options.phase == "run" else f"{options.phase}: compiling"
     with meter(options.progress, description=compiling) as report:
         state = _owned(_start(landscape, parameters, settings, method), (landscape, parameters, settings, method))
-        num_steps, fresh = 1, True
+        num_steps, fresh, standing = 1, True, _Standing(landscape)
         while int(state.reason) == StopReason.running:
             check_interrupt()
             if time.perf_counter() > options.deadline:
@@ -71,8 +71,7 @@ def run(
             landscape = landscape.inverting(method.inverts)
             now = time.perf_counter()
             num_steps = _next_burst(num_steps, int(state.num_steps) - before, now - begin, options.deadline - now)
-            standing = partial(_standing, landscape, state)
-            report(lambda standing=standing: f"{options.phase}   {standing()}", 0)
+            report(lambda state=state: f"{options.phase}   {standing(state)}", 0)
     return state, StopReason(int(state.reason))
 
 
@@ -113,15 +112,35 @@ def _next_burst(num_steps: int, taken: int, seconds: float, left: float) -> int:
     return max(num_steps, 1)
 
 
-@partial(compiled, runs_once=True)
-def _loss(landscape: Landscape, parameters: Any) -> Any:
-    return landscape.loss(parameters, landscape.outputs(parameters))
+@compiled
+def _measured(landscape: Landscape, parameters: Any) -> dict[str, Any]:
+    return landscape.standing(parameters)
 
 
-def _standing(landscape: Landscape, state: FlowState) -> str:
-    """How a run stands: time of the flow, train cost, steps."""
-    train = float(_loss(landscape.framed(state.frame), state.parameters))
-    return f"t = {float(state.time):.4g}   cost {train:.3e}   {int(state.num_steps)} steps"
+class _Standing:
+    """How a run stands, in words: time of the flow, train cost, test cost and rank of A where there are any, steps.
+
+    Nothing is said of the rank while A explains less than a hundredth of the cost of zero.
+    """
+
+    def __init__(self, landscape: Landscape):
+        self._landscape = landscape
+        self._at_zero: float | None = None
+
+    def __call__(self, state: FlowState) -> str:
+        found = self._measured(state, state.parameters)
+        words = [f"t = {float(state.time):.4g}", f"cost {found['cost']:.3e}"]
+        if "test" in found:
+            words.append(f"test {found['test']:.3e}")
+        if "rank" in found:
+            if self._at_zero is None:
+                self._at_zero = self._measured(state, jax.tree.map(jnp.zeros_like, state.parameters))["cost"]
+            if found["cost"] < 0.99 * self._at_zero:
+                words.append(f"rank {found['rank']:.0f}")
+        return "   ".join([*words, f"{int(state.num_steps)} steps"])
+
+    def _measured(self, state: FlowState, parameters: Any) -> dict[str, float]:
+        return jax.tree.map(float, _measured(self._landscape.framed(state.frame), parameters))
 
 
 def rows_of(landscape: Landscape, state: FlowState, settings: Settings, method: Method) -> dict[str, Any]:

@@ -198,6 +198,19 @@ class MatrixCompletion(Cost):
         order = np.asarray(order) if is_concrete(order) else order
         return cls(jnp.asarray(left) @ jnp.asarray(right), (order < count).reshape(shape))
 
+    def centered(self) -> "tuple[MatrixCompletion, float]":
+        """The same task less the mean of the observed entries, and that mean.
+
+        A matrix of ratings or of pixels is near its mean, which a flow from a small start learns first, as a
+        direction of its own; without it the flow starts with what is left to tell.
+
+            centered, mean = cost.centered()
+            completed = sf.gradient_flow(centered, start).end_to_end[-1] + mean
+        """
+        target, observed = np.asarray(self.target), np.asarray(self.observed)
+        mean = float(target[observed].mean())
+        return MatrixCompletion(target - mean, self.observed, self.held_out), mean
+
     @property
     def shape(self) -> tuple[int, int]:
         """Shape (n_out, n_in) of the matrix."""

@@ -2,10 +2,11 @@
 
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lazy_loader as lazy
 import numpy as np
+from jaxtyping import Float
 
 from saddleflow._backend.checks import require
 from saddleflow.problem.costs import MatrixCompletion
@@ -16,16 +17,36 @@ else:
     pd = lazy.load("pandas")
 
 GAPS = {"", "nan", "na", "n/a", "null", "none", "?"}
+SPELLINGS = sorted({spelling for gap in GAPS for spelling in (gap, gap.upper(), gap.title(), "NaN")})
+
+TRIPLETS = "Of a file with one rating a line, name the columns: triplets=('user', 'item', 'rating')."
 
 
-def read_matrix(path: str | Path, *, held_out: float = 0.1, seed: int = 0, header: bool = False) -> MatrixCompletion:
+def read_matrix(
+    path: str | Path,
+    *,
+    held_out: float = 0.1,
+    seed: int = 0,
+    header: bool = False,
+    triplets: tuple[str, str, str] | None = None,
+) -> MatrixCompletion:
     """Read a matrix with gaps and set a share of its known entries aside as the test set.
+
+        cost = sf.read_matrix("matrix.csv")
+        cost = sf.read_matrix("ratings.csv", triplets=("user", "item", "rating"), held_out=0.2)
+
+    The held-out entries are drawn uniformly, `round(held_out * known)` of them: the first ones in the permutation
+    that `numpy.random.default_rng(seed)` draws of the known entries, in row-major order. (So the order of the lines
+    of triplets does not matter.)
 
     Args:
         path: a .csv (gaps: empty cells, NaN, NA), .npy (float64 or integer, gaps: NaN) or .parquet file.
         held_out: share of the known entries that test instead of training, in [0, 1).
         seed: of the draw of the held-out entries.
         header: whether the first row of a csv holds names.
+        triplets: names of three columns, for users, items and ratings: the file (csv with a header, or parquet) holds
+            one known entry a line. Rows of the matrix are the sorted users, columns the sorted items; `read_table`
+            returns them as labels. Other columns are left aside.
 
     Returns:
         The cost: `cost.target` is the matrix (zero at gaps), `cost.observed` and `cost.held_out` its two sets
@@ -34,18 +55,48 @@ def read_matrix(path: str | Path, *, held_out: float = 0.1, seed: int = 0, heade
     Raises:
         FileNotFoundError: no such file.
         ValueError: another file type, text cells, ragged rows, no rows, infinite values, no known entry, or a
-            share that leaves no entry to train on.
+            share that leaves no entry to train on; of triplets also columns that are not there, lines without a
+            label or a rating, and pairs of user and item that come twice.
+    """
+    return split(read_table(path, header=header, triplets=triplets), held_out=held_out, seed=seed)
+
+
+def read_table(
+    path: str | Path, *, header: bool = False, triplets: tuple[str, str, str] | None = None
+) -> "pd.DataFrame":
+    """Read a matrix with gaps as a table, NaN at the gaps: that of `read_matrix`, with its labels.
+
+        table = sf.read_table("ratings.csv", triplets=("user", "item", "rating"))
+        filled = pd.DataFrame(run.end_to_end[-1], index=table.index, columns=table.columns)
+
+    Args:
+        path: as in `read_matrix`.
+        header: as in `read_matrix`; the names are the labels of the columns.
+        triplets: as in `read_matrix`; users label the rows, items the columns. Labels of a csv are integers where all
+            of them read as such ("007" does not), else text, compared as text.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: as `read_matrix`.
     """
     path = Path(path)
     readers = {".csv": _read_csv, ".npy": _read_npy, ".parquet": _read_parquet}
     require(path.suffix in readers, "path", f"end in one of {sorted(readers)}", str(path))
     if not path.exists():
         raise FileNotFoundError(f"`path`: there is no file {str(path)!r}.")
-    matrix = _read_csv(path, header) if path.suffix == ".csv" else readers[path.suffix](path)
-    require(matrix.ndim == 2 and matrix.size > 0, "path", "hold a matrix with rows", f"shape {matrix.shape}")
-    known = np.argwhere(~np.isnan(matrix))
-    require(bool(np.isfinite(matrix[~np.isnan(matrix)]).all()), "path", "hold finite values", "an infinity")
+    if triplets is not None:
+        return _read_triplets(path, triplets)
+    table = _read_csv(path, header) if path.suffix == ".csv" else readers[path.suffix](path)
+    require(table.size > 0, "path", "hold a matrix with rows", f"shape {table.shape}")
+    require(not np.isinf(table.to_numpy()).any(), "path", "hold finite values", "an infinity")
+    return table
+
+
+def split(table: "pd.DataFrame", *, held_out: float, seed: int) -> MatrixCompletion:
+    """The cost of a table with gaps, a share of its known entries held out: see `read_matrix`."""
     require(0 <= held_out < 1, "held_out", "be a share in [0, 1)", held_out)
+    matrix = table.to_numpy("float64")
+    known = np.flatnonzero(~np.isnan(matrix))
     num_test = round(held_out * len(known))
     require(
         len(known) > num_test,
@@ -56,22 +107,122 @@ def read_matrix(path: str | Path, *, held_out: float = 0.1, seed: int = 0, heade
     )
     order = np.random.default_rng(seed).permutation(len(known))
     test, train = np.zeros(matrix.shape, bool), np.zeros(matrix.shape, bool)
-    test[tuple(known[order[:num_test]].T)] = True
-    train[tuple(known[order[num_test:]].T)] = True
+    test.flat[known[order[:num_test]]] = True
+    train.flat[known[order[num_test:]]] = True
     return MatrixCompletion(np.nan_to_num(matrix), train, test)
 
 
-def _read_csv(path: Path, header: bool = False) -> np.ndarray:
-    _require_rectangular(path)
+def _read_triplets(path: Path, names: tuple[str, str, str]) -> "pd.DataFrame":
+    """A table from lines (user, item, rating)."""
+    three = len(names) == 3 and len(set(names)) == 3 and all(isinstance(name, str) for name in names)
+    require(three, "triplets", "name three columns, for users, items and ratings", names)
+    require(path.suffix != ".npy", "path", "end in .csv or .parquet to hold triplets", str(path))
+    lines = _triplet_lines(path, names)
+    require(len(lines) > 0, "path", "hold at least one rating", f"no lines in {str(path)!r}")
+    users, rows = _labels(lines[names[0]])
+    items, columns = _labels(lines[names[1]])
+    ratings = _ratings(lines[names[2]])
+    _require_once(users, items, rows, columns, names)
+    matrix = np.full((len(users), len(items)), np.nan)
+    matrix[rows, columns] = ratings
+    index, header = pd.Index(users.tolist(), name=names[0]), pd.Index(items.tolist(), name=names[1])
+    return pd.DataFrame(matrix, index=index, columns=header)
+
+
+def _triplet_lines(path: Path, names: tuple[str, str, str]) -> "pd.DataFrame":
+    """The three columns; labels of a csv as they are written."""
+    how = {"keep_default_na": False, "encoding": "utf-8-sig"}
     try:
-        table = pd.read_csv(
-            path, header=0 if header else None, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+        lines = pd.read_csv(path, nrows=0, **how) if path.suffix == ".csv" else _parquet(path)
+    except pd.errors.EmptyDataError:
+        lines = pd.DataFrame()
+    found = list(lines.columns)
+    missing = [name for name in names if name not in found]
+    require(not missing, "triplets", f"name columns of the file, {found}", missing, "A csv needs a header.")
+    if path.suffix == ".parquet":
+        return lines
+    return pd.read_csv(path, usecols=list(names), dtype=dict.fromkeys(names[:2], str), low_memory=False, **how)
+
+
+def _labels(column: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The sorted distinct labels of a column, and which of them is where."""
+    codes, found = pd.factorize(column)
+    labels = np.asarray(found, object)
+    bad = np.flatnonzero((codes < 0) | (labels[codes] == ""))
+    require(
+        len(bad) == 0,
+        "path",
+        f"have a label in every line of {column.name!r}",
+        f"none in line {bad[0] + 1 if len(bad) else 0} after the header",
+        "Drop that line.",
+    )
+    if all(isinstance(label, str) and _is_integer(label) for label in labels):
+        labels = np.array([int(label) for label in labels], object)
+    order = np.argsort(labels, kind="stable")
+    place = np.empty(len(order), int)
+    place[order] = np.arange(len(order))
+    return labels[order], place[codes]
+
+
+def _is_integer(text: str) -> bool:
+    """Whether a text is an integer as it is printed: not 007, which is another label than 7."""
+    return text.isascii() and text.removeprefix("-").isdigit() and str(int(text)) == text
+
+
+def _ratings(column: Any) -> Float[np.ndarray, " lines"]:
+    """The ratings of a column, which must all be finite numbers."""
+    ratings = pd.Series(pd.to_numeric(column, errors="coerce")).to_numpy("float64", na_value=np.nan)
+    bad = np.flatnonzero(~np.isfinite(ratings))
+    require(
+        len(bad) == 0,
+        "path",
+        f"have a finite number in every line of {column.name!r}",
+        f"{column.iloc[bad[0]]} in line {bad[0] + 1} after the header" if len(bad) else "",
+        "Leave lines without a rating out: every pair that has no line is a gap.",
+    )
+    return ratings
+
+
+def _require_once(
+    users: np.ndarray, items: np.ndarray, rows: np.ndarray, columns: np.ndarray, names: tuple[str, str, str]
+) -> None:
+    """Refuse two ratings of one entry."""
+    pairs = rows * len(items) + columns
+    order = np.argsort(pairs, kind="stable")
+    again = order[1:][np.diff(pairs[order]) == 0]
+    if len(again):
+        line = int(again.min())
+        raise ValueError(
+            f"`path` must hold every pair of {names[0]!r} and {names[1]!r} once, but got ({users[rows[line]]!r}, "
+            f"{items[columns[line]]!r}) again in line {line + 1} after the header, one of {len(again)} such lines. "
+            "Take the mean of each pair, or the last: pandas' groupby(...).mean() or drop_duplicates(...)."
         )
+
+
+def _read_csv(path: Path, header: bool = False) -> "pd.DataFrame":
+    _require_rectangular(path)
+    how = {"header": 0 if header else None, "keep_default_na": False, "encoding": "utf-8-sig"}
+    try:
+        table = pd.read_csv(path, dtype="float64", na_values=SPELLINGS, skipinitialspace=True, **how)
     except pd.errors.EmptyDataError:
         table = pd.DataFrame()
+    except ValueError:  # cell by cell, to name the bad one; or gaps and numbers that only Python reads
+        table = pd.read_csv(path, dtype=str, **how)
+        _refuse_triplets([str(cell) for cell in (table.columns if header else table.iloc[0])])
+        rows = enumerate(table.to_numpy(object), 1)
+        cells = [[_cell(text, i, j) for j, text in enumerate(row, 1)] for i, row in rows]
+        table = pd.DataFrame(cells, columns=table.columns, dtype="float64")
+    if header:
+        _refuse_triplets([str(name) for name in table.columns])
     require(len(table) > 0, "path", "hold at least one row of numbers", f"no rows in {str(path)!r}")
-    rows = enumerate(table.to_numpy(object), 1)
-    return np.array([[_cell(text, i, j) for j, text in enumerate(row, 1)] for i, row in rows])
+    return table
+
+
+def _refuse_triplets(names: list[str]) -> None:
+    """Say what to do with a file that is no matrix, but one rating a line."""
+    starts = [name.strip().lower()[:4] for name in names]
+    ratings = 3 <= len(names) <= 5 and "user" in starts and bool({"rati", "scor", "valu"} & set(starts))
+    require(not ratings, "path", "hold a matrix", f"the columns {names}", TRIPLETS)
 
 
 def _require_rectangular(path: Path) -> None:
@@ -100,17 +251,23 @@ def _cell(text: str, row: int, column: int) -> float:
         ) from None
 
 
-def _read_npy(path: Path) -> np.ndarray:
+def _read_npy(path: Path) -> "pd.DataFrame":
     matrix = np.load(path, allow_pickle=False)
     require(matrix.dtype.kind in "fiu", "path", "hold real numbers", str(matrix.dtype))
-    return matrix.astype("float64")
+    require(matrix.ndim == 2, "path", "hold a matrix with rows", f"shape {matrix.shape}")
+    return pd.DataFrame(matrix.astype("float64"))
 
 
-def _read_parquet(path: Path) -> np.ndarray:
-    try:
-        table = pd.read_parquet(path, engine="pyarrow")
-    except ImportError:
-        raise ImportError("Reading parquet needs pyarrow: pip install 'saddleflow[parquet]'.") from None
+def _read_parquet(path: Path) -> "pd.DataFrame":
+    table = _parquet(path)
+    _refuse_triplets([str(name) for name in table.columns])
     for name, dtype in table.dtypes.items():
         require(getattr(dtype, "kind", "O") in "fiu", "path", "hold numeric columns", f"{dtype} in {name!r}")
-    return table.to_numpy("float64")
+    return table.astype("float64")
+
+
+def _parquet(path: Path) -> "pd.DataFrame":
+    try:
+        return pd.read_parquet(path, engine="pyarrow")
+    except ImportError:
+        raise ImportError("Reading parquet needs pyarrow: pip install 'saddleflow[parquet]'.") from None
