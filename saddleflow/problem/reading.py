@@ -177,7 +177,7 @@ def _ratings(column: Any) -> Float[np.ndarray, " lines"]:
         len(bad) == 0,
         "path",
         f"have a finite number in every line of {column.name!r}",
-        f"{column.iloc[bad[0]]} in line {bad[0] + 1} after the header" if len(bad) else "",
+        f"{str(column.iloc[bad[0]]) or 'an empty cell'} in line {bad[0] + 1} after the header" if len(bad) else "",
         "Leave lines without a rating out: every pair that has no line is a gap.",
     )
     return ratings
