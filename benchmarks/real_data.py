@@ -280,7 +280,7 @@ def measure_command(name: str, path: Path) -> None:
     }
     command = ["flow", "--data", str(data), "--center", "--out", str(out)]
     if name == "ratings":
-        lines = known.rename_axis(index="user", columns="item").stack()
+        lines = known.rename_axis(index="user", columns="item").stack().dropna()
         lines.to_frame("rating").to_csv(data)
         command += ["--triplets", "user,item,rating"]
     else:
