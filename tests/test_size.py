@@ -46,9 +46,9 @@ def many_residuals():
     return cost, sf.gaussian(jax.random.key(1), depth=3, width=40, shape=(40, 40), variance=0.01 / 40)
 
 
-@pytest.mark.parametrize("graded", [False, True])
+@pytest.mark.parametrize("graded", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_steps_invert_their_stiff_part_once_that_is_cheaper(many_residuals, monkeypatch, graded):
-    how = {"rtol": 1e-5, "save_at": [1e2, 1e3, 1e4, 1e6], "graded": graded}
+    how = {"rtol": 1e-4, "save_at": [1e2, 1e3, 1e4, 1e5], "graded": graded}
     monkeypatch.setattr(landscape, "factorisation_price", lambda count, network: np.inf)
     never = sf.gradient_flow(*many_residuals, **how)
     monkeypatch.setattr(landscape, "factorisation_price", lambda count, network: 40.0)
@@ -56,16 +56,16 @@ def test_steps_invert_their_stiff_part_once_that_is_cheaper(many_residuals, monk
     assert never.stats["num_preconditioner_applications"] == 0 < cheap.stats["num_preconditioner_applications"]
     assert cheap.stats["num_hessian_vector_products"] < 0.5 * never.stats["num_hessian_vector_products"]
     difference = np.linalg.norm(cheap.end_to_end - never.end_to_end, axis=(1, 2))
-    assert (difference <= 1e-4 * np.linalg.norm(never.end_to_end, axis=(1, 2))).all()
+    assert (difference <= 1e-3 * np.linalg.norm(never.end_to_end, axis=(1, 2))).all()
 
 
 def test_where_a_run_is_cut_decides_no_step(many_residuals, monkeypatch):
     """Which steps invert is told by the steps, not by the clock."""
-    monkeypatch.setattr(landscape, "factorisation_price", lambda count, network: 40.0)
+    monkeypatch.setattr(landscape, "factorisation_price", lambda count, network: 20.0)
     runs = []
     for seconds in (0.2, 1e-6):
         monkeypatch.setattr("saddleflow.flow.run.BURST_SECONDS", seconds)
-        runs.append(sf.gradient_flow(*many_residuals, rtol=1e-4, t1=1e4))
+        runs.append(sf.gradient_flow(*many_residuals, rtol=1e-3, t1=3e3))
     np.testing.assert_array_equal(runs[0].end_to_end, runs[1].end_to_end)
     assert runs[0].stats["num_preconditioner_applications"] == runs[1].stats["num_preconditioner_applications"] > 0
 
