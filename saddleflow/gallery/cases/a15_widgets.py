@@ -1,0 +1,72 @@
+"""A15: the widgets of learningmechanics.pub, from multiples of the identity with a little noise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import saddleflow as sf
+from saddleflow.gallery.case import Case, Number, first_time
+from saddleflow.gallery.drawing import name_curve
+
+VALUES = np.array([6.0, 4.0, 3.0, 2.0, 1.0, 0.5])
+
+
+def identity_with_noise(key, depth, scale):
+    """Layers `scale * (1 + 0.1 N)`."""
+    keys = jax.random.split(key, depth)
+    return sf.DeepLinearNetwork(scale * (jnp.eye(6) + 0.1 * jax.random.normal(k, (6, 6))) for k in keys)
+
+
+def pose():
+    """Small and large starts, depth 2 and 3."""
+    cost = sf.MeanSquaredError.teacher(np.diag(VALUES))
+    starts = {(2, 1e-5): None, (2, 1.0): None, (3, 0.1): None, (3, 1.0): None}
+    return {
+        (depth, scale): sf.gradient_flow(cost, identity_with_noise(jax.random.key(0), depth, scale))
+        for depth, scale in starts
+    }
+
+
+def judge(runs):
+    """Plateaus at the saddles of the smallest start; times of two layers by the closed form."""
+    rest = np.append(np.cumsum(VALUES[::-1] ** 2)[::-1], 0.0)  # what k learned modes leave
+    small = runs[2, 1e-5]
+    learned = first_time(small.time, small.singular_values[:, 0], 3.0)
+    visits = {visit.rank: visit.cost for visit in small.saddles(stationary_points=False)}
+    return [
+        *(
+            Number.near(f"plateau of rank {k}, L = 2 from 1e-5", rest[k], visits.get(k, np.nan), within=1e-2, origin="derived")
+            for k in (0, 1, 3, 4, 5)  # between 4 and 3 it is too short to count
+        ),
+        Number.near(
+            "time of the strongest mode, L = 2 from 1e-5: ln(6 / 1e-10) / 24",
+            np.log(6 / 1e-10) / 24,
+            learned,
+            within=5e-2,
+            origin="derived",
+        ),
+        Number.near("plateaus, L = 2 from 1", 0, len(runs[2, 1.0].saddles(stationary_points=False)), absolute=0.5, origin="stated"),
+    ]
+
+
+def draw(axes, runs):
+    """Costs against time."""
+    for (depth, scale), run in runs.items():
+        (line,) = axes.loglog(run.time[1:], run.train_cost[1:])
+        name_curve(line, f"L = {depth}, s = {scale:g}", at=0.98, offset=(3, 0))
+    axes.set(xlabel="time (learning rate x steps)", ylabel="cost", ylim=(1e-6, 200), xlim=(1e-3, None))
+
+
+CASE = Case(
+    name="A15",
+    title="singular values learned one by one",
+    source="learningmechanics/learningmechanics.github.io, commit c2e3b36",
+    paper="learningmechanics.pub, deep linear networks",
+    computed="Widgets train 6 x 6 networks of depth 1 to 3 towards diag(6, 4, 3, 2, 1, 1/2), from layers s (I + 0.1 N); small s "
+    "give staircases, large ones none.",
+    source_cost="up to 2,000,000 steps a picture",
+    pose=pose,
+    judge=judge,
+    draw=draw,
+    in_law=True,
+)
