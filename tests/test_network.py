@@ -79,7 +79,7 @@ OK = {"depth": 3, "width": 4, "shape": (2, 2), "gamma": 1.0}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depth": 1}, "`depth` must be an integer >= 2, but got 1"),
+        ({"depth": 0}, "`depth` must be an integer >= 1, but got 0"),
         ({"width": 0}, "`width` must be an integer >= 1, but got 0"),
         ({"width": (3, 4, 5), "gamma": None, "variance": 1.0}, "`width` must be one integer or 2 of them"),
         ({"width": (3, 4)}, "`gamma` must come with one common hidden width"),
@@ -101,7 +101,7 @@ def test_bad_gaussian(change, message):
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ([jnp.ones((2, 2))], "at least two matrices"),
+        ([], "at least one matrix"),
         ([jnp.ones((3, 2)), jnp.ones((2, 2))], r"`layers\[1\]` must have 3 columns"),
         ([jnp.ones((2, 2)), jnp.ones((2, 2), "float32")], r"`layers\[1\]` must hold float64.*float32.*astype"),
         ([jnp.ones((2, 2), int), jnp.ones((2, 2))], r"`layers\[0\]` must hold float64"),

@@ -15,7 +15,8 @@ import numpy as np
 
 import saddleflow.theory as exact
 from saddleflow.claims.ledger import Claim, Finding, Size, exponents
-from saddleflow.problem.network import DeepLinearNetwork, gaussian
+from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.problem.starts import gaussian
 from saddleflow.width.sampled import sample_reduced
 
 DEPTH, TARGET = 4, np.diag([3.0, 2.0, 1.0])

@@ -22,7 +22,8 @@ from saddleflow.greedy.algorithms import saddle_to_saddle
 from saddleflow.greedy.comparison import Curve, StageComparison, compare
 from saddleflow.greedy.paths import GreedyPath
 from saddleflow.problem.costs import MeanSquaredError
-from saddleflow.problem.network import DeepLinearNetwork, balanced, gaussian
+from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.problem.starts import balanced, gaussian
 
 STRENGTHS, SHAPE, WIDTH = (1.0, 0.5, 0.25), (5, 5), 20
 # Of the flows and of the path: distances down to 1e-6 are measured, between steps by cubic interpolation.

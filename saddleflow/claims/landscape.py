@@ -12,7 +12,8 @@ from saddleflow.api import gradient_flow
 from saddleflow.claims.ledger import Claim, Finding, Size
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import MatrixCompletion, MeanSquaredError
-from saddleflow.problem.network import DeepLinearNetwork, balanced, gaussian
+from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.problem.starts import balanced, gaussian
 from saddleflow.problem.stationary import hessian_spectrum
 from saddleflow.problem.symmetry import include, rotate
 

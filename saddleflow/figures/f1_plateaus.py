@@ -26,7 +26,8 @@ from saddleflow.figures import common
 from saddleflow.flow.history import versions
 from saddleflow.flow.trajectory import Trajectory
 from saddleflow.greedy.comparison import align, lift
-from saddleflow.problem.network import DeepLinearNetwork, gaussian
+from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.problem.starts import gaussian
 from saddleflow.problem.symmetry import include
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from saddleflow._backend.waiting import interruptible
 from saddleflow.api import gradient_flow
 from saddleflow.figures import common
 from saddleflow.flow.history import versions
-from saddleflow.problem.network import gaussian
+from saddleflow.problem.starts import gaussian
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -147,7 +147,8 @@ def _squares(products: Layered, axis: int) -> Layered:
     def square(m):
         return m @ m.T if axis else m.T @ m
 
-    return Layered(square(products.first), each(square, products.hidden), square(products.last))
+    last = None if products.last is None else square(products.last)
+    return Layered(square(products.first), each(square, products.hidden), last)
 
 
 # A plain inverse of `1/shift + K` loses its stiff directions to rounding as shift times the largest eigenvalue nears

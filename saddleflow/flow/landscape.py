@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from saddleflow.flow.graded import Frame, FramedCost
+from saddleflow.flow.graded import Frame, FramedCost, along_steepest
 from saddleflow.flow.jacobian import factorisation_price, flow_jacobian, residual_newton
 from saddleflow.flow.observables import RELATIVE_RANK_TOLERANCE
 from saddleflow.problem import geometry
@@ -182,13 +182,17 @@ class NetworkLandscape(Landscape):
         return jnp.linalg.norm(outputs)
 
     def length(self, parameters):
-        """|theta|."""
-        return geometry.norm(parameters)
+        """|theta|; of a single layer of zeros, from where the flow moves too, what it may become."""
+        size = geometry.norm(parameters)
+        if parameters.parts.last is not None:
+            return size
+        learned, curvature = along_steepest(self.cost)
+        return jnp.where(size > 0, size, jnp.where(curvature > 0, learned, 1.0))
 
     def scales(self, parameters):
         """Of the entries of all layers together; |grad C(0)|, or |grad C| at the start where that is zero."""
         number = parameters.num_parameters if self.padding is None else self.padding.num_parameters
-        rms = geometry.norm(parameters) / jnp.sqrt(number)
+        rms = self.length(parameters) / jnp.sqrt(number)
         # Not the start's gradient: a huge start would then be certified far from any minimum.
         at_zero = jnp.linalg.norm(self.cost.gradient(jnp.zeros(self.cost.shape)))
         here = jnp.linalg.norm(self.cost.gradient(self.outputs(parameters)))

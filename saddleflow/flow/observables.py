@@ -112,7 +112,7 @@ def alignment(cost: Cost, network: DeepLinearNetwork) -> Float[Array, " depth_mi
     """|cosine| between the top left singular vector of W_l and the top right one of W_{l+1}."""
     del cost
     factors = [jnp.linalg.svd(layer, full_matrices=False) for layer in network.layers]
-    return jnp.stack([jnp.abs(below[0][:, 0] @ above[2][0]) for below, above in itertools.pairwise(factors)])
+    return jnp.asarray([jnp.abs(below[0][:, 0] @ above[2][0]) for below, above in itertools.pairwise(factors)], float)
 
 
 @register

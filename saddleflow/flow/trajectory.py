@@ -72,7 +72,7 @@ class Trajectory(History):
     @cached_property
     def singular_values(self) -> Float[np.ndarray, "time n"]:
         """Of A, in descending order, shape (time, min(n_out, n_in)); computed when first asked for."""
-        return obs.singular_values(self.end_to_end, min(self.network.hidden_widths))
+        return obs.singular_values(self.end_to_end, min(self.network.hidden_widths, default=None))
 
     @cached_property
     def rank_tolerance(self) -> float:
@@ -126,6 +126,9 @@ class Trajectory(History):
         return self.stats.get("reduction_error_estimate")
 
     def _find_visits(self) -> list[SaddleVisit]:
+        if self.network.depth == 1:  # a convex loss has no saddles
+            return []
+
         def learned(here: int, later: int) -> int:
             return learned_directions(self.end_to_end[here], self.end_to_end[later], self.rank_tolerance)
 
@@ -147,8 +150,9 @@ class Trajectory(History):
         steps = f"learning rate {run['learning_rate']:.1e}" if descent else f"rtol {run['rtol']:.1e}"
         visits = ", ".join(f"rank {v.rank} at cost {v.cost:.4g}" for v in self._visits)
         gap = self.rank_gap[-1]
+        width = f"width {run['width']}, " if run["depth"] > 1 else ""
         lines = [
-            f"{run['cost']} {run['shape'][0]}x{run['shape'][1]}, depth {run['depth']}, width {run['width']}, "
+            f"{run['cost']} {run['shape'][0]}x{run['shape'][1]}, depth {run['depth']}, {width}"
             f"{run['num_parameters']} parameters",
             f"{run['solver']}, {steps}",
             f"{self.stop_reason} at t = {self.time[-1]:.6g}",

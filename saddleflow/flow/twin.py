@@ -60,8 +60,11 @@ class Escape:
 def has_symmetry(network: DeepLinearNetwork) -> bool:
     """Whether a start is balanced to rounding, or A of a lower rank than its widths allow.
 
-    Random starts are neither, and all that is learned from them was above rounding from the beginning.
+    Random starts are neither, and all that is learned from them was above rounding from the beginning. A single layer
+    has no saddles.
     """
+    if network.depth == 1:
+        return False
     network = on_host(network)
     scale = max(float(np.sum(np.square(layer))) for layer in network.layers)
     drift = max(float(np.abs(matrix).max()) for matrix in balancedness(network))

@@ -131,7 +131,7 @@ def saddle_to_saddle(
     Raises:
         ValueError: bad arguments, named with value and remedy.
     """
-    layer_sizes(depth, 1, cost.shape)
+    layer_sizes(depth, 1, cost.shape, least=2)
     max_stages = min(cost.shape) if max_stages is None else max_stages
     require_integer("max_stages", max_stages, 1)
     stages, saddles = [], []
@@ -261,7 +261,7 @@ def greedy_descent(
     for name, value in (("epsilon", epsilon), ("learning_rate", learning_rate)):
         require_positive(name, value)
     require_finite("minimum_cost", minimum_cost)
-    layer_sizes(depth, 1, cost.shape)
+    layer_sizes(depth, 1, cost.shape, least=2)
     require_integer("num_steps", num_steps, 1)
     require_integer("max_saves", max_saves, 2)
     max_stages = 2 * min(cost.shape) if max_stages is None else max_stages

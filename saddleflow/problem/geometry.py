@@ -32,6 +32,8 @@ def partial_products(network: Any, active: Active = None) -> tuple[Layered, Laye
     """
     n_out, n_in = network.shape
     first, hidden, last = network.parts  # not products with the identity: small ones cost as much as any
+    if last is None:
+        return Layered(jnp.eye(n_out), (), None), Layered(jnp.eye(n_in), (), None)
     below, right = fold(lambda n, layer: (layer @ n, (n,)), first, hidden, active=active)
     above, left = fold(lambda m, layer: (m @ layer, (m,)), last, hidden, active=active, reverse=True)
     return Layered(above, left, jnp.eye(n_out)), Layered(jnp.eye(n_in), right, below)
@@ -40,6 +42,8 @@ def partial_products(network: Any, active: Active = None) -> tuple[Layered, Laye
 def pull_back(left: Layered, right: Layered, matrix: Float[Array, "n_out n_in"]) -> Any:
     """The transposed Jacobian of A: `(M_l^T G N_l^T)_l`, from the partial products and a matrix G."""
     n_out, n_in = matrix.shape
+    if right.last is None:
+        return as_network(matrix, (), None)
 
     def inner(m, n):
         return (m.T @ matrix) @ n.T if n_in <= n_out else m.T @ (matrix @ n.T)
@@ -50,6 +54,8 @@ def pull_back(left: Layered, right: Layered, matrix: Float[Array, "n_out n_in"])
 def push_forward(left: Layered, right: Layered, direction: Any) -> Float[Array, "n_out n_in"]:
     """The Jacobian of A: `sum_l M_l V_l N_l`, from the partial products and a direction V of the parameters."""
     first, hidden, last = direction.parts
+    if last is None:
+        return first
     moved = left.first @ first + last @ right.last
     return moved + over_layers(each(lambda m, v, n: m @ v @ n, left.hidden, hidden, right.hidden))
 
@@ -58,6 +64,8 @@ def end_to_end(network: Any, active: Active = None) -> Float[Array, "n_out n_in"
     """The end-to-end matrix of layers side by side or in a stack, multiplied from its thinner side."""
     n_out, n_in = network.shape
     first, hidden, last = network.parts
+    if last is None:
+        return first
     if n_in <= n_out:
         product, _ = fold(lambda n, layer: (layer @ n, ((),)), first, hidden, active=active)
         return last @ product
@@ -77,6 +85,8 @@ def gradient(cost: Cost, network: Any, active: Active = None) -> Any:
     """
     n_out, n_in = network.shape
     first, hidden, last = network.parts
+    if last is None:
+        return as_network(cost.gradient(first), (), None)
     if n_in <= n_out:
         below, right = fold(lambda n, layer: (layer @ n, (n,)), first, hidden, active=active)
 
@@ -98,10 +108,11 @@ def gradient(cost: Cost, network: Any, active: Active = None) -> Any:
     return as_network(at_first, inner, pulled)
 
 
-def as_network(first: Array, hidden: Hidden, last: Array) -> Any:
-    """A network of its layers, hidden ones side by side or in a stack."""
+def as_network(first: Array, hidden: Hidden, last: Array | None) -> Any:
+    """A network of its layers, hidden ones side by side or in a stack; `last` is None for a single layer."""
     if isinstance(hidden, tuple):
-        return DeepLinearNetwork([first, *hidden, last])
+        return DeepLinearNetwork(Layered(first, hidden, last).one_by_one())
+    assert last is not None, "a stack has two layers at its ends"
     return StackedNetwork(first, hidden, last)
 
 
@@ -122,7 +133,8 @@ def sizes(left: Layered, right: Layered) -> Float[Array, " layers"]:
         return jnp.linalg.norm(m) * jnp.linalg.norm(n)
 
     inner = each(size, left.hidden, right.hidden)
-    return joined(Layered(size(left.first, right.first), inner, size(left.last, right.last)))
+    first = size(left.first, right.first)
+    return first[None] if left.last is None else joined(Layered(first, inner, size(left.last, right.last)))
 
 
 def _transposed(thin: Float[Array, "n w"]) -> Float[Array, "w n"]:
@@ -178,6 +190,9 @@ def end_to_end_error(after: Any, error: Any, padding: Padding | None = None) -> 
     active = None if padding is None else padding.active
     matrix, change = jax.jvp(lambda theta: end_to_end(theta, active), (after,), (error,))
     first, hidden, last = after.parts
+    if last is None:
+        size = jnp.linalg.norm(matrix)
+        return jnp.where(size > 0, jnp.linalg.norm(change) / jnp.where(size > 0, size, 1.0), 0.0)
     roots = jnp.sqrt(jnp.asarray(after.hidden_widths if padding is None else padding.widths, float))
     inner = along(each(jnp.linalg.norm, hidden)) / roots[1:]
     inner = inner if active is None else jnp.where(active, inner, 1.0)

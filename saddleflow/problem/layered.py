@@ -21,7 +21,7 @@ Active = Bool[Array | np.ndarray, " hidden"] | None
 
 
 class Layered(NamedTuple):
-    """One thing for every layer of a network."""
+    """One thing for every layer of a network; of a single layer `last` is None."""
 
     first: Any
     hidden: Hidden
@@ -29,7 +29,7 @@ class Layered(NamedTuple):
 
     def one_by_one(self) -> tuple[Any, ...]:
         """The things, from the input on."""
-        return self.first, *self.hidden, self.last
+        return self.first, *self.hidden, *(() if self.last is None else (self.last,))
 
 
 class StackedNetwork(eqx.Module):

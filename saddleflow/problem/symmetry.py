@@ -92,6 +92,7 @@ def balancedness_drift(start: DeepLinearNetwork, end: DeepLinearNetwork) -> Floa
     start, end = (jax.tree.map(xp.asarray, network) for network in (start, end))
     with np.errstate(over="ignore", invalid="ignore"):  # a run may end in an overflow
         changes = [xp.linalg.norm(b - a) for a, b in zip(balancedness(start), balancedness(end), strict=True)]
+        changes = changes or [xp.zeros(())]  # of a single layer
         scale = xp.max(xp.stack([xp.sum(xp.square(layer)) for layer in (*start.layers, *end.layers)]))
         drift = xp.max(xp.stack(changes)) / xp.where(scale > 0, scale, 1.0)
     return drift if traced else float(drift)

@@ -24,7 +24,8 @@ from saddleflow.flow.landscape import Landscape, NetworkLandscape, Parameters
 from saddleflow.flow.models import leads_down
 from saddleflow.flow.state import FlowState, Method, Settings, StopReason
 from saddleflow.problem.costs import Cost
-from saddleflow.problem.network import gaussian, layer_sizes, num_parameters
+from saddleflow.problem.network import layer_sizes, num_parameters
+from saddleflow.problem.starts import gaussian
 from saddleflow.solvers import Rosenbrock, Switching
 from saddleflow.sweeps.results import LaneResult, spread
 

@@ -18,7 +18,8 @@ from saddleflow._backend.devices import check_memory, cores, one_lapack_thread
 from saddleflow.flow.arguments import FlowOptions
 from saddleflow.flow.state import StopReason
 from saddleflow.flow.trajectory import Trajectory
-from saddleflow.problem.network import gaussian, layer_sizes, num_parameters
+from saddleflow.problem.network import layer_sizes, num_parameters
+from saddleflow.problem.starts import gaussian
 from saddleflow.sweeps.lanes import NetworkLane
 from saddleflow.sweeps.results import LaneResult, spread
 from saddleflow.sweeps.workers import Report, Tally, in_threads

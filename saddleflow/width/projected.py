@@ -349,7 +349,7 @@ def _checked(network: Any) -> tuple[Any, ...]:
         sound = isinstance(network, Sequence)
         require(sound, "network", "be a DeepLinearNetwork, or a sequence of layers", type(network).__name__)
         layers = tuple(_as_layer(f"layers[{index}]", layer) for index, layer in enumerate(network))
-        check_layers(layers)
+        check_layers(layers, least=2)
     for index, layer in enumerate(layers):
         require_finite(f"layers[{index}]", _stored(layer))
     return layers

@@ -24,7 +24,8 @@ from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import is_concrete, require, require_integer, require_positive
 from saddleflow._backend.devices import one_lapack_thread
 from saddleflow._backend.random import padded
-from saddleflow.problem.network import DeepLinearNetwork, Width, deviation, layer_sizes
+from saddleflow.problem.network import DeepLinearNetwork, Width, layer_sizes
+from saddleflow.problem.starts import deviation
 from saddleflow.width.projected import Leaks, ReducedNetwork, Snapshots, seen_inputs
 
 # Draws are padded to this many numbers, times a power of four.
@@ -187,7 +188,7 @@ def sample_reduced(
         ValueError: as `gaussian`; a width above 10^12, a tolerance not positive, fewer than L - 1 levels, a cost of
             another shape.
     """
-    sizes = layer_sizes(depth, width, shape)
+    sizes = layer_sizes(depth, width, shape, least=2)
     require(max(sizes) <= 10**12, "width", "be at most 10^12", width, "Nothing changes beyond; scale the variance.")
     unit = deviation(width, gamma, variance)
     if tolerance is not None:
