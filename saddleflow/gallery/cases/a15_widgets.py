@@ -1,7 +1,6 @@
 """A15: the widgets of learningmechanics.pub, from multiples of the identity with a little noise."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import saddleflow as sf
@@ -11,20 +10,18 @@ from saddleflow.gallery.drawing import name_curve
 VALUES = np.array([6.0, 4.0, 3.0, 2.0, 1.0, 0.5])
 
 
-def identity_with_noise(key, depth, scale):
-    """Layers `scale * (1 + 0.1 N)`."""
-    keys = jax.random.split(key, depth)
-    return sf.DeepLinearNetwork(scale * (jnp.eye(6) + 0.1 * jax.random.normal(k, (6, 6))) for k in keys)
+SETTINGS = ((1, 1e-4), (2, 1e-5), (2, 1.0), (3, 0.1), (3, 1.0))  # depth and scale of the start
 
 
 def pose():
-    """Small and large starts, depth 2 and 3."""
+    """Small and large starts, depth 1 to 3."""
     cost = sf.MeanSquaredError.teacher(np.diag(VALUES))
-    starts = {(2, 1e-5): None, (2, 1.0): None, (3, 0.1): None, (3, 1.0): None}
-    return {
-        (depth, scale): sf.gradient_flow(cost, identity_with_noise(jax.random.key(0), depth, scale))
-        for depth, scale in starts
-    }
+    key, runs = jax.random.key(0), {}
+    for depth, scale in SETTINGS:
+        width = None if depth == 1 else 6
+        start = sf.identity(key, depth=depth, width=width, shape=(6, 6), scale=scale, noise=0.1)
+        runs[depth, scale] = sf.gradient_flow(cost, start)
+    return runs
 
 
 def judge(runs):
@@ -45,7 +42,10 @@ def judge(runs):
             within=5e-2,
             origin="derived",
         ),
-        Number.near("plateaus, L = 2 from 1", 0, len(runs[2, 1.0].saddles(stationary_points=False)), absolute=0.5, origin="stated"),
+        *(
+            Number.near(f"plateaus, {name}", 0, len(runs[key].saddles(stationary_points=False)), absolute=0.5, origin="stated")
+            for name, key in (("L = 1", (1, 1e-4)), ("L = 2 from 1", (2, 1.0)), ("L = 3 from 1", (3, 1.0)))
+        ),
     ]
 
 

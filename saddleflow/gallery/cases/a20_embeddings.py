@@ -8,7 +8,7 @@ import saddleflow as sf
 from saddleflow.gallery.case import Case, Number, first_time
 from saddleflow.gallery.drawing import name_curve
 
-WORDS, DIMENSION, START = 60, 8, 1e-3
+WORDS, DIMENSION, START = 60, 8, 1e-5
 EIGENVALUES = np.concatenate([2.0 ** -np.arange(0, 10, 0.5), -(2.0 ** -np.arange(0.5, 10.5, 0.5)), np.zeros(20)])
 
 
