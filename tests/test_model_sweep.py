@@ -214,8 +214,8 @@ def test_a_finished_store_is_read_back_with_the_names_of_values(tmp_path, data):
             {"alpha": 0.1},
             "`alpha` must be an argument of init where that is given, but got 0.1. It takes",
         ),
-        ({"reduce_width": "auto"}, "`reduce_width` must be left out where init is given"),
-        ({"rank_tolerance": 0.1}, "`rank_tolerance` must be left out where init is given"),
+        ({"reduce_width": "auto"}, "`reduce_width` must be left out where init makes models"),
+        ({"rank_tolerance": 0.1}, "`rank_tolerance` must be left out where init makes models"),
         ({"init": lambda: 3}, r"`init` must be a function \(key, ...\) -> model"),
         (
             {"init": lambda scale: 3, "scale": [1, 2]},
@@ -231,7 +231,7 @@ def test_a_finished_store_is_read_back_with_the_names_of_values(tmp_path, data):
         ({"seed": -1}, "`seed` must be an integer >= 0"),
         ({"preconditioner": "best"}, "`preconditioner` must be one of"),
         ({"trainable": lambda leaf: False}, "`model` must hold at least one trainable"),
-        ({"cost": OBJECTIVE.cost}, "`cost` must be an objective or a function of the model where init is given"),
+        ({"cost": OBJECTIVE.cost, "scale": 1.0}, "`init` must return a deep linear network where the cost is one of"),
         ({"cost": 3}, "`cost` must be a saddleflow cost, an objective or a function"),
         (
             {"cost": [OBJECTIVE, sf.regression(predict, INPUTS[:4], TARGETS[:4])]},
@@ -270,7 +270,7 @@ def test_networks_take_nothing_of_models():
 def test_an_error_says_of_which_model():
     with pytest.raises(ValueError, match="must hold float64") as error:
         sf.sweep(OBJECTIVE, init=single, width=[2, 3], seed=7)
-    assert error.value.__notes__ == ["It is the model of width=2, seed=7."]
+    assert error.value.__notes__ == ["It is the start of width=2, seed=7."]
 
 
 def single(key, width):

@@ -144,6 +144,21 @@ def check_problem(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) 
     Raises:
         ValueError: which of them, with value and remedy.
     """
+    check_network(cost, network)
+    remedy = "A single layer has no small numbers to keep apart."
+    require(network.depth > 1 or not options.graded, "graded", "be left out for a single layer", True, remedy)
+    if needs_symmetry(options) and is_concrete(network.layers[0]):
+        with np.errstate(over="ignore", invalid="ignore"):  # a huge start ends "non_finite"
+            matrix = on_host(network).end_to_end()
+        require_gradient(cost, matrix)
+
+
+def check_network(cost: Cost, network: DeepLinearNetwork) -> None:
+    """Refuse a network that does not fit its cost or is not finite.
+
+    Raises:
+        ValueError: which of them, with value and remedy.
+    """
     require(
         tuple(network.shape) == tuple(cost.shape),
         "network",
@@ -153,10 +168,6 @@ def check_problem(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) 
     )
     for index, layer in enumerate(network.layers):
         require_finite(f"network.layers[{index}]", layer)
-    if needs_symmetry(options) and is_concrete(network.layers[0]):
-        with np.errstate(over="ignore", invalid="ignore"):  # a huge start ends "non_finite"
-            matrix = on_host(network).end_to_end()
-        require_gradient(cost, matrix)
 
 
 def needs_symmetry(options: FlowOptions) -> bool:

@@ -231,7 +231,7 @@ def noise(layer: Float[Array, "*stack _ _"]) -> Float[Array, "*stack _ _"]:
 
 def is_tiny(cost: Cost, network: DeepLinearNetwork) -> bool:
     """Whether plain coordinates would blur escapes from this start; see `blurs`."""
-    if network.depth == 1 or not is_concrete(network.layers[0]):
+    if not is_concrete(network.layers[0]):
         return False
     # what a random layer's largest singular value is; a deficient one's is larger, and grading it does no harm
     sizes = [np.sqrt(np.mean(np.square(w))) * (math.sqrt(w.shape[0]) + math.sqrt(w.shape[1])) for w in network.layers]
@@ -248,6 +248,8 @@ def blurs(cost: Cost, largest: float, depth: int) -> bool:
         largest: the largest singular value of the start's layers, or about.
         depth: number of layers L.
     """
+    if depth == 1:
+        return False
     size, curvature = along_steepest(cost)
     if not is_concrete(curvature):
         return False

@@ -90,7 +90,7 @@ class Chunk(abc.ABC):
         """
 
     @abc.abstractmethod
-    def arrays(self, result: LaneResult) -> dict[str, np.ndarray]:
+    def arrays(self, result: LaneResult, number: int) -> dict[str, np.ndarray]:
         """The result of one of the lanes, by the names of the dataset."""
 
     def reduced_group(self, labelled: Sequence[tuple[Any, Callable[[], Any]]]) -> ReducedGroup | None:

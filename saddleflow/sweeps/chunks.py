@@ -69,7 +69,7 @@ def run_chunks(
     with closing(ended):  # who stops listening here stops the workers
         for (chunk, lane), result in ended:
             there = rows[chunk.number]
-            there[lane] = chunk.arrays(result)
+            there[lane] = chunk.arrays(result, lane)
             if len(there) == len(chunk.index):
                 arrays = {name: np.stack([there[i][name] for i in range(len(there))]) for name in there[0]}
                 arrays["lane_steps"] = arrays["lane_steps"].sum(axis=0)

@@ -21,6 +21,7 @@ def describe(grid: Grid, starts: Starts, options: SweepOptions, chunks: Sequence
         **{axis: [_plain(value) for value in values] for axis, values in grid.values.items()},
         **starts.described(),
         "dims": list(grid.dims),
+        **({"together": [list(group) for group in grid.together]} if grid.together else {}),
         "cost": [name(cost) for cost in grid.costs],
         "shape": list(grid.costs[0].shape),
         "t1": flow.t1,

@@ -33,6 +33,8 @@ UNITS = {
     "end_time": ("time of the flow dtheta/dt = -grad C", "where the lane ended"),
     "balancedness_drift": ("1", "largest change of a conserved matrix over the largest squared layer norm"),
     "gamma": ("1", "the start's variance is w^-gamma"),
+    "variance": ("squared entry of a layer", "the start's variance"),
+    "num_draws": ("1", "draws of the start until it was accepted"),
     "alpha": ("1", "scales the start"),
     "width": ("neurons", "hidden width w"),
     "depth": ("layers", "number of layers L"),
@@ -93,9 +95,10 @@ def assemble(
         attrs = {"units": units, "long_name": meaning}
         variables[name] = (grid.dims + dims, values.reshape(grid.shape + values.shape[1:]), attrs)
     coords: dict[str, Any] = {}
-    for axis in grid.dims:
+    leaders = {name: group[0] for group in grid.together for name in group}
+    for axis in (axis for axis in grid.values if leaders.get(axis, axis) in grid.dims):
         units, meaning = ("1", "argument of init") if axis in grid.arguments else UNITS[axis]
-        coords[axis] = (axis, grid.labels(axis), {"units": units, "long_name": meaning})
+        coords[axis] = (leaders.get(axis, axis), grid.labels(axis), {"units": units, "long_name": meaning})
     if save_at is not None:
         coords["time"] = ("time", save_at, {"units": UNITS["time"][0]})
     attrs = {

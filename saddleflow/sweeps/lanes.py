@@ -49,29 +49,39 @@ class Lane(eqx.Module):
         """How large it is, in words."""
 
 
+def num_coordinates(sizes: Sequence[int]) -> int:
+    """Entries of a Krylov vector of a network whose spaces have the sizes (n_0, ..., n_L)."""
+    n_in, *widths, n_out = sizes
+    compressed = len(widths) > 1 and min(widths) > n_in + n_out
+    return (n_in + n_out) * sum(widths) if compressed else num_parameters(sizes)
+
+
 class NetworkLane(Lane):
     """A deep linear network: its start is drawn within the program."""
 
     cost: Cost
     seed: Int[Array | np.ndarray, ""]
-    gamma: Float[Array | np.ndarray, ""]
     alpha: Float[Array | np.ndarray, ""]
     rtol: Float[Array | np.ndarray, ""]
     depth: int = eqx.field(static=True)
     width: int = eqx.field(static=True)
+    gamma: Float[Array | np.ndarray, ""] | None = None
+    variance: Float[Array | np.ndarray, ""] | None = None
+
+    def law(self) -> dict[str, Any]:
+        """The law of theta_0, as arguments of `gaussian`: its sizes, and gamma or the variance."""
+        sizes = {"depth": self.depth, "width": self.width, "shape": self.cost.shape}
+        return sizes | {"gamma": self.gamma, "variance": self.variance}
 
     def start(self):
-        """`alpha * theta_0(seed)` with variance w^-gamma."""
-        key = jax.random.key(self.seed)
-        theta = gaussian(key, depth=self.depth, width=self.width, shape=self.cost.shape, gamma=self.gamma)
+        """`alpha * theta_0(seed)`."""
+        theta = gaussian(jax.random.key(self.seed), **self.law())
         return NetworkLandscape(self.cost), jax.tree.map(lambda layer: self.alpha * layer, theta)
 
     def sizes(self):
         """Of the layers; coordinates are compressed where that saves some."""
-        ends = sum(self.cost.shape)
-        parameters = num_parameters(layer_sizes(self.depth, self.width, self.cost.shape))
-        compressed = ends * self.width * (self.depth - 1)
-        return parameters, compressed if self.depth > 2 and self.width > ends else parameters, 0
+        sizes = layer_sizes(self.depth, self.width, self.cost.shape)
+        return num_parameters(sizes), num_coordinates(sizes), 0
 
     @property
     def size_name(self):

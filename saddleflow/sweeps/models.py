@@ -1,25 +1,20 @@
-"""Sweeps of models: starts made by a function of the user, on the host; models of one structure share a program."""
+"""Sweeps of models: starts made by a function of the user; models of one structure share a program."""
 
-import inspect
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 import equinox as eqx
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from saddleflow._backend.checks import require
 from saddleflow.flow.arguments import needs_symmetry
 from saddleflow.flow.model_landscape import ModelLandscape, Vector
 from saddleflow.flow.models import landscape_of
-from saddleflow.problem.objective import Objective
-from saddleflow.sweeps.chunk import Chunk, Starts, SweepOptions
 from saddleflow.sweeps.configuration import name
-from saddleflow.sweeps.lanes import Lane, signature
+from saddleflow.sweeps.lanes import Lane
+from saddleflow.sweeps.made import MadeChunk, MadeStarts
 from saddleflow.sweeps.results import as_arrays, masked
 
 
@@ -51,40 +46,31 @@ class ModelLane(Lane):
 
 
 @dataclass(frozen=True, eq=False)
-class ModelChunk(Chunk):
+class ModelChunk(MadeChunk):
     """Models of one structure."""
-
-    starts: "ModelStarts" = field(repr=False)
-
-    def lane(self, number):
-        """Of an objective, the arguments of init, a seed and rtol."""
-        values = {axis: column[number] for axis, column in self.coordinates.items()}
-        return self.starts.lane(self.costs[values.pop("cost")], values, self.options)
 
     def program(self):
         """By the first of the models."""
-        flow = self.options.lane_flow(graded=False)
-        return self.options.program(flow, self.lane(0).landscape)
+        lane: Any = self.lane(0)
+        return self.options.program(self.options.lane_flow(graded=False), lane.landscape)
 
-    def arrays(self, result):
+    def arrays(self, result, number):
         """With the outputs, if asked for."""
-        options, further = self.options, {}
+        options, further = self.options, self.draws(number)
         if "outputs" in result.rows:
             further["outputs"] = masked(result, result.rows["outputs"], options.num_rows)
         return as_arrays(result, further, num_rows=options.num_rows, with_time=options.flow.save_at is None)
 
 
 @dataclass(frozen=True, eq=False)
-class ModelStarts(Starts):
-    """Starts `init(key(seed), **arguments)` of models.
+class ModelStarts(MadeStarts):
+    """Starts of models.
 
     Attributes:
-        init: makes a model from a key and keywords.
         trainable: as in `gradient_flow`.
         preconditioner: as in `gradient_flow`.
     """
 
-    init: Callable[..., Any]
     trainable: Any
     preconditioner: str
 
@@ -95,73 +81,25 @@ class ModelStarts(Starts):
         "outputs": ("outputs of the model", "f"),
     }
 
-    def lane(self, objective: Objective, values: dict[str, Any], options: SweepOptions) -> ModelLane:
-        """The lane of a seed, of rtol and of arguments of init.
-
-        Raises:
-            ValueError: a model that will not do; like errors of init it says in a note which one.
-        """
-        arguments = dict(values)
-        seed, rtol = arguments.pop("seed"), arguments.pop("rtol")
-        try:
-            landscape, theta = landscape_of(
-                objective,
-                self.init(jax.random.key(int(seed)), **arguments),
-                trainable=self.trainable,
-                preconditioner=self.preconditioner,
-                symmetric=needs_symmetry(options.flow),
-                finite=False,
-                keep_outputs=options.save_matrices,
-            )
-        except Exception as error:
-            text = ", ".join(f"{axis}={value}" for axis, value in {**arguments, "seed": seed}.items())
-            error.add_note(f"It is the model of {text}.")
-            raise
+    def lane_of(self, cost, start, rtol, options):
+        """Of an objective and a model."""
+        landscape, theta = landscape_of(
+            cost,
+            start,
+            trainable=self.trainable,
+            preconditioner=self.preconditioner,
+            symmetric=needs_symmetry(options.flow),
+            finite=False,
+            keep_outputs=options.save_matrices,
+        )
         return ModelLane(landscape=landscape, theta=theta, rtol=np.asarray(rtol, float))
 
-    def programs(self, grid, options):
-        """By the structure of the models, which depends on no seed as a rule; where it does, lanes compile more."""
-        table = grid.coordinates()
-        kinds: dict[Any, Any] = {}
-        groups: dict[Any, list[int]] = {}
-        for lane, place in enumerate(np.ndindex(*(len(values) for values in grid.values.values()))):
-            where = place[:-2]  # of all axes but seed and rtol, which come last
-            if where not in kinds:
-                values = {axis: column[lane] for axis, column in table.items()}
-                kinds[where] = signature(self.lane(grid.costs[values.pop("cost")], values, options))
-            groups.setdefault(kinds[where], []).append(lane)
-        return [(partial(ModelChunk, starts=self), members) for members in groups.values()]
+    def chunks(self, lane, options):
+        """Nothing more."""
+        del lane, options
+        return None, partial(ModelChunk, starts=self)
 
     def described(self):
-        """Functions by their qualified names, without the module: a script's is another where it is imported."""
+        """With what moves of a model, and how its flow is inverted."""
         trainable = "is_inexact_array" if self.trainable is eqx.is_inexact_array else name(self.trainable)
-        return {
-            "init": getattr(self.init, "__qualname__", None) or name(self.init),
-            "trainable": trainable,
-            "preconditioner": self.preconditioner,
-        }
-
-
-_EITHER, _ANY = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
-
-
-def arguments_of(init: Any, given: Iterable[str]) -> tuple[list[str], bool]:
-    """The keywords of init after the key, and whether it takes any others.
-
-    Raises:
-        ValueError: init is no function of a key, or needs an argument that is not given.
-    """
-    known = list(inspect.signature(init).parameters.values()) if callable(init) else []
-    positional = bool(known) and known[0].kind in (inspect.Parameter.POSITIONAL_ONLY, _EITHER, _ANY)
-    require(positional, "init", "be a function (key, ...) -> model", init)
-    first = known[0].name
-    require(
-        first not in given, "init", "take a key before its keywords", f"{first!r} first", "init(key, ...) -> model."
-    )
-    others = known[1:]
-    open_ended = any(one.kind == one.VAR_KEYWORD for one in others)
-    named = [one for one in others if one.kind in (_EITHER, one.KEYWORD_ONLY)]
-    missing = [one.name for one in named if one.default is one.empty and one.name not in given]
-    remedy = "Arguments of init may not have the names of sweep's own."
-    require(not missing, "init", "be given all its arguments by sweep", f"none for {', '.join(missing)}", remedy)
-    return [one.name for one in named], open_ended
+        return super().described() | {"trainable": trainable, "preconditioner": self.preconditioner}

@@ -22,6 +22,9 @@ from saddleflow.sweeps.reduced_lanes import ReducedGroup
 from saddleflow.sweeps.results import LaneResult, as_arrays, of_matrices
 from saddleflow.width.adaptive import WORTHWHILE
 
+# What tells lanes of one program from each other, beside their cost and seed.
+LAWS = ("gamma", "variance", "alpha", "rtol")
+
 
 @dataclass(frozen=True, eq=False)
 class NetworkChunk(Chunk):
@@ -38,7 +41,7 @@ class NetworkChunk(Chunk):
         return NetworkLane(
             cost=self.costs[table["cost"][number]],
             seed=np.asarray(table["seed"][number]),
-            **{axis: np.asarray(table[axis][number], float) for axis in ("gamma", "alpha", "rtol")},
+            **{axis: np.asarray(table[axis][number], float) for axis in LAWS if axis in table},
             depth=self.depth,
             width=self.width,
         )
@@ -64,18 +67,24 @@ class NetworkChunk(Chunk):
             self._flow(), options.reduce_width, self.depth, self.width, shape, options.num_rows, labelled
         )
 
-    def arrays(self, result: LaneResult):
+    def arrays(self, result, number):
         """With A and its spectrum."""
+        del number
         options = self.options
         if options.reduce_width is not None and not self.reduced:  # nothing was cut
             result = replace(result, reduction_error_estimate=np.zeros(()))
-        spectrum = of_matrices(
-            result,
-            num_rows=options.num_rows,
-            with_matrices=options.save_matrices,
-            rank_tolerance=options.flow.rank_tolerance,
-        )
-        return as_arrays(result, spectrum, num_rows=options.num_rows, with_time=options.flow.save_at is None)
+        return network_arrays(result, options)
+
+
+def network_arrays(result: LaneResult, options: SweepOptions) -> dict[str, np.ndarray]:
+    """The result of a lane that is a network, by the names of the dataset: with A and its spectrum."""
+    spectrum = of_matrices(
+        result,
+        num_rows=options.num_rows,
+        with_matrices=options.save_matrices,
+        rank_tolerance=options.flow.rank_tolerance,
+    )
+    return as_arrays(result, spectrum, num_rows=options.num_rows, with_time=options.flow.save_at is None)
 
 
 class NetworkStarts(Starts):
@@ -84,7 +93,8 @@ class NetworkStarts(Starts):
     def programs(self, grid, options):
         """By kind of cost, depth, width and whether coordinates are graded; the smallest starts first."""
         table = grid.coordinates()
-        scale = table["alpha"] * table["width"] ** (-table["gamma"] / 2)
+        spread = np.sqrt(table["variance"]) if "variance" in table else table["width"] ** (-table["gamma"] / 2)
+        scale = table["alpha"] * spread
         kinds = _kinds(grid.costs)
         found: list[tuple[Callable[..., Chunk], list[int]]] = []
         for (kind, depth, width, graded), members in _groups(grid, options, table, scale, kinds).items():

@@ -92,7 +92,7 @@ def _num_threads(groups: Sequence[ReducedGroup], workers: int | None) -> int:
 def start_network(lane: NetworkLane, group: ReducedGroup) -> ReducedNetwork:
     """The start of a lane: `alpha * theta_0(seed)`, projected ("auto") or drawn in law, at any width ("sample")."""
     key, alpha = jax.random.key(int(lane.seed)), float(lane.alpha)
-    draw = {"depth": group.depth, "width": group.width, "shape": group.shape, "gamma": float(lane.gamma)}
+    draw = lane.law()
     if group.mode == "sample":
         return alpha * sample_reduced(key, **draw, cost=lane.cost)
     # the bases are those of theta_0: products of tiny or huge layers leave float64's range

@@ -130,7 +130,9 @@ class Store:
         group = zarr.open_group(self.path, mode="a")
         for name, values in data.variables.items():
             _write(group, str(name), values.values, tuple(map(str, values.dims)), values.attrs)
-        group.attrs.update(data.attrs | {"complete": True})
+        beside = " ".join(str(name) for name in data.coords if name not in data.dims)
+        # by the conventions of the format: coordinates along a dim of another name
+        group.attrs.update(data.attrs | ({"coordinates": beside} if beside else {}) | {"complete": True})
         self._drop_chunks()
 
     def _drop_chunks(self) -> None:

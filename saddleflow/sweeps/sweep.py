@@ -26,7 +26,9 @@ from saddleflow.sweeps.chunk import Chunk, Starts, SweepOptions
 from saddleflow.sweeps.chunks import NETWORKS, cut, run_chunks
 from saddleflow.sweeps.configuration import describe
 from saddleflow.sweeps.grid import Grid
-from saddleflow.sweeps.models import ModelStarts, arguments_of
+from saddleflow.sweeps.made import arguments_of
+from saddleflow.sweeps.made_networks import MadeNetworkStarts
+from saddleflow.sweeps.models import ModelStarts
 from saddleflow.sweeps.store import Store
 from saddleflow.sweeps.workers import Report, Tally
 
@@ -36,7 +38,7 @@ else:
     xr = lazy.load("xarray")
 
 # What a sweep of networks takes beside what all sweeps do.
-NETWORK_AXES = ("depth", "width", "gamma", "alpha")
+NETWORK_AXES = ("depth", "width", "gamma", "variance", "alpha")
 
 # Where a lane's own steps are saved: rows of a step, so that short runs too have as many as the dataset asks for.
 SAVES_PER_STEP = 4
@@ -49,6 +51,7 @@ def sweep(
     depth: Any,
     width: Any,
     gamma: Any = 1.0,
+    variance: Any = ...,
     alpha: Any = 1.0,
     **options: Any,
 ) -> "xr.Dataset": ...
@@ -60,6 +63,8 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
     *,
     init: Callable[..., Any] | None = None,
     seed: Any = 0,
+    together: Any = (),
+    accept: Any = None,
     rtol: Any = 1e-4,
     t1: Any = None,
     target_cost: float | None = None,
@@ -85,8 +90,9 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
     """Solve the flow from every start of a grid.
 
     Of deep linear networks, `sweep(cost, depth=..., width=...)`, the starts are `alpha * theta_0(seed)`, layers of
-    variance `width^-gamma`. Each of cost, depth, gamma, alpha, width, seed and rtol may be a sequence; those that are
-    become the dims of the dataset, in this order, and every combination is a lane. A lane's start is drawn with
+    variance `width^-gamma`, or of the variance given in its place. Each of cost, depth, gamma (or variance), alpha,
+    width, seed and rtol may be a sequence; those that are become the dims of the dataset, in this order, and every
+    combination is a lane, but for dims that go `together`. A lane's start is drawn with
     `jax.random.key(seed)`, so a lane's numbers depend on its own coordinates only: not on the grid's other
     values, its order, the chunks, the devices or the machines. (CPUs and accelerators agree to rtol only: see
     `solver`.)
@@ -95,9 +101,13 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
         data = sf.sweep(cost, depth=3, width=[10, 100], gamma=[1.0, 1.5], seed=range(10))
         data.test_cost.isel(sample=-1).mean("seed")    # dims (gamma, width)
 
-    Of other models, `sweep(objective, init=make, ...)`, a start is what a function of yours returns,
-    `make(jax.random.key(seed), ...)`. Its keywords are given to sweep; those that are sequences become dims, in the
-    order of the call, after `cost` and before seed and rtol.
+    Other starts are what a function returns, `init(jax.random.key(seed), ...)`: of networks, with a cost, one of
+    `sf.gaussian`, `sf.orthogonal`, `sf.identity` and so on, or a function of yours; of other models, with an
+    objective, a function of yours. Its keywords are given to sweep; those that are sequences become dims, in the
+    order of the call, after `cost` and before seed and rtol. Where it takes a `shape`, that is the cost's.
+
+        data = sf.sweep(cost, init=sf.orthogonal, depth=3, width=100, scale=[1e-1, 1e-2], seed=range(4))
+        data.rank.isel(sample=-1)                      # dims (scale, seed)
 
         def make(key, width, scale=1.0):
             model = eqx.nn.MLP(5, 1, width, 1, jnp.tanh, key=key)
@@ -106,9 +116,9 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
         data = sf.sweep(objective, init=make, width=[10, 50], scale=[1.0, 1e-2], seed=range(4), t1=1e3)
         data.train_cost.isel(sample=-1)                # dims (width, scale, seed)
 
-    `make` is called on the host, outside of `jit`, when a lane's turn comes, and a few times more to see the
-    structure of models; several threads may call it. Models of one structure (shapes, and all that is no array) share
-    a compiled program, so functions in a model should be made outside of `make`.
+    `init` is called on the host, outside of `jit`, when a lane's turn comes, and a few times more to see the
+    structure of starts; several threads may call it. Models of one structure (shapes, and all that is no array) share
+    a compiled program, so functions in a model should be made outside of `init`.
 
     Three defaults differ from those of `gradient_flow`, because a sweep has many lanes. `rtol` is 1e-4, not 1e-6: a
     sweep is drawn as a picture, and A is held to 10 rtol, a tenth of a percent. `max_saves` is 64, not 1000: so many
@@ -118,8 +128,13 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
     Args:
         cost: the cost, or several of one shape; of models an `Objective` or a function from the model to a number, or
             several.
-        init: a function (key, ...) -> model; None: networks.
+        init: a function (key, ...) -> network, or model; None: Gaussian networks, drawn within the program.
         seed: seeds of the starts.
+        together: names of dims whose values go together, in pairs and not in all combinations, such as
+            `("width", "variance")`; several such tuples in a list. The dataset's dim has the first name, the others
+            are coordinates along it.
+        accept: a function of a start that says whether it will do, with init. A start that will not is drawn anew, up
+            to a thousand times; the dataset has num_draws.
         rtol: relative tolerance, as in `gradient_flow`.
         t1: end of each run; None: a certified minimum.
         target_cost: a lane ends where its train cost, of models the loss, has fallen to this, as in `gradient_flow`;
@@ -151,9 +166,9 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
         chunk_size: lanes of a chunk at most; None: a 32nd of them, between 8 and 256.
         progress: a meter, or "log": lines for a log, as in `gradient_flow`.
         axes: of networks depth (number of layers L), width (hidden width w), gamma (exponent of the start's variance,
-            default 1) and alpha (scale of the start, default 1). Of models the keywords of init: a list, tuple, range
-            or array is a dim, anything else one value; values that are no numbers or strings have their names as
-            coordinates.
+            default 1) or variance (the variance itself), and alpha (scale of the start, default 1). With init its
+            keywords: a list, tuple, range or array is a dim, anything else one value; values that are no numbers or
+            strings have their names as coordinates.
 
     Returns:
         A dataset with the dims above: train_cost, test_cost (where there is a test set), gradient_norm, rank,
@@ -170,10 +185,10 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
         KeyboardInterrupt: Ctrl-C, at once; the store is whole.
     """
     meters.check_progress(progress)
-    starts, make_grid = _starts(
-        init, trainable, preconditioner, axes, reduce_width=reduce_width, rank_tolerance=rank_tolerance
-    )
-    grid = make_grid(cost, seed=seed, rtol=rtol)
+    of_models = {"trainable": trainable, "preconditioner": preconditioner}
+    of_networks = {"reduce_width": reduce_width, "rank_tolerance": rank_tolerance}
+    starts, make_grid = _starts(cost, init, accept, axes, of_models, of_networks)
+    grid = make_grid(cost, together=together, seed=seed, rtol=rtol)
     t1, save_at = _times(t1, save_at)
     flow = FlowOptions(
         t1=t1,
@@ -211,7 +226,12 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
 
 
 def _starts(
-    init: Any, trainable: Any, preconditioner: str, axes: dict[str, Any], **of_networks: Any
+    cost: Any,
+    init: Any,
+    accept: Any,
+    axes: dict[str, Any],
+    of_models: dict[str, Any],
+    of_networks: dict[str, Any],
 ) -> tuple[Starts, Callable[..., Grid]]:
     """What kind of starts there are, and what makes their grid of cost, seed and rtol.
 
@@ -219,29 +239,62 @@ def _starts(
         ValueError: options of the other kind; arguments of init that are missing or have the name of a variable.
         TypeError: an argument of another name.
     """
-    known = [name for name, one in inspect.signature(sweep).parameters.items() if one.kind != one.VAR_KEYWORD]
+    require(accept is None or callable(accept), "accept", "be a function of a start, or None", accept)
     if init is None:
-        for name in axes:
-            require_known(name, [*known[:1], *NETWORK_AXES, *known[1:]], "sweep")
-        for name in ("depth", "width"):
-            require(name in axes, name, "be given for networks", None, "Other models come from init.")
-        remedy = "Networks move as a whole, by their own preconditioner."
-        require(trainable is eqx.is_inexact_array, "trainable", "come with init", trainable, remedy)
-        require(
-            preconditioner == "auto", "preconditioner", "come with init", preconditioner, "Networks have their own."
-        )
-        return NETWORKS, partial(Grid.of, **({"gamma": 1.0, "alpha": 1.0} | axes))
-    for name, value in of_networks.items():
-        require(value is None, name, "be left out where init is given", value, "Only networks have it.")
-    names, open_ended = arguments_of(init, axes)
+        _refuse_options_of_models(of_models, "come with init")
+        require(accept is None, "accept", "come with init", accept, "For example init=sf.gaussian.")
+        return NETWORKS, partial(Grid.of, **_network_axes(axes))
+    first: Any = cost[0] if isinstance(cost, Sequence) and len(cost) else cost
+    networks = isinstance(first, Cost)
+    if networks:
+        _refuse_options_of_models(of_models, "come with an objective")
+        require(of_networks["reduce_width"] is None, "reduce_width", "be left out where init is given", of_networks)
+    else:
+        for name, value in of_networks.items():
+            require(value is None, name, "be left out where init makes models", value, "Only networks have it.")
+    shaped = networks and "shape" in inspect.signature(init).parameters if callable(init) else False
+    fixed = {"shape": tuple(first.shape)} if shaped else {}
+    if shaped:
+        require("shape" not in axes, "shape", "be left out: it is the cost's", axes.get("shape"))
+    names, open_ended = arguments_of(init, axes | fixed)
     for name, value in axes.items():
         if not open_ended and name not in names:
             own = name not in NETWORK_AXES
             require(own, name, "be an argument of init where that is given", value, f"It takes {', '.join(names)}.")
-            require_known(name, [*names, *known], "sweep or of init")
+            require_known(name, [*names, *_names_of_sweep()], "sweep or of init")
     for name in dataset.NAMES & set(axes):
         require(False, name, "have another name as an argument of init", axes[name], "The dataset uses it.")
-    return ModelStarts(init, trainable, preconditioner), partial(Grid.of_models, arguments=axes)
+    make_grid = partial(Grid.made, arguments=axes, of_networks=networks)
+    if networks:
+        return MadeNetworkStarts(init, accept, fixed), make_grid
+    return ModelStarts(init, accept, fixed, **of_models), make_grid
+
+
+def _names_of_sweep() -> list[str]:
+    return [name for name, one in inspect.signature(sweep).parameters.items() if one.kind != one.VAR_KEYWORD]
+
+
+def _network_axes(axes: dict[str, Any]) -> dict[str, Any]:
+    """The axes of Gaussian networks, checked, with defaults for those left out.
+
+    Raises:
+        ValueError: depth or width left out; gamma and the variance, both.
+        TypeError: an axis of another name.
+    """
+    known = _names_of_sweep()
+    for name in axes:
+        require_known(name, [*known[:1], *NETWORK_AXES, *known[1:]], "sweep")
+    for name in ("depth", "width"):
+        require(name in axes, name, "be given for networks", None, "Other starts come from init.")
+    both = {"gamma", "variance"} <= set(axes)
+    require(not both, "gamma, variance", "be given one and not both", (axes.get("gamma"), axes.get("variance")))
+    return ({"alpha": 1.0} if "variance" in axes else {"gamma": 1.0, "alpha": 1.0}) | axes
+
+
+def _refuse_options_of_models(given: dict[str, Any], expected: str) -> None:
+    remedy = "Networks move as a whole, by their own preconditioner."
+    require(given["trainable"] is eqx.is_inexact_array, "trainable", expected, given["trainable"], remedy)
+    require(given["preconditioner"] == "auto", "preconditioner", expected, given["preconditioner"], remedy)
 
 
 def _times(t1: Any, save_at: Any) -> tuple[float | None, Any]:
