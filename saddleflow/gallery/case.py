@@ -52,7 +52,9 @@ class Number:
         origin: Origin = "printed",
     ) -> "Number":
         """Ours agrees with the source's, within a share of it or an absolute distance."""
-        require((within is None) == (absolute > 0), "within, absolute", "be given one and not both", (within, absolute))
+        require(
+            (within is None) == (absolute > 0), "within, absolute", "be given one and not both", (within, absolute)
+        )
         room = absolute if within is None else within * abs(source)
         return cls(quantity, float(source), float(ours), source - room, source + room, origin)
 

@@ -19,7 +19,9 @@ from saddleflow.gallery.case import Case, Result, short
 @cache
 def all_cases() -> dict[str, Case]:
     """Every case by its name, in the order of names: the modules of `saddleflow.gallery.cases`."""
-    modules = [importlib.import_module(f"{cases.__name__}.{found.name}") for found in pkgutil.iter_modules(cases.__path__)]
+    modules = [
+        importlib.import_module(f"{cases.__name__}.{found.name}") for found in pkgutil.iter_modules(cases.__path__)
+    ]
     found = {module.CASE.name: module.CASE for module in modules}
     return dict(sorted(found.items()))
 

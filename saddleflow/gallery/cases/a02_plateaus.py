@@ -37,8 +37,20 @@ def judge(posed):
     ends = grid.train_cost.isel(sample=-1) / 5
     return [
         *numbers,
-        Number.near("flows of the grid at a minimum", grid.stop_reason.size, (grid.stop_reason == "converged").sum(), absolute=0.5, origin="stated"),
-        Number.near("mean train cost at the end, noise 0.2", 0.04 * (1 - 5 / 500), ends.isel(cost=1).mean(), within=0.1, origin="derived"),
+        Number.near(
+            "flows of the grid at a minimum",
+            grid.stop_reason.size,
+            (grid.stop_reason == "converged").sum(),
+            absolute=0.5,
+            origin="stated",
+        ),
+        Number.near(
+            "mean train cost at the end, noise 0.2",
+            0.04 * (1 - 5 / 500),
+            ends.isel(cost=1).mean(),
+            within=0.1,
+            origin="derived",
+        ),
     ]
 
 
@@ -50,7 +62,9 @@ def draw(axes, posed):
     for height in PLATEAUS:
         axes.axhline(height, color="C1", lw=0.7, ls=":")
         name_point(axes, (5 * flow.time[-1], height), f"{height:g}", "C1", (0, 5), ha="right")
-    axes.set(xlabel="time (learning rate x steps)", ylabel="cost", ylim=(1e-3, 2e3), title="dotted: the source's plateaus")
+    axes.set(
+        xlabel="time (learning rate x steps)", ylabel="cost", ylim=(1e-3, 2e3), title="dotted: the source's plateaus"
+    )
 
 
 CASE = Case(

@@ -37,11 +37,23 @@ def judge(posed):
         where = "where rounding ends it" if run.stop_reason == "below_resolution" else "at loss 1e-4"
         small, large = run.singular_values[-1, ::-1]
         numbers += [
-            Number.at_least(f"|A00| over its lower bound, L = {depth}, {where}", 0.999, abs(run.end_to_end[-1, 0, 0]) / bound(run), origin="stated"),
-            Number.at_most(f"second singular value over the first there, L = {depth}", 1e-3, small / large, origin="stated"),
+            Number.at_least(
+                f"|A00| over its lower bound, L = {depth}, {where}",
+                0.999,
+                abs(run.end_to_end[-1, 0, 0]) / bound(run),
+                origin="stated",
+            ),
+            Number.at_most(
+                f"second singular value over the first there, L = {depth}", 1e-3, small / large, origin="stated"
+            ),
         ]
     grown = np.mean([abs(run.end_to_end[-1, 0, 0]) > 10 for run in iid])
-    return [*numbers, Number.near("share of iid starts, L = 3, whose free entry exceeds 10", 1.0, grown, absolute=0.01, origin="stated")]
+    return [
+        *numbers,
+        Number.near(
+            "share of iid starts, L = 3, whose free entry exceeds 10", 1.0, grown, absolute=0.01, origin="stated"
+        ),
+    ]
 
 
 def draw(axes, posed):

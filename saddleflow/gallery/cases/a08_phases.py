@@ -8,7 +8,11 @@ from saddleflow.gallery.case import Case, Number
 from saddleflow.gallery.drawing import name_curve, name_point
 
 SIZE, RANK, SMALL = 200, 5, -2.2  # d, k, exponent of the variance in d
-PRINTED = {1.75: (304, 0.9045, 0.0525), 1.786: (298, 0.8977, 0.0527), 1.822: (292, 0.8899, 0.0530)}  # steps, train, test
+PRINTED = {
+    1.75: (304, 0.9045, 0.0525),
+    1.786: (298, 0.8977, 0.0527),
+    1.822: (292, 0.8899, 0.0530),
+}  # steps, train, test
 
 
 def pose():
@@ -47,7 +51,10 @@ def draw(axes, runs):
     """Train and test cost against the source's steps."""
     run = runs[1.75]
     steps = 304 * run.time / run.time[-1]
-    for values, name, colour, offset in ((run.train_cost, "train", "C0", (0, 7)), (run.test_cost, "test", "C1", (0, -8))):
+    for values, name, colour, offset in (
+        (run.train_cost, "train", "C0", (0, 7)),
+        (run.test_cost, "test", "C1", (0, -8)),
+    ):
         (line,) = axes.semilogy(steps, values / SIZE, color=colour)
         name_curve(line, name, at=0.6, offset=offset, ha="center")
     for value, colour in ((0.9045, "C0"), (0.0525, "C1")):

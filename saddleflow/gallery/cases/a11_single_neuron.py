@@ -37,7 +37,13 @@ def judge(runs):
     """Ends along the line of solutions; what is conserved."""
     null = np.array([-LEAST[1], LEAST[0]]) / np.linalg.norm(LEAST)
     ends = [
-        Number.near(f"end along the solutions, delta = {delta}", predicted(delta), run.end_to_end[-1, 0] @ null, within=1e-5, origin="stated")
+        Number.near(
+            f"end along the solutions, delta = {delta}",
+            predicted(delta),
+            run.end_to_end[-1, 0] @ null,
+            within=1e-5,
+            origin="stated",
+        )
         for delta, run in runs.items()
     ]
     drift = max(float(np.abs(sf.balancedness(run.network)[0] - delta).max()) for delta, run in runs.items())
@@ -53,7 +59,11 @@ def draw(axes, runs):
     x = np.array([0.2, 1.2])
     axes.plot(x, (1.1 - 0.5 * x) / 1.0, color="C4", lw=0.7, ls=":")
     axes.plot(*START, "o", ms=4, color="C4")
-    axes.set(xlabel="first entry of a w", ylabel="second entry", title="delta = a² - |w|² at the paths' ends; dotted: solutions")
+    axes.set(
+        xlabel="first entry of a w",
+        ylabel="second entry",
+        title="delta = a² - |w|² at the paths' ends; dotted: solutions",
+    )
 
 
 CASE = Case(

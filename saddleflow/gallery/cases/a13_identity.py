@@ -30,7 +30,9 @@ def judge(runs):
     decayed = (0.1**-1 + 2 * 20 * equal.time[at]) ** -3
     return [
         Number.near("cost at t = 50, equal layers", 500.0, equal.train_cost[-1], within=1e-4, origin="derived"),
-        Number.near("mode of -20 at t = 1, equal layers", decayed, equal.end_to_end[at, 0, 0], within=1e-2, origin="derived"),
+        Number.near(
+            "mode of -20 at t = 1, equal layers", decayed, equal.end_to_end[at, 0, 0], within=1e-2, origin="derived"
+        ),
         Number.near(
             'equal layers in the source\'s basis end "below_resolution" (1) at the saddle of rank 1, where rounding grows',
             1,

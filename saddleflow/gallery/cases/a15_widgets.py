@@ -32,7 +32,9 @@ def judge(runs):
     visits = {visit.rank: visit.cost for visit in small.saddles(stationary_points=False)}
     return [
         *(
-            Number.near(f"plateau of rank {k}, L = 2 from 1e-5", rest[k], visits.get(k, np.nan), within=1e-2, origin="derived")
+            Number.near(
+                f"plateau of rank {k}, L = 2 from 1e-5", rest[k], visits.get(k, np.nan), within=1e-2, origin="derived"
+            )
             for k in (0, 1, 3, 4, 5)  # between 4 and 3 it is too short to count
         ),
         Number.near(
@@ -43,7 +45,9 @@ def judge(runs):
             origin="derived",
         ),
         *(
-            Number.near(f"plateaus, {name}", 0, len(runs[key].saddles(stationary_points=False)), absolute=0.5, origin="stated")
+            Number.near(
+                f"plateaus, {name}", 0, len(runs[key].saddles(stationary_points=False)), absolute=0.5, origin="stated"
+            )
             for name, key in (("L = 1", (1, 1e-4)), ("L = 2 from 1", (2, 1.0)), ("L = 3 from 1", (3, 1.0)))
         ),
     ]

@@ -31,11 +31,25 @@ def judge(posed):
     numbers = []
     for k in range(4):
         predicted = np.log(EIGENVALUES[k] / modes[0, k] - 1) / (8 * EIGENVALUES[k])
-        numbers.append(Number.near(f"time of mode {k + 1}, of lambda = {EIGENVALUES[k]:.3g}", predicted, first_time(run.time, modes[:, k], EIGENVALUES[k] / 2), within=5e-2, origin="stated"))
+        numbers.append(
+            Number.near(
+                f"time of mode {k + 1}, of lambda = {EIGENVALUES[k]:.3g}",
+                predicted,
+                first_time(run.time, modes[:, k], EIGENVALUES[k] / 2),
+                within=5e-2,
+                origin="stated",
+            )
+        )
     learned = np.sort(EIGENVALUES)[::-1][:DIMENSION]
     return [
         *numbers,
-        Number.near("loss at the end: all but the 8 largest eigenvalues", np.sum(EIGENVALUES**2) - np.sum(learned**2), run.train_cost[-1], within=1e-3, origin="stated"),
+        Number.near(
+            "loss at the end: all but the 8 largest eigenvalues",
+            np.sum(EIGENVALUES**2) - np.sum(learned**2),
+            run.train_cost[-1],
+            within=1e-3,
+            origin="stated",
+        ),
     ]
 
 
@@ -44,7 +58,9 @@ def draw(axes, posed):
     run, _ = posed
     for k in range(DIMENSION):
         (line,) = axes.semilogx(run.time, run.observables["modes"][:, k], color="C0")
-        end = EIGENVALUES[k] / (1 + (EIGENVALUES[k] / run.observables["modes"][0, k] - 1) * np.exp(-8 * EIGENVALUES[k] * run.time))
+        end = EIGENVALUES[k] / (
+            1 + (EIGENVALUES[k] / run.observables["modes"][0, k] - 1) * np.exp(-8 * EIGENVALUES[k] * run.time)
+        )
         (theory,) = axes.semilogx(run.time, end, ":", color="C1")
         if k == 0:
             name_curve(line, "flow", at=0.5, offset=(0, 7))

@@ -8,7 +8,9 @@ from saddleflow.gallery.case import Case, Number, first_time
 from saddleflow.gallery.drawing import name_curve, name_point
 
 DIMENSION, LENGTH, HEADS = 4, 32, 8
-COVARIANCE = np.diag(np.arange(1.0, DIMENSION + 1)) / 10  # of the tokens: eigenvalues in proportion to 1, 2, 3, 4, trace 1
+COVARIANCE = (
+    np.diag(np.arange(1.0, DIMENSION + 1)) / 10
+)  # of the tokens: eigenvalues in proportion to 1, 2, 3, 4, trace 1
 
 
 def pose():
@@ -33,9 +35,13 @@ def judge(run):
     visits = run.saddles(stationary_points=False)
     return [
         Number.near("plateaus before the drop", 1, len(visits), absolute=0.5, origin="stated"),
-        Number.near("loss of the plateau: trace of the covariance", 1.0, visits[0].cost, within=1e-3, origin="stated"),
+        Number.near(
+            "loss of the plateau: trace of the covariance", 1.0, visits[0].cost, within=1e-3, origin="stated"
+        ),
         Number.near("loss at the end", optimum, run.train_cost[-1], within=1e-3, origin="stated"),
-        Number.near("time of the drop, 2 |E y z| t = ln(1 / start)", np.log(1e6) / 2 / norm, half, within=0.3, origin="stated"),
+        Number.near(
+            "time of the drop, 2 |E y z| t = ln(1 / start)", np.log(1e6) / 2 / norm, half, within=0.3, origin="stated"
+        ),
     ]
 
 

@@ -32,8 +32,20 @@ def judge(posed):
         products = {depth: run.end_to_end[at, 0, 0] for depth, run in runs.items()}
         exact, step = TARGET * limit(steps[at]), steps[at]
         numbers += [
-            Number.near(f"product at step {step:.0f}, L = 128, limit L = infinity", exact, products[128], within=3e-2, origin="stated"),
-            Number.near(f"the same, extrapolated from L = 32 and 128", exact, (4 * products[128] - products[32]) / 3, within=2e-3, origin="stated"),
+            Number.near(
+                f"product at step {step:.0f}, L = 128, limit L = infinity",
+                exact,
+                products[128],
+                within=3e-2,
+                origin="stated",
+            ),
+            Number.near(
+                f"the same, extrapolated from L = 32 and 128",
+                exact,
+                (4 * products[128] - products[32]) / 3,
+                within=2e-3,
+                origin="stated",
+            ),
         ]
     return numbers
 
@@ -50,7 +62,13 @@ def draw(axes, posed):
     steps, runs = posed
     for place, (depth, run) in enumerate(runs.items()):
         (line,) = axes.plot(steps, run.end_to_end[:, 0, 0])
-        name_curve(line, f"L = {depth}", at=0.1, offset=(-6 if place < 2 else 5, 8 - 7 * place), ha="right" if place < 2 else "left")
+        name_curve(
+            line,
+            f"L = {depth}",
+            at=0.1,
+            offset=(-6 if place < 2 else 5, 8 - 7 * place),
+            ha="right" if place < 2 else "left",
+        )
     (line,) = axes.plot(steps, [TARGET * limit(step) for step in steps], ":", color="C4")
     name_curve(line, "infinite depth", at=0.06, offset=(8, -3))
     axes.set(xlim=(0, 15), xlabel="time (the source's steps)", ylabel="product of the weights")

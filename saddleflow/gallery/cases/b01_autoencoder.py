@@ -22,11 +22,11 @@ def pose():
     spectrum = jnp.sqrt(SAMPLES * 2.0 ** -jnp.arange(SIZE))
     left, _, right = jnp.linalg.svd(jax.random.normal(keys[0], (SAMPLES, SIZE)), full_matrices=False)
     samples = left * spectrum @ right
-    objective = sf.regression(
-        encode_and_decode, samples, samples, regulariser=sf.weight_decay(2 * DECAY / SAMPLES)
-    )
+    objective = sf.regression(encode_and_decode, samples, samples, regulariser=sf.weight_decay(2 * DECAY / SAMPLES))
     start = sf.gaussian(keys[1], depth=2, width=HIDDEN, shape=(SIZE, SIZE), variance=1e-4)
-    run = sf.gradient_flow(objective, start, observables={"singular": sf.observables.REGISTRY["layer_singular_values"]})
+    run = sf.gradient_flow(
+        objective, start, observables={"singular": sf.observables.REGISTRY["layer_singular_values"]}
+    )
     return run, np.asarray(spectrum)
 
 
@@ -37,8 +37,18 @@ def judge(posed):
     values = np.linalg.svd(decoder, compute_uv=False)
     expected = np.sqrt(np.maximum(1 - DECAY / spectrum[:HIDDEN] ** 2, 0))
     return [
-        Number.at_most("|W_1 - W_2^T| over |W_2|", 1e-4, np.linalg.norm(encoder - decoder.T) / np.linalg.norm(decoder), origin="stated"),
-        *(Number.near(f"singular value {k + 1} of the decoder", expected[k], values[k], absolute=2e-3, origin="stated") for k in range(HIDDEN)),
+        Number.at_most(
+            "|W_1 - W_2^T| over |W_2|",
+            1e-4,
+            np.linalg.norm(encoder - decoder.T) / np.linalg.norm(decoder),
+            origin="stated",
+        ),
+        *(
+            Number.near(
+                f"singular value {k + 1} of the decoder", expected[k], values[k], absolute=2e-3, origin="stated"
+            )
+            for k in range(HIDDEN)
+        ),
     ]
 
 

@@ -24,7 +24,9 @@ def pose():
     inputs, test_inputs = (draw.multivariate_normal(np.zeros(SIZE), cov=np.eye(SIZE), size=SAMPLES) for _ in range(2))
     objective = sf.regression(predict, inputs, inputs @ truth, test_inputs, test_inputs @ truth)
     start = {"u": jnp.full(SIZE, SCALE * np.sqrt(2)), "v": jnp.zeros(SIZE)}
-    run = sf.gradient_flow(objective, start, observables={"beta": lambda _, model: model["u"] * model["v"]}, gradient_tolerance=1e-8)
+    run = sf.gradient_flow(
+        objective, start, observables={"beta": lambda _, model: model["u"] * model["v"]}, gradient_tolerance=1e-8
+    )
     return run, inputs, truth
 
 
@@ -47,9 +49,24 @@ def judge(posed):
     end = run.observables["beta"][-1]
     selected = least_potential(inputs, inputs @ truth)
     return [
-        Number.at_most("distance of the end from the solution that the potential selects", 1e-4, np.abs(end - selected).max(), origin="stated"),
-        Number.at_most("distance from the sparse truth, over its norm", 0.1, np.linalg.norm(end - truth) / np.linalg.norm(truth), origin="stated"),
-        Number.at_most("|u^2 - v^2 - 2 alpha^2| at the end", 1e-6, np.abs(run.model["u"] ** 2 - run.model["v"] ** 2 - 2 * SCALE**2).max(), origin="stated"),
+        Number.at_most(
+            "distance of the end from the solution that the potential selects",
+            1e-4,
+            np.abs(end - selected).max(),
+            origin="stated",
+        ),
+        Number.at_most(
+            "distance from the sparse truth, over its norm",
+            0.1,
+            np.linalg.norm(end - truth) / np.linalg.norm(truth),
+            origin="stated",
+        ),
+        Number.at_most(
+            "|u^2 - v^2 - 2 alpha^2| at the end",
+            1e-6,
+            np.abs(run.model["u"] ** 2 - run.model["v"] ** 2 - 2 * SCALE**2).max(),
+            origin="stated",
+        ),
     ]
 
 
@@ -60,7 +77,12 @@ def draw(axes, posed):
         axes.semilogx(run.time[1:], values[1:], color="C0" if j < SPARSITY else "C4", lw=1.3 if j < SPARSITY else 0.6)
     for value in truth[:SPARSITY]:
         axes.axhline(value, color="C1", lw=0.7, ls=":")
-    axes.set(xlabel="time", ylabel="coefficients", title="blue: the three true ones; dotted: their values", xlim=(0.1, None))
+    axes.set(
+        xlabel="time",
+        ylabel="coefficients",
+        title="blue: the three true ones; dotted: their values",
+        xlim=(0.1, None),
+    )
 
 
 CASE = Case(

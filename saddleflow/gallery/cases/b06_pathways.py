@@ -50,7 +50,13 @@ def conserved_end(depth):
 def judge(runs):
     """What the stronger pathway takes."""
     return [
-        Number.near(f"stronger pathway at the end, D = {depth}", conserved_end(depth), run.observables["paths"][-1, 0], within=1e-4, origin="stated")
+        Number.near(
+            f"stronger pathway at the end, D = {depth}",
+            conserved_end(depth),
+            run.observables["paths"][-1, 0],
+            within=1e-4,
+            origin="stated",
+        )
         for depth, run in runs.items()
     ]
 
@@ -61,7 +67,13 @@ def draw(axes, runs):
     for depth, run in runs.items():
         (line,) = axes.plot(*run.observables["paths"].T)
         name_curve(line, f"D = {depth}", offset=(4, 4))
-    axes.set(xlabel="stronger pathway", ylabel="weaker pathway", xlim=(0, 11.5), ylim=(0, 6), title="dotted: the target is shared")
+    axes.set(
+        xlabel="stronger pathway",
+        ylabel="weaker pathway",
+        xlim=(0, 11.5),
+        ylim=(0, 6),
+        title="dotted: the target is shared",
+    )
 
 
 CASE = Case(
