@@ -30,7 +30,7 @@ class Number:
     ours: float
     low: float
     high: float
-    origin: Origin = "printed"
+    origin: str = "printed"
 
     def __post_init__(self):
         require(self.origin in get_args(Origin), "origin", f"be one of {get_args(Origin)}", self.origin)
@@ -44,27 +44,28 @@ class Number:
     def near(
         cls,
         quantity: str,
-        source: float,
+        source: Any,
         ours: Any,
         *,
         within: float | None = None,
-        absolute: float = 0.0,
-        origin: Origin = "printed",
+        absolute: float | int = 0.0,
+        origin: str = "printed",
     ) -> "Number":
         """Ours agrees with the source's, within a share of it or an absolute distance."""
         require(
             (within is None) == (absolute > 0), "within, absolute", "be given one and not both", (within, absolute)
         )
-        room = absolute if within is None else within * abs(source)
-        return cls(quantity, float(source), float(ours), source - room, source + room, origin)
+        aim = float(source)
+        room = absolute if within is None else within * abs(aim)
+        return cls(quantity, aim, float(ours), aim - room, aim + room, origin)
 
     @classmethod
-    def at_most(cls, quantity: str, source: float, ours: Any, *, origin: Origin = "printed") -> "Number":
+    def at_most(cls, quantity: str, source: Any, ours: Any, *, origin: str = "printed") -> "Number":
         """Ours is at or below the source's."""
         return cls(quantity, float(source), float(ours), -math.inf, float(source), origin)
 
     @classmethod
-    def at_least(cls, quantity: str, source: float, ours: Any, *, origin: Origin = "printed") -> "Number":
+    def at_least(cls, quantity: str, source: Any, ours: Any, *, origin: str = "printed") -> "Number":
         """Ours is at or above the source's."""
         return cls(quantity, float(source), float(ours), float(source), math.inf, origin)
 

@@ -17,7 +17,7 @@ else:
 SIZE, RESOLUTION = (4.4, 2.7), 120  # inches, dots per inch: pictures of 15 to 40 kB
 
 
-def name_curve(line: Any, text: str, at: float = 1.0, offset: tuple[float, float] = (4, 0), **how: Any) -> None:
+def name_curve(line: Any, text: str, at: float = 1.0, offset: tuple[float | int, float | int] = (4, 0), **how: Any) -> None:
     """Write a curve's name beside it, in its colour.
 
     Args:
@@ -39,7 +39,7 @@ def name_point(
     point: tuple[Any, Any],
     text: str,
     colour: str | None = None,
-    offset: tuple[float, float] = (4, 0),
+    offset: tuple[float | int, float | int] = (4, 0),
     **how: Any,
 ) -> None:
     """Write a word beside a point."""

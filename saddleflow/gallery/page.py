@@ -11,10 +11,11 @@ from saddleflow.gallery.case import Result, short
 from saddleflow.gallery.drawing import draw
 
 ABOUT = """\
-Published experiments of this field, posed by the public API and held against what their sources printed. "Printed" numbers stand
-in a source's output, "stated" ones are its formulas or words, "derived" ones are ours, for its setting. "Reproduced in law" means
-that the source's random data or starts cannot be rebuilt, so that its numbers are compared with those of other draws. Bounds stand
-in each case's module in `saddleflow/gallery/cases`; verdicts are computed from them. Seconds include compilation."""
+Published experiments of this field, posed by the public API and held against what their sources printed. "Printed"
+numbers stand in a source's output, "stated" ones are its formulas or words, "derived" ones are ours, for its setting.
+"Reproduced in law" means that the source's random data or starts cannot be rebuilt, so that its numbers are compared
+with those of other draws. Bounds stand in the cases, in `saddleflow/gallery/cases`; verdicts are computed from
+them. Seconds include compilation."""
 
 
 def picture_path(folder: str | Path, name: str) -> Path:

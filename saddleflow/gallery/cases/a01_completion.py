@@ -3,6 +3,7 @@
 from importlib.resources import files
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import saddleflow as sf
@@ -38,7 +39,7 @@ class MaskedMean(sf.Cost):
 def pose():
     """Eight flows of the source's task, from starts of its law."""
     with (files("saddleflow.gallery") / "data" / "pc_saddles_task.npz").open("rb") as file:
-        task = {name: np.asarray(values, float) for name, values in np.load(file).items()}
+        task = {name: jnp.asarray(values, float) for name, values in np.load(file).items()}
     cost = MaskedMean(task["mask"].T, (task["mask"] * task["target"]).T)
     starts = [
         sf.gaussian(jax.random.key(seed), depth=4, width=100, shape=(10, 10), variance=2.5e-5) for seed in range(8)
@@ -55,7 +56,9 @@ def judge(runs):
         Number.near("loss at the start", 3.445787, runs[0].train_cost[0], within=1e-6),
         Number.near("plateau of rank 1 (printed 1.0969 to 1.0946)", 1.0946, np.mean(by_rank[1]), within=5e-3),
         Number.near("plateau of rank 2 (printed .1263 to .1240)", 0.1254, np.mean(by_rank[2]), within=1e-2),
-        Number.at_most("loss at the end", 1e-2, max(run.train_cost[-1] for run in runs) - 1e-9),
+        Number.near(
+            "runs that reach the loss 1e-2", 8, sum(run.stop_reason == "target_cost" for run in runs), absolute=0.5
+        ),
         Number.near("time of the end, median of starts (lr x steps)", 930.0, np.median(times), within=0.5),
     ]
 
@@ -76,8 +79,11 @@ CASE = Case(
     title="matrix completion with masked inputs",
     source="francesco-innocenti/pc-saddles, commit 0614e3e, Matrix_Completion_Experiment.ipynb",
     paper="Innocenti et al., NeurIPS 2024, arXiv 2408.11979",
-    computed="A linear network of depth 4 and width 100 fits a masked 10 x 10 matrix of rank 3 from its own masked rows; the "
-    "loss rests on plateaus. The task is the source's own (its seed 0), the starts are other draws of its law.",
+    computed=(
+        "A linear network of depth 4 and width 100 fits a masked 10 x 10 matrix of rank 3 from its own masked "
+        "rows; the loss rests on plateaus. The task is the source's own (its seed 0), the starts are other draws "
+        "of its law."
+    ),
     source_cost="94,000 steps at 1e-2; 825 s on an L4 GPU together with a tanh and a ReLU run",
     pose=pose,
     judge=judge,

@@ -72,8 +72,10 @@ CASE = Case(
     title="plateaus of a teacher, and a grid of networks",
     source="seamus-fallows/Training-Dynamics-of-Deep-Learning, commit 5eb85fa0",
     paper="after Jacot et al., arXiv 2106.15933",
-    computed="Depth 4 on a teacher with singular values 50/i: plateaus of the population cost; full-batch training over exponents, "
-    "widths, seeds and two levels of noise.",
+    computed=(
+        "Depth 4 on a teacher with singular values 50/i: plateaus of the population cost; full-batch training "
+        "over exponents, widths, seeds and two levels of noise."
+    ),
     source_cost="up to 26,000 steps a run, on 128 to 192 CPU workers with the mini-batch runs",
     pose=pose,
     judge=judge,

@@ -9,7 +9,7 @@ from saddleflow.gallery.drawing import name_curve, name_point
 
 
 def pose():
-    """Depths 2, 3 and 4 from balanced starts of positive determinant, to the source's loss 1e-4; and 20 of its iid starts."""
+    """Depths 2, 3 and 4 from balanced starts of positive determinant, to the loss 1e-4; and 20 iid starts."""
     target, observed = np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([[False, True], [True, True]])
     cost = sf.MatrixCompletion(target, observed, held_out=~observed)
     end = 1e-4 / 1.5  # the source's loss is half the sum of three squares, ours their mean
@@ -73,9 +73,11 @@ CASE = Case(
     title="completion that drives norms to infinity",
     source="noamrazin/imp_reg_dl_not_norms, commit c20e02c",
     paper="Razin and Cohen, NeurIPS 2020, arXiv 2005.06398",
-    computed="Three of four entries are observed, as 1, 1 and 0; from a start of positive determinant the fourth grows without end "
-    "while the loss falls, and the rank tends to one. (From iid starts, which are not balanced, the determinant can change its sign: "
-    "at depth 2 it does, and the entry stays small.)",
+    computed=(
+        "Three of four entries are observed, as 1, 1 and 0; from a start of positive determinant the fourth grows "
+        "without end while the loss falls, and the rank tends to one. (From iid starts, which are not balanced, "
+        "the determinant can change its sign: at depth 2 it does, and the entry stays small.)"
+    ),
     source_cost="5,000,000 steps of 3e-3",
     pose=pose,
     judge=judge,

@@ -68,8 +68,10 @@ CASE = Case(
     title="phase diagram of wide two-layer networks",
     source="aranguri/phase-diagram, commit 2f032ab",
     paper="Tu, Aranguri and Jacot, arXiv 2405.17580",
-    computed="A noisy 200 x 200 matrix of rank 5, learned by two layers of width 10,000 to 3,000,000; 900 runs over width and variance. Three "
-    "points whose costs are printed are posed.",
+    computed=(
+        "A noisy 200 x 200 matrix of rank 5, learned by two layers of width 10,000 to 3,000,000; 900 runs over "
+        "width and variance. Three points whose costs are printed are posed."
+    ),
     source_cost="900 runs of at most 750 steps",
     pose=pose,
     judge=judge,

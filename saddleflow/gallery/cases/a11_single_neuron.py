@@ -26,7 +26,7 @@ def pose():
 
 
 def predicted(delta):
-    """Where the flow ends, by the paper's implicit bias: the distance from the solution of least norm along the others."""
+    """Where the flow ends, by the paper: the distance along the solutions from that of least norm."""
     norm, null = np.linalg.norm(START), np.array([-LEAST[1], LEAST[0]]) / np.linalg.norm(LEAST)
     k = np.sqrt(np.sqrt(norm**2 + delta**2 / 4) - delta / 2) * START @ null / norm
     half = (k**2 + delta) / 2
@@ -71,8 +71,10 @@ CASE = Case(
     title="one neuron from unbalanced layers",
     source="allanraventos/getrichquick, commit 5a3c250, single-neuron/Single_Neuron.ipynb",
     paper="Kunin et al., NeurIPS 2024, arXiv 2406.06158",
-    computed="Starts with one product a w and different a^2 - |w|^2 run to different solutions of one equation; a formula of the paper "
-    "says to which. (The notebook's two-layer ReLU grid is not posed.)",
+    computed=(
+        "Starts with one product a w and different a^2 - |w|^2 run to different solutions of one equation; a "
+        "formula of the paper says to which. (The notebook's two-layer ReLU grid is not posed.)"
+    ),
     source_cost="seconds, by scipy's solve_ivp",
     pose=pose,
     judge=judge,

@@ -10,7 +10,7 @@ EIGENVALUES = (-20.0, -10.0, 8.0, 4.0)
 
 
 def pose():
-    """Flows to t = 50: equal layers 0.1 I in the target's eigenbasis and in the source's basis; first layer 0.05 I."""
+    """Flows to t = 50: equal layers in the eigenbasis and in the source's basis; a smaller first layer."""
     basis = np.array([[1, 1, 1, 0], [1, -1, 0, 1], [1, 0, -1, -1], [0, 1, -1, 1]]) / np.sqrt(3)
     costs = [sf.MeanSquaredError.teacher(frame @ np.diag(EIGENVALUES) @ frame.T) for frame in (np.eye(4), basis)]
     equal = sf.DeepLinearNetwork([0.1 * np.eye(4)] * 3)
@@ -34,7 +34,7 @@ def judge(runs):
             "mode of -20 at t = 1, equal layers", decayed, equal.end_to_end[at, 0, 0], within=1e-2, origin="derived"
         ),
         Number.near(
-            'equal layers in the source\'s basis end "below_resolution" (1) at the saddle of rank 1, where rounding grows',
+            'in the source\'s basis they end "below_resolution" (1) at the saddle of rank 1, where rounding grows',
             1,
             turned.stop_reason == "below_resolution" and turned.rank[-1] == 1,
             absolute=0.5,
@@ -60,9 +60,12 @@ CASE = Case(
     title="deep matrix factorisation from the identity",
     source="buozyte/gd_for_deep_matrix_factor, commit d10546f, test.m",
     paper="after Chou et al., arXiv 2011.13772",
-    computed="Three layers, a symmetric 4 x 4 target with eigenvalues -20, -10, 8, 4, 10,000 steps of 0.01 on half the squared error. "
-    "The source draws the eigenvalues and prints none. Derived here: from equal layers negative ones stay out of reach, from "
-    "unequal ones not; and in another basis than the target's own rounding leaves the saddle of rank 1, which the flow says.",
+    computed=(
+        "Three layers, a symmetric 4 x 4 target with eigenvalues -20, -10, 8, 4, 10,000 steps of 0.01 on half the "
+        "squared error. The source draws the eigenvalues and prints none. Derived here: from equal layers "
+        "negative ones stay out of reach, from unequal ones not; and in another basis than the target's own "
+        "rounding leaves the saddle of rank 1, which the flow says."
+    ),
     source_cost="10,000 steps a run",
     pose=pose,
     judge=judge,

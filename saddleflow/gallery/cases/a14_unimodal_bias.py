@@ -73,8 +73,10 @@ CASE = Case(
     title="unimodal bias of late fusion",
     source="yedizhang/unimodal-bias, commit e4e56cc",
     paper="Zhang et al., ICML 2024, arXiv 2312.00935",
-    computed="Two modalities and their sum as target: with late fusion one is learned long before the other, with early fusion both at "
-    "once. The ratio of times has a closed form for small starts.",
+    computed=(
+        "Two modalities and their sum as target: with late fusion one is learned long before the other, with "
+        "early fusion both at once. The ratio of times has a closed form for small starts."
+    ),
     source_cost="up to 100,000 steps of 0.04",
     pose=pose,
     judge=judge,

@@ -66,8 +66,10 @@ CASE = Case(
     title="singular values learned one by one",
     source="learningmechanics/learningmechanics.github.io, commit c2e3b36",
     paper="learningmechanics.pub, deep linear networks",
-    computed="Widgets train 6 x 6 networks of depth 1 to 3 towards diag(6, 4, 3, 2, 1, 1/2), from layers s (I + 0.1 N); small s "
-    "give staircases, large ones none.",
+    computed=(
+        "Widgets train 6 x 6 networks of depth 1 to 3 towards diag(6, 4, 3, 2, 1, 1/2), from layers s (I + 0.1 "
+        "N); small s give staircases, large ones none."
+    ),
     source_cost="up to 2,000,000 steps a picture",
     pose=pose,
     judge=judge,

@@ -74,8 +74,11 @@ CASE = Case(
     title="a wide network from an orthogonal start",
     source="HongruZhao/deep_linear_network, commit 62593c8",
     paper="after Hu, Xiao and Pennington, ICLR 2020, arXiv 2001.05992",
-    computed="Widths 128-128-128-128-10, orthogonal layers, outputs scaled: training runs beside the convex problem of one layer and converges like it, without "
-    "a plateau; at this width it is nearly twice as fast, since the layers grow.",
+    computed=(
+        "Widths 128-128-128-128-10, orthogonal layers, outputs scaled: training runs beside the convex problem of "
+        "one layer and converges like it, without a plateau; at this width it is nearly twice as fast, since the "
+        "layers grow."
+    ),
     source_cost="100 steps of 7e-4",
     pose=pose,
     judge=judge,

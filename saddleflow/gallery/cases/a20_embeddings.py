@@ -73,12 +73,16 @@ CASE = Case(
     title="word embeddings, tied factors",
     source="dkarkada/qwem, commit a4997fc",
     paper="Karkada et al., NeurIPS 2025, arXiv 2502.09863",
-    computed="Quadratic word embeddings are W W^T fitted to a matrix of co-occurrences; from small starts its eigenvectors are learned one "
-    "after another, by a closed form.",
+    computed=(
+        "Quadratic word embeddings are W W^T fitted to a matrix of co-occurrences; from small starts its "
+        "eigenvectors are learned one after another, by a closed form."
+    ),
     source_cost="300,000 mini-batch steps, 16 GB of GPU memory",
     pose=pose,
     judge=judge,
     draw=draw,
-    smaller="60 words in 8 dimensions in place of 10,000 in 300, a random matrix in place of a corpus, no mini-batches.",
+    smaller=(
+        "60 words in 8 dimensions in place of 10,000 in 300, a random matrix in place of a corpus, no mini-batches."
+    ),
     in_law=True,
 )

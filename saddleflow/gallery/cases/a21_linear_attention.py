@@ -14,7 +14,7 @@ COVARIANCE = (
 
 
 def pose():
-    """The population's loss as that of a linear map on features z = vec(mean_n(y_n x_n) x_q^T), from their moments."""
+    """The loss of a linear map on features `z = vec(mean_n(y_n x_n) x_q^T)`, from their moments."""
     context = COVARIANCE @ COVARIANCE * (1 + 1 / LENGTH) + COVARIANCE * np.trace(COVARIANCE) / LENGTH
     root = np.linalg.cholesky(np.kron(context, COVARIANCE))  # of E z z^T
     aim = np.linalg.solve(root, (COVARIANCE @ COVARIANCE).ravel())  # E y z in its coordinates
@@ -58,8 +58,10 @@ CASE = Case(
     title="in-context regression by linear attention",
     source="yedizhang/linattn-icl, commit 9a481d5",
     paper="Zhang et al., ICML 2025, arXiv 2501.16265",
-    computed="Attention with merged key and query is a two-layer network on cubic features; from a tiny start its loss falls once, at "
-    "once for all directions.",
+    computed=(
+        "Attention with merged key and query is a two-layer network on cubic features; from a tiny start its loss "
+        "falls once, at once for all directions."
+    ),
     source_cost="6,001 steps of 1e-3",
     pose=pose,
     judge=judge,

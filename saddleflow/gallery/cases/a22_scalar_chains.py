@@ -40,7 +40,7 @@ def judge(posed):
                 origin="stated",
             ),
             Number.near(
-                f"the same, extrapolated from L = 32 and 128",
+                "the same, extrapolated from L = 32 and 128",
                 exact,
                 (4 * products[128] - products[32]) / 3,
                 within=2e-3,
@@ -51,7 +51,7 @@ def judge(posed):
 
 
 def limit(time):
-    """Share of the target that a chain of infinite depth has learned, by Lambert's function (the source's `lambert_sol`)."""
+    """Share of the target that a chain of infinite depth has learned, by Lambert's function."""
     first = START / TARGET
     exponent = np.log(1 / first - 1) + 1 / first - time - 1
     return float(1 / (1 + scipy.special.lambertw(np.exp(exponent)).real))
@@ -79,7 +79,10 @@ CASE = Case(
     title="scalar chains of depth 2 to 128",
     source="yedizhang/scalar-chain, commit 4f481c4, main.py",
     paper="Zhang et al., 2026, openreview ij3ZS20xMS",
-    computed="Chains of 2 to 128 scalar weights learn the product 0.5 from 0.1, at a learning rate that makes their times comparable.",
+    computed=(
+        "Chains of 2 to 128 scalar weights learn the product 0.5 from 0.1, at a learning rate that makes their "
+        "times comparable."
+    ),
     source_cost="30 steps a chain",
     pose=pose,
     judge=judge,

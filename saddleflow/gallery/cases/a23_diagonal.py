@@ -51,8 +51,10 @@ CASE = Case(
     title="features of a diagonal network, one by one",
     source="MachineLearning-Nerd/icml26-gradient-flow-implicit-bias-diagonal-networks, commit ceb77da",
     paper="arXiv 2607.12332",
-    computed="Four features, two equations. The paper's recursion for infinitesimal starts activates features 1, 3 and 4 and ends at "
-    "(0, 0, 10/7, -10/49); the flow does so from 1e-60, in double precision.",
+    computed=(
+        "Four features, two equations. The paper's recursion for infinitesimal starts activates features 1, 3 and "
+        "4 and ends at (0, 0, 10/7, -10/49); the flow does so from 1e-60, in double precision."
+    ),
     source_cost="the recursion in exact fractions; the paper's flow with 200 decimal digits",
     pose=pose,
     judge=judge,

@@ -6,7 +6,6 @@ import scipy
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve, name_point
 
 SIZE, SAMPLES, SPARSITY, SCALE = 30, 20, 3, 0.1
 
@@ -17,7 +16,7 @@ def predict(model, x):
 
 
 def pose():
-    """The flow from the source's start: u = sqrt(2) alpha, v = 0. Its draws are numpy's, so they are the source's own."""
+    """The flow from the start u = sqrt(2) alpha, v = 0, on the source's own data, which numpy draws again."""
     draw = np.random.default_rng(seed=1234)
     truth = np.zeros(SIZE)
     truth[:SPARSITY] = draw.normal(0, 1, size=SPARSITY)
@@ -31,7 +30,7 @@ def pose():
 
 
 def least_potential(inputs, targets):
-    """The interpolating solution that the paper's hyperbolic entropy selects, `alpha^2 sinh(X^T nu)`, by its convex dual."""
+    """The interpolating solution of least hyperbolic entropy, `alpha^2 sinh(X^T nu)`, by its convex dual."""
     found = scipy.optimize.minimize(
         lambda nu: SCALE**2 * np.cosh(inputs.T @ nu).sum() - targets @ nu,
         np.zeros(SAMPLES),
@@ -90,8 +89,10 @@ CASE = Case(
     title="sparse recovery by a diagonal network",
     source="alexandremr01/sgd-over-dlns, commit ea6e924",
     paper="Even et al., NeurIPS 2023, arXiv 2302.08982",
-    computed="Thirty coefficients, three of them not zero, from twenty samples; the flow is the limit of small steps of the source's "
-    "scan. Its end has a closed description.",
+    computed=(
+        "Thirty coefficients, three of them not zero, from twenty samples; the flow is the limit of small steps "
+        "of the source's scan. Its end has a closed description."
+    ),
     source_cost="100,000 steps for each of 60 rates and batch sizes",
     pose=pose,
     judge=judge,

@@ -64,8 +64,10 @@ CASE = Case(
     title="plateaus of a ReLU network on five points",
     source="ZhengqingUUU/relu_like_NN_loss_landscape, commit d471ee7, 01_2D_input_1D_output.ipynb",
     paper="Wu et al., arXiv 2402.05626",
-    computed="Fifty ReLU neurons from weights of 8e-6 learn five points in steps, as groups of neurons grow one after another. The "
-    "points are the source's, the starts other draws.",
+    computed=(
+        "Fifty ReLU neurons from weights of 8e-6 learn five points in steps, as groups of neurons grow one after "
+        "another. The points are the source's, the starts other draws."
+    ),
     source_cost="600,000 steps of 1e-3, 42 s",
     pose=pose,
     judge=judge,

@@ -1,7 +1,6 @@
 """B04: neural collapse of free features under a deep linear head, with weight decay."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy
 
@@ -91,8 +90,10 @@ CASE = Case(
     title="neural collapse under a deep linear head",
     source="Fsoft-AIC/Neural-Collapse-in-Deep-Linear-Networks, commit fc0be92, synthetic_experiment_balanced.py",
     paper="Dang et al., ICML 2023, arXiv 2301.00437",
-    computed="Free features and linear layers with weight decay fit one-hot targets: at the minimum the features of a class are one "
-    "vector, and classes are orthogonal.",
+    computed=(
+        "Free features and linear layers with weight decay fit one-hot targets: at the minimum the features of a "
+        "class are one vector, and classes are orthogonal."
+    ),
     source_cost="30,000 steps with momentum",
     pose=pose,
     judge=judge,

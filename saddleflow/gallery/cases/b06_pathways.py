@@ -6,7 +6,7 @@ import scipy
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve, name_point
+from saddleflow.gallery.drawing import name_curve
 
 TARGET, STARTS = 10.0, (0.1, 0.05)
 DEPTHS = (2, 3, 8, 13)
@@ -81,8 +81,11 @@ CASE = Case(
     title="two pathways race for one target",
     source="AllenInstitute/Multipathway_NeurIPS2022, commit 36f1055, Figure3.py",
     paper="Shi et al., NeurIPS 2022, openreview 4B7azgAbzda",
-    computed="Two chains of D weights add up to 10; from slightly different starts the deeper ones share less evenly. The source draws "
-    "trajectories by Euler steps; where they end follows from a conserved quantity of its equations.",
+    computed=(
+        "Two chains of D weights add up to 10; from slightly different starts the deeper ones share less evenly. "
+        "The source draws trajectories by Euler steps; where they end follows from a conserved quantity of its "
+        "equations."
+    ),
     source_cost="10,000 Euler steps for each of 800 starts",
     pose=pose,
     judge=judge,
