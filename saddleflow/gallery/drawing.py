@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 else:
     plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
 
-SIZE, RESOLUTION = (4.4, 2.7), 120  # inches, dots per inch: pictures of 15 to 40 kB
+SIZE, RESOLUTION = (4.4, 2.7), 120  # inches, dots per inch: 15 to 40 kB
 
 
 def name_curve(line: Any, text: str, at: float = 1.0, offset: tuple[float | int, float | int] = (4, 0), **how: Any) -> None:
