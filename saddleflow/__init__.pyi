@@ -3,6 +3,7 @@ from . import figures as figures
 from . import solvers as solvers
 from . import theory as theory
 from ._backend.programs import cache_programs as cache_programs
+from .api import continue_flow as continue_flow
 from .api import gradient_flow as gradient_flow
 from .api import integrate as integrate
 from .api import stationary_point as stationary_point
@@ -40,6 +41,7 @@ from .problem.starts import uniform as uniform
 from .problem.symmetry import balancedness as balancedness
 from .problem.symmetry import include as include
 from .problem.symmetry import rotate as rotate
+from .sweeps.after import after as after
 from .sweeps.sweep import sweep as sweep
 from .width.projected import reduce_width as reduce_width
 from .width.sampled import sample_reduced as sample_reduced
