@@ -64,6 +64,10 @@ class Landscape(eqx.Module):
         """The norm of what may grow without bound while the loss falls."""
 
     @abc.abstractmethod
+    def lacks_minimum(self, outputs: Float[Array, "n_out n_in"]) -> Bool[Array, ""]:
+        """Whether the outputs prove that the cost has no minimum, as those that separate labelled data do."""
+
+    @abc.abstractmethod
     def size(self, parameters: Any, outputs: Float[Array, "n_out n_in"]) -> Float[Array, ""]:
         """The norm that growth is compared with."""
 
@@ -176,6 +180,10 @@ class NetworkLandscape(Landscape):
     def unbounded(self, parameters, outputs):
         """Of the part of A that the cost does not bound."""
         return jnp.linalg.norm(self.cost.unbounded(outputs))
+
+    def lacks_minimum(self, outputs):
+        """As the cost says."""
+        return self.cost.lacks_minimum(outputs)
 
     def size(self, parameters, outputs):
         """|A|."""
