@@ -29,8 +29,8 @@ from saddleflow.problem.curvature import (
     SoftmaxCurvature,
 )
 
-# Entries at most of the linear program that decides whether data are separable: about a second.
-MAX_PROGRAM = 200_000
+# Entries at most of the linear program that decides whether data are separable: a few seconds.
+MAX_PROGRAM = 1_000_000
 
 # What a direction may lose on one sample by rounding, and what it must win on all, in units of the inputs' lengths.
 SLACK, LEAST_WIN = 1e-9, 1e-6
@@ -73,7 +73,8 @@ class Classification(Cost):
         if test_inputs is not None:
             require(inputs is not None, "test_inputs", "come with `inputs`", "none of those")
             self.test_set = _labelled("test_labels", test_labels, "test_inputs", test_inputs)
-            n_in, found = (np.shape(given.inputs)[0] for given in (self.train_set, self.test_set))
+            sets: Any = self.train_set, self.test_set
+            n_in, found = (len(each.inputs) for each in sets)
             require(found == n_in, "test_inputs", f"have {n_in} rows, like the train set", found)
 
     @property

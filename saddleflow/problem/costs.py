@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -267,8 +268,8 @@ class MatrixCompletion(Cost):
         cls,
         key: PRNGKeyArray,
         *,
-        shape: tuple[int, int] = (10, 10),
-        rank: int = 3,
+        shape: Sequence[int | np.integer] = (10, 10),
+        rank: int | np.integer = 3,
         observed: float = 0.8,
     ) -> "MatrixCompletion":
         """A random task: `A* = randn(n_out, rank) @ randn(rank, n_in)`, a random share of it observed.
@@ -286,6 +287,7 @@ class MatrixCompletion(Cost):
         for size in shape:
             require_integer("shape", size, 1)
         require_integer("rank", rank, 1)
+        shape, rank = (int(shape[0]), int(shape[1])), int(rank)
         require(rank <= min(shape), "rank", f"be at most min(shape) = {min(shape)}", rank)
         require(0 < observed <= 1, "observed", "be a share in (0, 1]", observed)
         size = shape[0] * shape[1]
@@ -406,8 +408,8 @@ class MeanSquaredError(Cost):
         key: PRNGKeyArray,
         *,
         teacher: Any,
-        num_samples: int = 100,
-        num_test_samples: int = 0,
+        num_samples: int | np.integer = 100,
+        num_test_samples: int | np.integer = 0,
         noise: float = 0.0,
     ) -> "MeanSquaredError":
         """Gaussian inputs `x ~ N(0, I)` with outputs `A* x + noise * N(0, I)`.
@@ -426,7 +428,7 @@ class MeanSquaredError(Cost):
         require_integer("num_test_samples", num_test_samples, 0)
         require(noise >= 0, "noise", "not be negative", noise)
         teacher = as_float64("teacher", teacher)
-        total = num_samples + num_test_samples
+        total = int(num_samples) + int(num_test_samples)
         key_inputs, key_noise = jax.random.split(key)
         inputs = jax.random.normal(key_inputs, (teacher.shape[1], total), float)
         outputs = teacher @ inputs + noise * jax.random.normal(key_noise, (teacher.shape[0], total), float)

@@ -75,9 +75,9 @@ class LinearMeasurements(Cost):
         key: PRNGKeyArray,
         target: Any,
         *,
-        num_measurements: int,
+        num_measurements: int | np.integer,
         noise: float = 0.0,
-        num_test: int = 0,
+        num_test: int | np.integer = 0,
     ) -> "LinearMeasurements":
         """Matrix sensing: `b_i = <M_i, A*> + noise * N(0, 1)`, the entries of M_i drawn from N(0, 1).
 
