@@ -36,6 +36,8 @@ from .problem.objective import regression as regression
 from .problem.objective import weight_decay as weight_decay
 from .problem.reading import read_matrix as read_matrix
 from .problem.reading import read_table as read_table
+from .problem.references import minimum_norm_solution as minimum_norm_solution
+from .problem.references import nuclear_norm_solution as nuclear_norm_solution
 from .problem.symmetry import balancedness as balancedness
 from .problem.symmetry import include as include
 from .problem.symmetry import rotate as rotate

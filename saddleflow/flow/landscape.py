@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from saddleflow.flow.graded import Frame, FramedCost
 from saddleflow.flow.jacobian import factorisation_price, flow_jacobian, residual_newton
-from saddleflow.flow.observables import RELATIVE_RANK_TOLERANCE
+from saddleflow.flow.spectra import RELATIVE_RANK_TOLERANCE
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import MAX_RESIDUALS, MOST_RESIDUALS, Cost, affordable_curvature
 from saddleflow.problem.layered import Active, StackedNetwork

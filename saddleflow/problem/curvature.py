@@ -122,7 +122,7 @@ class ColumnCurvature(Curvature):
 
     def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
         """Kronecker products of the Gram matrices."""
-        return _kronecker(left, self.inputs.T @ jnp.asarray(right) @ self.inputs)
+        return kronecker_sum(left, self.inputs.T @ jnp.asarray(right) @ self.inputs)
 
 
 class DenseCurvature(Curvature):
@@ -159,7 +159,7 @@ class DenseCurvature(Curvature):
 
     def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
         """`R K R^T` with K as a sum of Kronecker products."""
-        return self.matrix_root @ _kronecker(left, right) @ self.matrix_root.T
+        return self.matrix_root @ kronecker_sum(left, right) @ self.matrix_root.T
 
 
 class SoftmaxCurvature(Curvature):
@@ -197,7 +197,7 @@ class SoftmaxCurvature(Curvature):
     def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
         """`R K R^T` with K as a sum of Kronecker products."""
         rooted = jax.vmap(lambda row: self.root(row.reshape(self.probabilities.shape)))
-        return rooted(rooted(_kronecker(left, right)).T)
+        return rooted(rooted(kronecker_sum(left, right)).T)
 
 
 class InputCurvature(Curvature):
@@ -297,7 +297,7 @@ def _products(left: Grams, right: Grams) -> Float[Array, "_ _"]:
     return p.T @ q
 
 
-def _kronecker(left: Grams, right: Grams) -> Float[Array, "_ _"]:
+def kronecker_sum(left: Grams, right: Grams) -> Float[Array, "_ _"]:
     """`sum_l P_l (x) Q_l`, the sum of Kronecker products."""
     n, k = len(left[0]), len(right[0])
     return _products(left, right).reshape(n, n, k, k).transpose(0, 2, 1, 3).reshape(n * k, n * k)

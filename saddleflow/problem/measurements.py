@@ -61,7 +61,7 @@ class LinearMeasurements(Cost):
         """The fields, from the measurements."""
         entries = math.prod(shape)
         if is_concrete(train.aim) and train.curvature.num_residuals > entries and entries <= MAX_ENTRIES:
-            train = train.condensed(shape)
+            train = train.condense(shape)
         self.train_set, self.test_set, self.matrix_shape = train, test, shape
         self.inverse, self.sees_all = None, False
         if is_concrete(train.aim) and train.curvature.num_residuals <= MOST_RESIDUALS:
@@ -188,6 +188,7 @@ class Measured(eqx.Module):
     curvature: Curvature  # its root is R: measurements times sqrt(2/N)
     aim: Float[Array, " m"]
     floor: Float[Array, ""]
+    condensed: bool = eqx.field(static=True, default=False)  # whether from more measurements
 
     @classmethod
     def of_entries(cls, completion: MatrixCompletion, inputs: Any) -> "Measured":
@@ -201,7 +202,7 @@ class Measured(eqx.Module):
         """C."""
         return 0.5 * jnp.sum((self.curvature.root(matrix) - self.aim) ** 2) + self.floor
 
-    def condensed(self, shape: tuple[int, int]) -> "Measured":
+    def condense(self, shape: tuple[int, int]) -> "Measured":
         """The same cost by as many measurements as there are entries: rows of the triangle of `R = Q T`."""
         rows = measured_rows(self.curvature, shape)
         q, triangle = np.linalg.qr(rows)
@@ -209,7 +210,7 @@ class Measured(eqx.Module):
         short = q.T @ aim
         floor = 0.5 * np.sum((aim - q @ short) ** 2)
         curvature = MeasurementCurvature(on_device(triangle.reshape(-1, *shape)), jnp.ones(()))
-        return Measured(curvature, on_device(short), jnp.asarray(floor))
+        return Measured(curvature, on_device(short), jnp.asarray(floor), condensed=True)
 
 
 def _dense(name: str, matrices: Any, values_name: str, values: Any) -> tuple[Measured, tuple[int, int]]:
