@@ -38,10 +38,10 @@ def test_least_nuclear_norm(name):
     cost = COSTS[name]
     found = sf.nuclear_norm_solution(cost)
     assert float(cost(found)) < 1e-10
-    # no further than the target, of which enough is seen to be the least itself, but of the regression
-    assert np.linalg.norm(found, "nuc") <= np.linalg.norm(TARGET, "nuc") + 1e-5
-    if name in ("completion", "masked", "many", "squared"):
-        np.testing.assert_allclose(found, TARGET, atol=1e-4)
+    size = np.linalg.norm(found, "nuc")
+    for direction in DRAW.normal(size=(50, 4, 3)):  # every way that the cost leaves open leads up
+        free = np.asarray(cost.unbounded(direction))
+        assert np.linalg.norm(found + 0.1 * free, "nuc") >= size - 1e-5
 
 
 def test_tolerances_are_of_each_equation():
@@ -51,9 +51,9 @@ def test_tolerances_are_of_each_equation():
         loose = sf.nuclear_norm_solution(cost, tolerance=0.1)
         assert np.linalg.norm(loose, "nuc") < np.linalg.norm(sf.nuclear_norm_solution(cost), "nuc") - 1e-2
         if name == "completion":
-            assert np.max(np.abs(loose - TARGET)[MASK]) == pytest.approx(0.1, rel=1e-4)
+            assert np.max(np.abs(loose - TARGET)[MASK]) == pytest.approx(0.1, rel=1e-3)
         elif name == "mse":
-            assert float(cost(loose)) == pytest.approx(0.01, rel=1e-4)
+            assert float(cost(loose)) == pytest.approx(0.01, rel=1e-3)
         else:
             assert float(cost(loose)) <= 0.01 + 1e-6
 
