@@ -4,6 +4,7 @@ from . import gallery as gallery
 from . import solvers as solvers
 from . import theory as theory
 from ._backend.programs import cache_programs as cache_programs
+from .api import continue_flow as continue_flow
 from .api import gradient_flow as gradient_flow
 from .api import integrate as integrate
 from .api import stationary_point as stationary_point
@@ -17,14 +18,17 @@ from .greedy.algorithms import greedy_descent as greedy_descent
 from .greedy.algorithms import saddle_to_saddle as saddle_to_saddle
 from .greedy.paths import load_path as load_path
 from .problem import activations as activations
+from .problem.classification import CrossEntropy as CrossEntropy
+from .problem.classification import ExponentialLoss as ExponentialLoss
+from .problem.classification import Logistic as Logistic
 from .problem.costs import Cost as Cost
-from .problem.costs import CrossEntropy as CrossEntropy
 from .problem.costs import MatrixCompletion as MatrixCompletion
 from .problem.costs import MeanSquaredError as MeanSquaredError
 from .problem.costs import SquaredError as SquaredError
 from .problem.geometry import gradient as gradient
 from .problem.geometry import hessian_vector_product as hessian_vector_product
 from .problem.geometry import neural_tangent_kernel as neural_tangent_kernel
+from .problem.measurements import LinearMeasurements as LinearMeasurements
 from .problem.network import DeepLinearNetwork as DeepLinearNetwork
 from .problem.objective import Objective as Objective
 from .problem.objective import classification as classification
@@ -32,6 +36,8 @@ from .problem.objective import regression as regression
 from .problem.objective import weight_decay as weight_decay
 from .problem.reading import read_matrix as read_matrix
 from .problem.reading import read_table as read_table
+from .problem.references import minimum_norm_solution as minimum_norm_solution
+from .problem.references import nuclear_norm_solution as nuclear_norm_solution
 from .problem.starts import aligned as aligned
 from .problem.starts import balanced as balanced
 from .problem.starts import gaussian as gaussian
@@ -41,6 +47,7 @@ from .problem.starts import uniform as uniform
 from .problem.symmetry import balancedness as balancedness
 from .problem.symmetry import include as include
 from .problem.symmetry import rotate as rotate
+from .sweeps.after import after as after
 from .sweeps.sweep import sweep as sweep
 from .width.projected import reduce_width as reduce_width
 from .width.sampled import sample_reduced as sample_reduced

@@ -12,6 +12,7 @@ from saddleflow._backend.devices import one_lapack_thread
 from saddleflow._backend.waiting import interruptible
 from saddleflow.flow import solve
 from saddleflow.flow.arguments import FlowOptions
+from saddleflow.flow.continuation import check_continuable, joined
 from saddleflow.flow.critical import CriticalPoint, nearest_critical_point
 from saddleflow.flow.model_trajectory import ModelTrajectory
 from saddleflow.flow.models import landscape_of, solve_model
@@ -164,6 +165,41 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
     if isinstance(start, ReducedNetwork):
         return solve_reduced(cost, start, options)
     return solve.solve(cost, start, options)
+
+
+@interruptible
+def continue_flow(trajectory: Any, cost: Any, **options: Any) -> Trajectory:
+    """The flow of a network goes on where it has ended, on another cost: a switch of tasks, or more observations.
+
+        first = sf.gradient_flow(task, start, t1=500.0)
+        both = sf.continue_flow(first, other_task, t1=3000.0)      # ends at t = 3500
+        both.plot()
+        [visit.cost for visit in both.saddles()]                   # of both
+
+    The balancedness that the start has is kept over the switch: no cost changes it.
+
+    Args:
+        trajectory: of a network, with a row at its end; it may be a continued one.
+        cost: the cost from then on, of the same shape.
+        options: those of `gradient_flow`, with times counted from the switch.
+
+    Returns:
+        The trajectory of both, on one clock. The row of the switch is there twice: first with the cost before it,
+        then with the one after it. `parts` has the flows one by one, `cost` and `configuration` are those of the
+        last, `stats` count both. Observables are kept where both flows have them; where one cost has no test set,
+        its rows have a test cost of NaN.
+
+    Raises:
+        ValueError: a trajectory of something else, or without a row at its end; bad arguments.
+        TypeError: an option that `gradient_flow` does not take, with the nearest one.
+    """
+    check_continuable(trajectory)
+    require(isinstance(cost, Cost), "cost", "be a saddleflow cost", type(cost).__name__)
+    reduced = options.get("reduce_width")
+    require(reduced is None, "reduce_width", "be left out: a continued flow keeps its width", reduced)
+    second = gradient_flow(cost, trajectory.network, **options)
+    assert isinstance(second, Trajectory), "of a network"
+    return joined(trajectory, second)
 
 
 @named_arguments

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy
 
 import saddleflow as sf
 
@@ -84,3 +85,26 @@ def costs() -> dict[str, sf.Cost]:
         "teacher": sf.MeanSquaredError.teacher(jax.random.normal(key, (4, 3))),
         "huber": HuberCompletion(task.target, task.observed),
     }
+
+
+def by_dop853(loss, network: sf.DeepLinearNetwork, times: np.ndarray) -> np.ndarray:
+    """A at some times, shape (time, n_out, n_in), by scipy at rtol 1e-12 and the gradient of a loss of the layers."""
+    sizes = np.cumsum([layer.size for layer in network.layers])[:-1]
+    shapes = [layer.shape for layer in network.layers]
+
+    def layers(theta):
+        return [part.reshape(shape) for part, shape in zip(jnp.split(theta, sizes), shapes, strict=True)]
+
+    field = jax.jit(lambda theta: -jax.grad(lambda at: loss(layers(at)))(theta))
+    theta = np.concatenate([np.ravel(layer) for layer in network.layers])
+    solution = scipy.integrate.solve_ivp(
+        lambda _, at: np.asarray(field(at)), (0.0, times[-1]), theta, "DOP853", times, rtol=1e-12, atol=1e-15
+    )
+    assert solution.success
+    return np.stack([np.linalg.multi_dot([np.asarray(w) for w in layers(at)[::-1]]) for at in solution.y.T])
+
+
+def off_by(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest relative error of A at any time."""
+    off = np.linalg.norm(found - expected, axis=(1, 2))
+    return float(np.max(off / np.linalg.norm(expected, axis=(1, 2))))

@@ -144,6 +144,37 @@ def test_weight_decay_balances_exponentially():
     assert np.linalg.norm(gap[0]) > 1
 
 
+@pytest.mark.parametrize("depth", [2, 3])
+def test_weight_decay_of_a_network_is_a_schatten_penalty(depth):
+    """The least of `C(A) + strength depth / 2 sum_i s_i^(2 / depth)` (arXiv 2106.15933), here of a teacher."""
+    teacher = np.array([[2.0, 0.3, 0.0], [0.1, 1.0, 0.2], [0.0, 0.0, 0.1]])
+    cost, strength = sf.MeanSquaredError.teacher(teacher), 0.4
+    network = sf.gaussian(jax.random.key(0), depth=depth, width=4, shape=(3, 3), variance=0.5)
+    run = solve(sf.Objective(cost, regulariser=sf.weight_decay(strength)), network)
+    assert run.stop_reason == "stationary"
+    assert isinstance(run.model, sf.DeepLinearNetwork)
+    found, (left, strengths, right) = run.outputs[-1], np.linalg.svd(teacher)
+    values = np.linalg.svd(found, compute_uv=False)
+    penalised = float(cost(found)) + strength * depth / 2 * np.sum(values ** (2 / depth))
+    assert float(run.train_cost[-1]) == pytest.approx(penalised, rel=1e-6)
+    if depth == 2:  # soft thresholds
+        expected = left * np.maximum(strengths - strength / 2, 0) @ right
+        np.testing.assert_allclose(found, expected, atol=1e-8)
+    else:  # the same singular vectors, 2 (s - s*) + strength s^(-1/3) = 0, and nothing of the third
+        np.testing.assert_allclose(left.T @ found @ right.T, np.diag(values), atol=1e-8)
+        np.testing.assert_allclose(2 * (values - strengths)[:2], -strength * values[:2] ** (-1 / 3), rtol=1e-8)
+        assert values[2] < 1e-8
+
+
+def test_outputs_of_what_is_no_network():
+    with pytest.raises(ValueError, match=r"`model` must be a deep linear network, but got 'dict'.*sf\.Objective\("):
+        sf.Objective(completion())({"w": jnp.ones(3)})
+    network = sf.gaussian(jax.random.key(0), depth=2, width=3, shape=(4, 4), variance=0.5)
+    objective = sf.Objective(completion())
+    assert float(objective(network)) == pytest.approx(float(completion()(network.end_to_end())), rel=1e-14)
+    assert float(objective.test(network)) == pytest.approx(float(completion().test(network.end_to_end())), rel=1e-14)
+
+
 def square_of(u, x):
     return u**2 * x
 

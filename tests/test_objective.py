@@ -155,7 +155,7 @@ def test_gram_of_the_softmax():
 BAD = {
     "nan targets": (lambda: sf.SquaredError(np.array([[1.0, np.nan]])), r"`targets` must be finite.*\(0, 1\)"),
     "targets in float32": (lambda: sf.SquaredError(np.ones((1, 2), np.float32)), "`targets` must hold float64"),
-    "targets of a list": (lambda: sf.SquaredError([[1.0]]), "`targets` must hold float64"),
+    "a ragged list": (lambda: sf.SquaredError([[1.0], [1.0, 2.0]]), "`targets` must have rows of one length"),
     "a vector of targets": (lambda: sf.SquaredError(np.ones(3)), r"`targets` must be a matrix.*\(3,\)"),
     "no targets": (lambda: sf.SquaredError(np.ones((1, 0))), "`targets` must hold at least one sample"),
     "no outputs": (lambda: sf.SquaredError(np.ones((0, 3))), "`targets` must hold at least one sample"),
@@ -183,7 +183,8 @@ BAD = {
         lambda: sf.regression(apply, (X, X[:4]), TARGETS),
         r"`inputs` must agree in their number of samples, but got \[4, 6\]",
     ),
-    "a list": (lambda: sf.regression(apply, X, TARGETS.tolist()), "`targets` must be an array, but got 'list'"),
+    "no array": (lambda: sf.regression(apply, X, None), "`targets` must be an array or a list .* 'NoneType'"),
+    "a list of words": (lambda: sf.regression(apply, X, ["one"] * 6), "`targets` must hold float64"),
     "no samples": (lambda: sf.regression(apply, X[:0], TARGETS[:0]), "`targets` must hold at least one sample"),
     "inputs of no axis": (lambda: sf.regression(apply, 3.0, TARGETS), "`targets` must be as many"),
     "nan inputs": (lambda: sf.regression(apply, X * np.nan, TARGETS), "`inputs` must be finite"),

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float
@@ -65,6 +67,40 @@ def require_float64(argument: str, value: Any) -> None:
     if not float64_is_enabled():
         remedy = "float64 is switched off: leave jax_enable_x64 as `import saddleflow` sets it, on."
     require(dtype == np.float64, argument, "hold float64 numbers", str(dtype), remedy)
+
+
+def as_float64(argument: str, value: Any) -> Any:
+    """An array of float64 numbers: an array as it is, a list (of lists) of numbers converted.
+
+    Raises:
+        ValueError: an array of another dtype; a list that is ragged or holds something else; no array at all.
+    """
+    if isinstance(value, list | tuple):
+        value = _array_of(argument, value)
+        value = value.astype(float) if value.dtype.kind in "iu" else value
+    remedy = "Convert with numpy.asarray."
+    require(hasattr(value, "dtype"), argument, "be an array or a list of numbers", type(value).__name__, remedy)
+    require_float64(argument, value)
+    return value
+
+
+def as_booleans(argument: str, value: Any) -> Any:
+    """An array of booleans: an array or a list (of lists) of them; numpy's where it can be looked at."""
+    if isinstance(value, list | tuple):
+        value = _array_of(argument, value)
+    value = np.asarray(value) if is_concrete(value) else value
+    require(value.dtype == bool, argument, "hold booleans", str(value.dtype))
+    return value
+
+
+def _array_of(argument: str, values: Any) -> Any:
+    """A list of lists as an array; a traced one where it holds tracers."""
+    if not all(map(is_concrete, jax.tree.leaves(values))):
+        return jnp.asarray(values)
+    try:
+        return np.asarray(values)
+    except ValueError:
+        require(False, argument, "have rows of one length", "a ragged list")
 
 
 def check_save_at(save_at: Any, t1: float | None) -> tuple[Float[np.ndarray, " times"], float]:

@@ -171,6 +171,11 @@ class FramedCost(Cost):
         """The train cost."""
         return self.cost(self.frame.undo_matrix(matrix))
 
+    @property
+    def has_test(self) -> bool:
+        """Whether the cost has a test set."""
+        return self.cost.has_test
+
     def test(self, matrix: Matrix) -> Float[Array, ""]:
         """The test cost."""
         return self.cost.test(self.frame.undo_matrix(matrix))
@@ -178,6 +183,10 @@ class FramedCost(Cost):
     def unbounded(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
         """The part that can grow, in the coordinates of the start: only its norm is of use."""
         return self.cost.unbounded(self.frame.undo_matrix(matrix))
+
+    def lacks_minimum(self, matrix: Matrix) -> Bool[Array, ""]:
+        """As the cost says of the matrix turned back."""
+        return self.cost.lacks_minimum(self.frame.undo_matrix(matrix))
 
     def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
         """The gradient, in the frame."""

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from saddleflow.flow.graded import Frame, FramedCost, along_steepest
 from saddleflow.flow.jacobian import factorisation_price, flow_jacobian, residual_newton
-from saddleflow.flow.observables import RELATIVE_RANK_TOLERANCE
+from saddleflow.flow.spectra import RELATIVE_RANK_TOLERANCE
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import MAX_RESIDUALS, MOST_RESIDUALS, Cost, affordable_curvature
 from saddleflow.problem.layered import Active, StackedNetwork
@@ -62,6 +62,10 @@ class Landscape(eqx.Module):
     @abc.abstractmethod
     def unbounded(self, parameters: Any, outputs: Float[Array, "n_out n_in"]) -> Float[Array, ""]:
         """The norm of what may grow without bound while the loss falls."""
+
+    @abc.abstractmethod
+    def lacks_minimum(self, outputs: Float[Array, "n_out n_in"]) -> Bool[Array, ""]:
+        """Whether the outputs prove that the cost has no minimum, as those that separate labelled data do."""
 
     @abc.abstractmethod
     def size(self, parameters: Any, outputs: Float[Array, "n_out n_in"]) -> Float[Array, ""]:
@@ -176,6 +180,10 @@ class NetworkLandscape(Landscape):
     def unbounded(self, parameters, outputs):
         """Of the part of A that the cost does not bound."""
         return jnp.linalg.norm(self.cost.unbounded(outputs))
+
+    def lacks_minimum(self, outputs):
+        """As the cost says."""
+        return self.cost.lacks_minimum(outputs)
 
     def size(self, parameters, outputs):
         """|A|."""

@@ -81,10 +81,11 @@ def start(landscape: Landscape, parameters: Parameters, settings: Settings, meth
     outputs = landscape.outputs(parameters)
     loss = landscape.loss(parameters, outputs)
     finite, reached = jnp.isfinite(gradient) & jnp.isfinite(loss), reaches(loss, settings)
-    certified = _converged(landscape, outputs, settings)
-    stays, rests = _rest(at_rest & ~reached, settings, method)
+    certified, runs_away = _converged(landscape, outputs, settings), landscape.lacks_minimum(outputs)
+    stays, rests = _rest(at_rest & ~reached & ~runs_away, settings, method)
     reason = _first_of(
         (StopReason.non_finite, ~finite),
+        (StopReason.diverges, certified & runs_away),
         (StopReason.converged, certified | rests & rounded),
         (StopReason.target_cost, reached),
         (_rest_reason(landscape), rests),
@@ -362,7 +363,7 @@ def _step(state: FlowState, landscape: Landscape, settings: Settings, method: Me
     clock = _kept(keep, state.clock.tick(length, tried.next_size), state.clock)
     gradient, at_rest, rounded = landscape.at_rest(parameters, method.graded)
     growth = state.growth.follow(landscape.unbounded(parameters, outputs), length, keep)
-    grows = growth.lasts(landscape.size(parameters, outputs))
+    grows = growth.lasts(landscape.size(parameters, outputs)) | landscape.lacks_minimum(outputs)
     stays, rests = _rest(keep & at_rest & ~grows & ~end.reached, settings, method)
     certified = keep & _converged(landscape, outputs, settings)
     if settings.save_at is not None:

@@ -111,6 +111,12 @@ class ModelLandscape(Landscape):
             return jnp.linalg.norm(parameters)
         return jnp.linalg.norm(self.objective.cost.unbounded(outputs))
 
+    def lacks_minimum(self, outputs):
+        """As the cost says; a regulariser bounds the outputs."""
+        if self.objective.regulariser is not None:
+            return jnp.asarray(False)
+        return self.objective.cost.lacks_minimum(outputs)
+
     def size(self, parameters, outputs):
         """Of all outputs, or of the parameters."""
         return jnp.linalg.norm(outputs if self.has_outputs else parameters)

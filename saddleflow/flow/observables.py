@@ -2,14 +2,17 @@
 
 Functions of a spectrum take singular values in descending order with any leading axes. Observables are functions of
 cost and network, or of objective and model, evaluated inside the compiled loop at every saved time; `register` adds
-one of your own. Those of the Hessian and of the neural tangent kernel work for networks and for any model:
+one of your own. Those of the Hessian, of the neural tangent kernel and of A work for networks and for any model:
 
     run = sf.gradient_flow(objective, model, t1=1e3, observables=["sharpness", "layer_norms"])
     top = {"top": sf.observables.HessianEigenvalues(5), "kernel": sf.observables.KernelEigenvalues(5)}
     run = sf.gradient_flow(cost, network, observables=top)
+    inner = {"products": sf.observables.PartialProducts(), "alignment": sf.observables.Alignment(3)}
+    run = sf.gradient_flow(cost, network, observables=inner)
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -18,11 +21,18 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from saddleflow._backend.checks import require, require_integer
+from saddleflow._backend.checks import as_float64, require, require_finite, require_integer
+from saddleflow.flow.spectra import RELATIVE_RANK_TOLERANCE as RELATIVE_RANK_TOLERANCE
+from saddleflow.flow.spectra import default_rank_tolerance as default_rank_tolerance
+from saddleflow.flow.spectra import effective_rank as effective_rank
+from saddleflow.flow.spectra import nuclear_norm as nuclear_norm
+from saddleflow.flow.spectra import rank as rank
+from saddleflow.flow.spectra import rank_gap as rank_gap
+from saddleflow.flow.spectra import singular_values as singular_values
+from saddleflow.flow.spectra import stable_rank as stable_rank
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
@@ -34,9 +44,9 @@ Observable = Callable[[Any, Any], Any]
 REGISTRY: dict[str, Observable] = {}
 
 
-def register(observable: Observable) -> Observable:
-    """Make `observable(cost, network) -> array` known by its name; usable as a decorator."""
-    name = observable.__name__
+def register(observable: Observable, name: str | None = None) -> Observable:
+    """Make `observable(cost, network) -> array` known by its name, or another; usable as a decorator."""
+    name = observable.__name__ if name is None else name
     require(name not in REGISTRY, "observable", "have a new name", name, f"Known: {sorted(REGISTRY)}.")
     REGISTRY[name] = observable
     return observable
@@ -75,12 +85,17 @@ def networks_only(observable: Observable) -> Observable:
 
     @wraps(observable)
     def call(cost: Any, network: Any) -> Any:
-        remedy = "It is defined for deep linear networks."
-        name = f"observables ({observable.__name__})"
-        require(isinstance(network, DeepLinearNetwork), name, "fit the model", type(network).__name__, remedy)
-        return observable(cost, network)
+        return observable(cost, _network(observable.__name__, network))
 
     return call
+
+
+def _network(observable: str, model: Any) -> DeepLinearNetwork:
+    """The model, which has to be a deep linear network for the observable."""
+    remedy = "It is defined for deep linear networks."
+    name = f"observables ({observable})"
+    require(isinstance(model, DeepLinearNetwork), name, "fit the model", type(model).__name__, remedy)
+    return model
 
 
 @register
@@ -115,11 +130,74 @@ def alignment(cost: Cost, network: DeepLinearNetwork) -> Float[Array, " depth_mi
     return jnp.asarray([jnp.abs(below[0][:, 0] @ above[2][0]) for below, above in itertools.pairwise(factors)], float)
 
 
+@dataclass(frozen=True)
+class Alignment:
+    """An observable of a network: how far the leading singular vectors of neighbouring layers are the same.
+
+    `|<u_l,i , v_(l+1),i>|` of the i-th left singular vector of W_l and the i-th right one of W_(l+1), shape
+    (depth - 1, count): ones for a balanced network. Where two singular values of a layer cross, so do their rows.
+
+    Attributes:
+        count: how many singular vectors; at most as many as every layer has.
+    """
+
+    count: int = 1
+
+    def __post_init__(self):
+        require_integer("count", self.count, 1)
+
+    def __call__(self, cost: Any, network: Any) -> Float[Array, "depth_minus_1 count"]:
+        """The overlaps of one network."""
+        del cost
+        network = _network("Alignment", network)
+        most = min(min(layer.shape) for layer in network.layers)
+        require(self.count <= most, "count", f"be at most {most}, the smallest width", self.count)
+        factors = [jnp.linalg.svd(layer, full_matrices=False) for layer in network.layers]
+        pairs = itertools.pairwise(factors)
+        overlaps = [jnp.abs(jnp.sum(low[0][:, : self.count] * up[2][: self.count].T, axis=0)) for low, up in pairs]
+        return jnp.stack(overlaps)
+
+
+@dataclass(frozen=True)
+class PartialProducts:
+    """An observable of a network: singular values of all products `W_j ... W_i` of consecutive layers.
+
+    Shape (depth, depth, count): those of the product from layer i + 1 to layer j + 1 at [i, j], so single layers on
+    the diagonal and A at [0, depth - 1]; NaN below the diagonal. Products are formed, of width x width numbers.
+
+    Attributes:
+        count: how many, in descending order; None: as many as A has, or the smallest width where that is less.
+    """
+
+    count: int | None = None
+
+    def __post_init__(self):
+        if self.count is not None:
+            require_integer("count", self.count, 1)
+
+    def __call__(self, cost: Any, network: Any) -> Float[Array, "depth depth count"]:
+        """The singular values of one network."""
+        del cost
+        layers = _network("PartialProducts", network).layers
+        most = min(min(layer.shape) for layer in layers)
+        count = most if self.count is None else self.count
+        require(count <= most, "count", f"be at most {most}, the smallest width", count)
+        values = jnp.full((len(layers), len(layers), count), jnp.nan)
+        for first in range(len(layers)):
+            product = layers[first]
+            for last in range(first, len(layers)):
+                product = product if last == first else layers[last] @ product
+                found = jnp.linalg.svd(product, compute_uv=False)[:count]
+                values = values.at[first, last].set(found)
+        return values
+
+
 @register
 @through_products
 @networks_only
-def ntk_rate(cost: Cost, network: DeepLinearNetwork) -> Float[Array, ""]:
+def ntk_rate(cost: Any, network: DeepLinearNetwork) -> Float[Array, ""]:
     """Rayleigh quotient of the neural tangent kernel at grad C(A): |grad_theta|^2 / |grad_A C|^2."""
+    cost = cost.cost if isinstance(cost, Objective) else cost
     matrix = cost.gradient(network.end_to_end())
     return jnp.sum(matrix * geometry.neural_tangent_kernel(network, matrix)) / jnp.sum(matrix**2)
 
@@ -138,6 +216,52 @@ def _outputs(cost: Any, model: Any) -> Float[Array, "n_out n_in"]:
 
 def _loss(cost: Any, model: Any) -> Float[Array, ""]:
     return cost(model) if isinstance(cost, Objective) else cost(model.end_to_end())
+
+
+def _singular_values(cost: Any, model: Any) -> Float[Array, " n"]:
+    return jnp.linalg.svd(_outputs(cost, model), compute_uv=False)
+
+
+def _stable_rank(cost: Any, model: Any) -> Float[Array, ""]:
+    """The stable rank of A, or of the outputs."""
+    return jnp.asarray(stable_rank(_singular_values(cost, model)))
+
+
+def _effective_rank(cost: Any, model: Any) -> Float[Array, ""]:
+    """The effective rank of A, or of the outputs."""
+    return jnp.asarray(effective_rank(_singular_values(cost, model)))
+
+
+register(through_products(_stable_rank), "stable_rank")
+register(through_products(_effective_rank), "effective_rank")
+
+
+class Distance:
+    """An observable: `|A - reference|_F`, of a model's outputs f in the place of A.
+
+        nearest = sf.minimum_norm_solution(cost)
+        run = sf.gradient_flow(cost, network, observables={"away": sf.observables.Distance(nearest)})
+
+    Args:
+        reference: a matrix of the shape of A, float64 or a list.
+
+    Raises:
+        ValueError: no finite matrix; at the first use, another shape.
+    """
+
+    def __init__(self, reference: Any):
+        reference = as_float64("reference", reference)
+        require(reference.ndim == 2, "reference", "be a matrix", f"shape {reference.shape}")
+        require_finite("reference", reference)
+        self.reference = reference
+        through_products(self)
+
+    def __call__(self, cost: Any, model: Any) -> Float[Array, ""]:
+        """The distance of one model."""
+        outputs = _outputs(cost, model)
+        expected = f"have the shape {outputs.shape}, as A"
+        require(self.reference.shape == outputs.shape, "reference", expected, self.reference.shape)
+        return jnp.linalg.norm(outputs - self.reference)
 
 
 def _start_vector(size: int) -> Float[Array, " p"]:
@@ -236,109 +360,33 @@ class KernelDistance:
         return 1 - jnp.sum(here * there) / (jnp.linalg.norm(here) * jnp.linalg.norm(there))
 
 
+@dataclass(frozen=True)
+class KernelMatrix:
+    """An observable: the neural tangent kernel `J J^T` of all m outputs, shape (m, m), outputs row by row.
+
+    Every saved row keeps m^2 numbers, so it refuses many outputs: see `KernelEigenvalues` and `KernelDistance`.
+
+    Attributes:
+        most: outputs at most.
+    """
+
+    most: int = 100
+
+    def __post_init__(self):
+        require_integer("most", self.most, 1)
+
+    def __call__(self, cost: Any, model: Any) -> Float[Array, "m m"]:
+        """The kernel of one model."""
+        shape = cost.shape
+        remedy = f"Pass KernelMatrix(most={math.prod(shape)}) to keep them in every row, or KernelEigenvalues."
+        name = "observables (KernelMatrix)"
+        require(math.prod(shape) <= self.most, name, f"have at most {self.most} outputs", math.prod(shape), remedy)
+        return _kernel(cost, model)
+
+
 def _kernel(cost: Any, model: Any) -> Float[Array, "m m"]:
+    if not isinstance(cost, Objective):
+        return geometry.kernel_matrix(model)
     flat, model_of = _as_vector(model)
-    if isinstance(cost, Objective):
-        jacobian = cost.jacobian(model_of, flat)
-    else:
-        jacobian = jax.jacrev(lambda theta: _outputs(cost, model_of(theta)))(flat)
-    rows = jacobian.reshape(-1, flat.size)
+    rows = cost.jacobian(model_of, flat).reshape(-1, flat.size)
     return rows @ rows.T
-
-
-# The paper cuts at 1e-1 where the targets' singular values are of order 10.
-RELATIVE_RANK_TOLERANCE = 1e-2
-
-
-def rank(singular_values: Float[np.ndarray, "*time n"], tolerance: float) -> Int[np.ndarray, "*time"]:
-    """Number of singular values above an absolute tolerance."""
-    return np.sum(singular_values > tolerance, axis=-1)
-
-
-# Columns beyond the rank that a random projection of a matrix takes, and the share of its columns that makes it pay.
-OVERSAMPLED, WORTHWHILE = 8, 0.5
-
-
-def singular_values(
-    matrices: Float[np.ndarray, "rows n_out n_in"], most: int | None = None
-) -> Float[np.ndarray, "rows n"]:
-    """Singular values of every matrix, in descending order; NaN where one is not finite.
-
-    Args:
-        matrices: shape (rows, n_out, n_in).
-        most: no matrix has a larger rank, as that of a network is at most its smallest hidden width; None: any may.
-            Of small rank, the values are those of the matrix on its range, which random combinations of its columns
-            span: to rounding of the largest, as by a decomposition of all of it.
-    """
-    rows, n_out, n_in = matrices.shape
-    size = min(n_out, n_in)
-    values = np.full((rows, size), np.nan)
-    count = size if most is None else most + OVERSAMPLED
-    mixing = np.random.default_rng(0).standard_normal((n_in, min(count, size))) if count < WORTHWHILE * size else None
-    finite = np.isfinite(matrices).all(axis=(1, 2))
-    if mixing is None:
-        values[finite] = np.linalg.svd(matrices[finite], compute_uv=False)
-        return values
-    for row in np.flatnonzero(finite):
-        frame = np.linalg.qr(matrices[row] @ mixing)[0]
-        values[row] = 0.0
-        values[row, : frame.shape[1]] = np.linalg.svd(frame.T @ matrices[row], compute_uv=False)
-    return values
-
-
-def default_rank_tolerance(
-    singular_values: Float[np.ndarray, "time n"], train_cost: Float[np.ndarray, " time"]
-) -> float:
-    """A hundredth of the largest singular value until the cost has fallen half-way.
-
-    Not of all the run: where observed entries leave it the freedom, a singular value grows without end.
-
-    The default fits targets whose singular values are of one order. It is a resolution, no statistical test: of a
-    teacher of rank 5 under noise the flow learns the noise as well, direction by direction, and what is above a
-    hundredth counts. `rank_gap` then is near 1, and an absolute tolerance between signal and noise (for n x m noise
-    of standard deviation sigma they part at `sigma (sqrt(n) + sqrt(m))`) gives the rank of the teacher.
-    """
-    finite = np.isfinite(train_cost) & np.isfinite(singular_values).all(axis=-1)
-    values, costs = singular_values[finite], train_cost[finite]
-    if not len(costs):
-        return 0.0
-    half = np.argmax(costs <= (costs[0] + costs.min()) / 2)
-    return float(RELATIVE_RANK_TOLERANCE * values[: half + 1].max())
-
-
-def rank_gap(
-    singular_values: Float[np.ndarray, "*time n"], ranks: Int[np.ndarray, "*time"]
-) -> Float[np.ndarray, "*time"]:
-    """The last singular value that counts over the first that does not.
-
-    Infinite where all count or the next is zero; NaN where none counts.
-    """
-    ends = [np.full((*ranks.shape, 1), end) for end in (np.nan, 0.0)]
-    padded = np.concatenate([ends[0], singular_values, ends[1]], axis=-1)
-    last, after = (np.take_along_axis(padded, ranks[..., None] + k, axis=-1)[..., 0] for k in (0, 1))
-    return np.where(after > 0, last / np.where(after > 0, after, 1.0), np.where(ranks > 0, np.inf, np.nan))
-
-
-def nuclear_norm(singular_values: Float[np.ndarray, "*time n"]) -> Float[np.ndarray, "*time"]:
-    """Sum of the singular values."""
-    return np.sum(singular_values, axis=-1)
-
-
-def stable_rank(singular_values: Float[np.ndarray, "*time n"]) -> Float[np.ndarray, "*time"]:
-    """`|A|_F^2 / |A|_2^2`; zero for the zero matrix."""
-    scaled = _over_largest(singular_values)
-    return np.sum(scaled**2, axis=-1)
-
-
-def effective_rank(singular_values: Float[np.ndarray, "*time n"]) -> Float[np.ndarray, "*time"]:
-    """Exponential of the entropy of s / sum(s) (Roy and Vetterli 2007); zero for the zero matrix."""
-    scaled = _over_largest(singular_values)
-    total = np.sum(scaled, axis=-1, keepdims=True)
-    share = np.divide(scaled, total, out=np.zeros_like(scaled), where=total > 0)
-    entropy = -np.sum(share * np.log(np.where(share > 0, share, 1.0)), axis=-1)
-    return np.where(total[..., 0] > 0, np.exp(entropy), 0.0)
-
-
-def _over_largest(singular_values: Float[np.ndarray, "*time n"]) -> Float[np.ndarray, "*time n"]:
-    largest = singular_values[..., :1]
-    return np.divide(singular_values, largest, out=np.zeros_like(singular_values), where=largest > 0)

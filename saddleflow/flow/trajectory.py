@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,7 @@ class Trajectory(History):
         configuration: what ran: cost, network, solver, tolerances. Plain numbers and strings.
         reduced: the reduced network that ran (`saddleflow.width.projected`), else None; not saved.
         asked_rank_tolerance: as given to the run, or None.
+        parts: of a continued flow the flows one by one (`saddleflow.continue_flow`); not saved.
     """
 
     end_to_end: Float[np.ndarray, "time n_out n_in"]
@@ -68,6 +70,7 @@ class Trajectory(History):
     cost: Cost | None = None
     dips: tuple[np.ndarray, DeepLinearNetwork] | None = None
     reduced: Any = None
+    parts: tuple["Trajectory", ...] = ()
 
     @cached_property
     def singular_values(self) -> Float[np.ndarray, "time n"]:
@@ -132,9 +135,33 @@ class Trajectory(History):
         def learned(here: int, later: int) -> int:
             return learned_directions(self.end_to_end[here], self.end_to_end[later], self.rank_tolerance)
 
-        return find_visits(self.clock, self.train_cost, self.gradient_norm, self.rank, learned, self.network.depth)
+        found: list[SaddleVisit] = []
+        for rows in self._spans:
+            clock = SegmentedTime(self.clock.segment[rows], self.clock.within[rows], self.clock.durations)
+            visits = find_visits(
+                clock,
+                self.train_cost[rows],
+                self.gradient_norm[rows],
+                self.rank[rows],
+                lambda here, later, first=rows.start: learned(first + here, first + later),
+                self.network.depth,
+            )
+            found += [visit.moved(rows.start, 0.0, float(clock.time[0])) for visit in visits]
+        return found
+
+    @property
+    def _spans(self) -> list[slice]:
+        """The rows of each part of a continued flow, or all of them."""
+        ends = [0, *self.configuration.get("switch_rows", []), len(self.time)]
+        return [slice(*pair) for pair in pairwise(ends)]
 
     def _inspect_visits(self) -> list[SaddleVisit]:
+        if self.parts:
+            return [
+                visit.moved(rows.start, float(self.time[rows.start] - part.time[0]), float(self.time[rows.start]))
+                for rows, part in zip(self._spans, self.parts, strict=True)
+                for visit in part.saddles()
+            ]
         if self.cost is None or self.dips is None:
             return self._visits
         networks = [nearest(self.dips, visit) for visit in self._visits]
@@ -166,6 +193,9 @@ class Trajectory(History):
         if self.reduction_error_estimate is not None:
             widths = ", ".join(map(str, run["reduced_widths"]))
             lines[0] += f", reduced to ({widths}) with error {self.reduction_error_estimate:.1e} in A"
+        if len(self._spans) > 1:
+            times = ", ".join(f"{self.time[rows.start]:.6g}" for rows in self._spans[1:])
+            lines[0] += f"; {' then '.join(run['costs'])}, switched at t = {times}"
         names = ["task", "solver", "end", "steps", "cost", "rank", "saddles", "invariant"]
         for name, line in self._residual_lines():
             names.append(name)

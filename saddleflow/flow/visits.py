@@ -88,6 +88,12 @@ class SaddleVisit:
     hessian_range: tuple[float, float] | None = None
     strict: bool | None = None
 
+    def moved(self, rows: int, time: float, start: float) -> "SaddleVisit":
+        """The visit in a longer trajectory: so many rows and so much time later, in a part that starts at `start`."""
+        later = {name: getattr(self, name) + time for name in ("time", "enter", "leave", "escape_time")}
+        later["enter"] = max(later["enter"], start)
+        return replace(self, row=self.row + rows, escape=(self.escape[0] + rows, self.escape[1]), **later)
+
 
 def find_dips(
     gradient_norm: Float[np.ndarray, " time"],

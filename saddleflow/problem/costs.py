@@ -1,20 +1,23 @@
 """Convex costs on end-to-end matrices A of shape (n_out, n_in)."""
 
+import math
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import (
+    as_booleans,
+    as_float64,
     is_concrete,
     require,
     require_finite,
-    require_float64,
     require_integer,
 )
 from saddleflow._backend.random import normal_matrices, permutation
@@ -24,7 +27,7 @@ from saddleflow.problem.curvature import (
     DenseCurvature,
     EntryCurvature,
     Matrix,
-    SoftmaxCurvature,
+    ScaledCurvature,
 )
 
 # The Gram matrix of so many residuals is worth a factorisation at every step; of up to so many where steps are stiff
@@ -38,7 +41,7 @@ ROUNDING = 1e-13
 class Cost(eqx.Module):
     """A convex, differentiable cost C on end-to-end matrices.
 
-    A cost of your own subclasses this with three methods: `shape`, `__call__` and `test`. The gradient
+    A cost of your own subclasses this with `shape` and `__call__`, and `test` where there is a test set. The gradient
     comes from automatic differentiation; override `gradient` where a closed form is cheaper.
 
         class HuberCompletion(sf.Cost):
@@ -56,8 +59,11 @@ class Cost(eqx.Module):
                 held_out = ~self.observed
                 return jnp.sum(optax.huber_loss(matrix, self.target) * held_out) / held_out.sum()
 
-    `has_test` says whether `test` may be called; a cost without a test set returns False there.
+    `2 * cost` and `cost * 0.5` are costs as well, of other units (see `Scaled`).
     """
+
+    no_test: ClassVar[str] = ""  # what to do about a missing test set
+    __array_ufunc__: ClassVar[None] = None  # numpy's numbers leave products to `__rmul__`
 
     @property
     @abstractmethod
@@ -68,14 +74,21 @@ class Cost(eqx.Module):
     def __call__(self, matrix: Matrix) -> Float[Array, ""]:
         """The train cost C(A)."""
 
-    @abstractmethod
     def test(self, matrix: Matrix) -> Float[Array, ""]:
-        """The test cost; raises ValueError where the cost has no test set."""
+        """The test cost; the default, of a cost without a test set, raises ValueError."""
+        del matrix
+        raise ValueError(f"`cost` has no test set. {self.no_test}".rstrip())
 
     @property
     def has_test(self) -> bool:
-        """Whether there is a test set."""
-        return True
+        """Whether there is a test set; the default: whether the class has a `test` of its own."""
+        return type(self).test is not Cost.test
+
+    def __mul__(self, factor: Any) -> "Cost":
+        """The cost in other units, `factor * C`."""
+        return Scaled(self, factor)
+
+    __rmul__ = __mul__
 
     def unbounded(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
         """The part of A that can grow without bound while C(A) does not: where a flow that diverges is looked for.
@@ -83,6 +96,14 @@ class Cost(eqx.Module):
         The default, all of A, is always right; less spares slow convergence the suspicion.
         """
         return jnp.asarray(matrix)
+
+    def lacks_minimum(self, matrix: Matrix) -> Bool[Array, ""]:
+        """Whether A proves that C has no minimum, only an infimum at infinity: no run is called converged there.
+
+        The default, no, is always right: whether a flow diverges is then told by its growth alone.
+        """
+        del matrix
+        return jnp.asarray(False)
 
     @property
     def input_basis(self) -> Float[Array | np.ndarray, "n_in rank"] | None:
@@ -121,13 +142,88 @@ def affordable_curvature(cost: Cost, matrix: Matrix, most: int = MAX_RESIDUALS) 
     return None if curvature is None or curvature.num_residuals > most else curvature
 
 
+class Scaled(Cost):
+    """`c C` for a number c > 0: what `c * cost` gives.
+
+    The flow of `c C` is that of C in other units of time: at time t it is where that of C is at `c t`. So it follows
+    papers with other conventions, such as half the sum of squares (docs/costs.md).
+
+        half = 0.5 * sf.MeanSquaredError(inputs, outputs)
+
+    Args:
+        cost: the cost C.
+        factor: c, finite and positive.
+
+    Raises:
+        ValueError: a factor that is no such number.
+    """
+
+    cost: Cost
+    factor: Float[Array, ""]
+
+    def __init__(self, cost: Cost, factor: Any):
+        number = isinstance(factor, int | float | np.number) or getattr(factor, "ndim", None) == 0
+        name = "c in c * cost"
+        require(number and not isinstance(factor, bool), name, "be a number", factor)
+        if is_concrete(factor):
+            require(math.isfinite(factor) and factor > 0, name, "be finite and positive", float(factor))
+        if isinstance(cost, Scaled):
+            cost, factor = cost.cost, factor * cost.factor
+        self.cost, self.factor = cost, jnp.asarray(factor, float)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the matrices, the cost's own."""
+        return self.cost.shape
+
+    @property
+    def has_test(self) -> bool:
+        """Whether the cost has a test set."""
+        return self.cost.has_test
+
+    def __call__(self, matrix: Matrix) -> Float[Array, ""]:
+        """The train cost, times c."""
+        return self.factor * self.cost(matrix)
+
+    def test(self, matrix: Matrix) -> Float[Array, ""]:
+        """The test cost, times c."""
+        return self.factor * self.cost.test(matrix)
+
+    def unbounded(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
+        """As of C."""
+        return self.cost.unbounded(matrix)
+
+    def lacks_minimum(self, matrix: Matrix) -> Bool[Array, ""]:
+        """As of C."""
+        return self.cost.lacks_minimum(matrix)
+
+    @property
+    def input_basis(self) -> Float[Array | np.ndarray, "n_in rank"] | None:
+        """As of C."""
+        return self.cost.input_basis
+
+    def restricted(self, basis: Float[np.ndarray, "n_in k"]) -> "Cost | None":
+        """The restricted cost times c, where there is one."""
+        inner = self.cost.restricted(basis)
+        return None if inner is None else Scaled(inner, self.factor)
+
+    def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
+        """The gradient, times c."""
+        return self.factor * self.cost.gradient(matrix)
+
+    def curvature(self, matrix: Matrix) -> Curvature | None:
+        """The curvature times c, where there is one."""
+        inner = self.cost.curvature(matrix)
+        return None if inner is None else ScaledCurvature(inner, self.factor)
+
+
 class MatrixCompletion(Cost):
     """Mean squared error over the observed entries: `C(A) = (1/N) sum_observed (A - A*)^2`.
 
     `test` is the same mean over the held-out entries.
 
     Args:
-        target: the matrix A*, shape (n_out, n_in), float64; finite wherever observed or held out.
+        target: the matrix A*, shape (n_out, n_in), float64 or a list; finite wherever observed or held out.
         observed: booleans of that shape, True where the entry trains.
         held_out: booleans, True where the entry tests; default: every entry that is not observed.
 
@@ -142,7 +238,7 @@ class MatrixCompletion(Cost):
     _has_test: bool = eqx.field(static=True)
 
     def __init__(self, target: Any, observed: Any, held_out: Any = None):
-        require_float64("target", target)
+        target = as_float64("target", target)
         require(target.ndim == 2, "target", "be a matrix", f"shape {target.shape}")
         observed = _mask("observed", observed, target.shape)
         concrete = is_concrete(observed) and is_concrete(held_out) and is_concrete(target)
@@ -172,8 +268,8 @@ class MatrixCompletion(Cost):
         cls,
         key: PRNGKeyArray,
         *,
-        shape: tuple[int, int] = (10, 10),
-        rank: int = 3,
+        shape: Sequence[int | np.integer] = (10, 10),
+        rank: int | np.integer = 3,
         observed: float = 0.8,
     ) -> "MatrixCompletion":
         """A random task: `A* = randn(n_out, rank) @ randn(rank, n_in)`, a random share of it observed.
@@ -187,7 +283,11 @@ class MatrixCompletion(Cost):
         Raises:
             ValueError: rank or share out of range, or a share that observes no entry.
         """
+        require(len(shape) == 2, "shape", "be (n_out, n_in)", shape)
+        for size in shape:
+            require_integer("shape", size, 1)
         require_integer("rank", rank, 1)
+        shape, rank = (int(shape[0]), int(shape[1])), int(rank)
         require(rank <= min(shape), "rank", f"be at most min(shape) = {min(shape)}", rank)
         require(0 < observed <= 1, "observed", "be a share in (0, 1]", observed)
         size = shape[0] * shape[1]
@@ -261,14 +361,16 @@ class MeanSquaredError(Cost):
     gradient costs the same for ten samples and a million.
 
     Args:
-        inputs: X, shape (n_in, N), float64.
-        outputs: Y, shape (n_out, N), float64.
+        inputs: X, shape (n_in, N), float64 or a list.
+        outputs: Y, shape (n_out, N), float64 or a list.
         test_inputs: inputs of the test set, shape (n_in, M).
         test_outputs: outputs of the test set, shape (n_out, M).
 
     Raises:
         ValueError: shapes that do not fit, no sample, NaN or infinity.
     """
+
+    no_test: ClassVar[str] = "Pass `test_inputs` and `test_outputs`."
 
     train_set: "_Samples"
     test_set: "_Samples | None"
@@ -284,17 +386,18 @@ class MeanSquaredError(Cost):
         self.test_set = None
         if test_inputs is not None:
             self.test_set = _Samples("test_inputs", test_inputs, "test_outputs", test_outputs)
+            n_in, n_out = len(self.train_set.root), len(self.train_set.aim)
             require(
-                (test_inputs.shape[0], test_outputs.shape[0]) == (inputs.shape[0], outputs.shape[0]),
+                (len(self.test_set.root), len(self.test_set.aim)) == (n_in, n_out),
                 "test_inputs, test_outputs",
-                f"have {inputs.shape[0]} and {outputs.shape[0]} rows, like the train set",
-                (test_inputs.shape, test_outputs.shape),
+                f"have {n_in} and {n_out} rows, like the train set",
+                (np.shape(test_inputs), np.shape(test_outputs)),
             )
 
     @classmethod
     def teacher(cls, matrix: Any) -> "MeanSquaredError":
         """Whitened inputs: `C(A) = |A - A*|_F^2` for a teacher matrix A*, shape (n_out, n_in)."""
-        require_float64("matrix", matrix)
+        matrix = as_float64("matrix", matrix)
         require(matrix.ndim == 2, "matrix", "be a matrix", f"shape {matrix.shape}")
         whitened = jnp.sqrt(matrix.shape[1]) * jnp.eye(matrix.shape[1])
         return cls(whitened, matrix @ whitened)
@@ -305,8 +408,8 @@ class MeanSquaredError(Cost):
         key: PRNGKeyArray,
         *,
         teacher: Any,
-        num_samples: int = 100,
-        num_test_samples: int = 0,
+        num_samples: int | np.integer = 100,
+        num_test_samples: int | np.integer = 0,
         noise: float = 0.0,
     ) -> "MeanSquaredError":
         """Gaussian inputs `x ~ N(0, I)` with outputs `A* x + noise * N(0, I)`.
@@ -324,8 +427,8 @@ class MeanSquaredError(Cost):
         require_integer("num_samples", num_samples, 1)
         require_integer("num_test_samples", num_test_samples, 0)
         require(noise >= 0, "noise", "not be negative", noise)
-        require_float64("teacher", teacher)
-        total = num_samples + num_test_samples
+        teacher = as_float64("teacher", teacher)
+        total = int(num_samples) + int(num_test_samples)
         key_inputs, key_noise = jax.random.split(key)
         inputs = jax.random.normal(key_inputs, (teacher.shape[1], total), float)
         outputs = teacher @ inputs + noise * jax.random.normal(key_noise, (teacher.shape[0], total), float)
@@ -351,12 +454,7 @@ class MeanSquaredError(Cost):
     @property
     def input_basis(self) -> Float[Array | np.ndarray, "n_in rank"] | None:
         """Of the span of the train inputs, by their numerical rank; None where that is n_in, and under `vmap`."""
-        root = self.train_set.root
-        if not is_concrete(root):
-            return None
-        u, s, _ = np.linalg.svd(np.asarray(root), full_matrices=False)
-        seen = u[:, s > ROUNDING * s[0]]
-        return None if seen.shape[1] == len(root) else seen
+        return span_of(self.train_set.root)
 
     def restricted(self, basis: Float[np.ndarray, "n_in k"]) -> "MeanSquaredError":
         """Of inputs `K^T X`."""
@@ -371,9 +469,7 @@ class MeanSquaredError(Cost):
 
     def test(self, matrix: Matrix) -> Float[Array, ""]:
         """The same mean over the test set."""
-        if self.test_set is None:
-            raise ValueError("`cost` has no test set. Pass `test_inputs` and `test_outputs`.")
-        return self.test_set.mean_squared_error(matrix)
+        return super().test(matrix) if self.test_set is None else self.test_set.mean_squared_error(matrix)
 
     def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
         """`(2/N) (A X - Y) X^T`."""
@@ -385,6 +481,15 @@ class MeanSquaredError(Cost):
         return ColumnCurvature(jnp.sqrt(2.0) * self.train_set.root, self.shape)
 
 
+def span_of(inputs: Float[Array, "n_in N"]) -> Float[np.ndarray, "n_in rank"] | None:
+    """An orthonormal basis of the span of inputs, by their numerical rank; None where that is n_in, and if traced."""
+    if not is_concrete(inputs):
+        return None
+    u, s, _ = np.linalg.svd(np.asarray(inputs), full_matrices=False)
+    seen = u[:, s > ROUNDING * s[0]]
+    return None if seen.shape[1] == len(inputs) else seen
+
+
 class _Samples(eqx.Module):
     """Samples condensed to `(1/N)|A X - Y|^2 = |A root - aim|^2 + floor`, by X^T = Q R."""
 
@@ -394,8 +499,8 @@ class _Samples(eqx.Module):
     basis: Float[Array, "n_in columns"] | None  # orthonormal, of the samples' span; None: n_in samples or more
 
     def __init__(self, inputs_name: str, inputs: Any, outputs_name: str, outputs: Any):
+        inputs, outputs = as_float64(inputs_name, inputs), as_float64(outputs_name, outputs)
         for name, samples in ((inputs_name, inputs), (outputs_name, outputs)):
-            require_float64(name, samples)
             require(samples.ndim == 2, name, "be a matrix with samples as columns", f"shape {samples.shape}")
             require_finite(name, samples)
         count = inputs.shape[1]
@@ -425,8 +530,7 @@ class _Samples(eqx.Module):
 
 
 def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Bool[Array | np.ndarray, "n_out n_in"]:
-    mask = np.asarray(mask) if is_concrete(mask) else mask
-    require(mask.dtype == bool, name, "hold booleans", str(mask.dtype))
+    mask = as_booleans(name, mask)
     require(mask.shape == tuple(shape), name, f"have the target's shape {tuple(shape)}", mask.shape)
     return mask
 
@@ -441,16 +545,18 @@ class SquaredError(Cost):
     F holds a model's predictions for N samples, one a column; `sf.regression` makes an objective of it.
 
     Args:
-        targets: Y, shape (n_out, N), float64 and finite.
+        targets: Y, shape (n_out, N), float64 or a list; finite.
 
     Raises:
         ValueError: targets of another kind.
     """
 
+    no_test: ClassVar[str] = "Pass test samples to `regression`."
+
     targets: Float[Array, "n_out N"]
 
     def __init__(self, targets: Any):
-        require_float64("targets", targets)
+        targets = as_float64("targets", targets)
         require(targets.ndim == 2, "targets", "be a matrix, a column for each sample", f"shape {targets.shape}")
         require(targets.size > 0, "targets", "hold at least one sample", f"shape {targets.shape}")
         require_finite("targets", targets)
@@ -462,18 +568,9 @@ class SquaredError(Cost):
         n_out, count = self.targets.shape
         return n_out, count
 
-    @property
-    def has_test(self) -> bool:
-        """Never: other samples are other predictions."""
-        return False
-
     def __call__(self, matrix: Matrix) -> Float[Array, ""]:
         """The train cost."""
         return jnp.sum((matrix - self.targets) ** 2) / self.shape[1]
-
-    def test(self, matrix: Matrix) -> Float[Array, ""]:
-        """There is none."""
-        raise ValueError("`cost` has no test set: pass test samples to `regression`.")
 
     def unbounded(self, matrix: Matrix) -> Float[Array, "n_out N"]:
         """Nothing: the cost bounds all predictions."""
@@ -489,63 +586,3 @@ class SquaredError(Cost):
         rows, columns = np.indices(self.shape).reshape(2, -1)
         weight = jnp.full(n_out * count, 2.0 / count)
         return EntryCurvature(jnp.asarray(rows), jnp.asarray(columns), weight, self.shape)
-
-
-class CrossEntropy(Cost):
-    """Mean cross-entropy of logits: `C(F) = (1/N) sum_n (log sum_k exp F_kn - F_(label n, n))`.
-
-    F holds a model's logits for N samples, one a column; `sf.classification` makes an objective of it. On data that
-    the model can separate it has no minimum: the flow diverges.
-
-    Args:
-        labels: N integers from 0.
-        num_classes: number K of classes; None: one more than the largest label.
-
-    Raises:
-        ValueError: labels that are no integers from 0, or not below `num_classes`; fewer than two classes.
-    """
-
-    labels: Int[Array, " N"]
-    num_classes: int = eqx.field(static=True)
-
-    def __init__(self, labels: Any, num_classes: int | None = None):
-        labels = np.asarray(labels)
-        sound = labels.ndim == 1 and labels.size > 0 and np.issubdtype(labels.dtype, np.integer)
-        require(sound, "labels", "be a list of integers", f"{labels.dtype} of shape {labels.shape}")
-        require(labels.min() >= 0, "labels", "not be negative", int(labels.min()), "Classes count from 0.")
-        num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
-        require_integer("num_classes", num_classes, 2)
-        require(labels.max() < num_classes, "labels", f"lie below num_classes = {num_classes}", int(labels.max()))
-        self.labels, self.num_classes = on_device(labels), num_classes
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Shape (K, N) of the logits."""
-        return self.num_classes, len(self.labels)
-
-    @property
-    def has_test(self) -> bool:
-        """Never: other samples are other logits."""
-        return False
-
-    def __call__(self, matrix: Matrix) -> Float[Array, ""]:
-        """The train cost, in nats."""
-        chosen = jnp.take_along_axis(jnp.asarray(matrix), self.labels[None], axis=0)[0]
-        return jnp.mean(jax.nn.logsumexp(matrix, axis=0) - chosen)
-
-    def test(self, matrix: Matrix) -> Float[Array, ""]:
-        """There is none."""
-        raise ValueError("`cost` has no test set: pass test samples to `classification`.")
-
-    def unbounded(self, matrix: Matrix) -> Float[Array, "K N"]:
-        """The logits but for their mean in each sample, which changes no cost."""
-        return jnp.asarray(matrix) - jnp.mean(jnp.asarray(matrix), axis=0)
-
-    def gradient(self, matrix: Matrix) -> Float[Array, "K N"]:
-        """`(1/N) (softmax F - onehot)`."""
-        onehot = jax.nn.one_hot(self.labels, self.num_classes, axis=0)
-        return (jax.nn.softmax(matrix, axis=0) - onehot) / self.shape[1]
-
-    def curvature(self, matrix: Matrix) -> Curvature | None:
-        """Of the softmax; see `saddleflow.problem.curvature.SoftmaxCurvature`."""
-        return SoftmaxCurvature(jax.nn.softmax(jnp.asarray(matrix), axis=0))

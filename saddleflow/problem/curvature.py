@@ -122,7 +122,7 @@ class ColumnCurvature(Curvature):
 
     def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
         """Kronecker products of the Gram matrices."""
-        return _kronecker(left, self.inputs.T @ jnp.asarray(right) @ self.inputs)
+        return kronecker_sum(left, self.inputs.T @ jnp.asarray(right) @ self.inputs)
 
 
 class DenseCurvature(Curvature):
@@ -159,7 +159,7 @@ class DenseCurvature(Curvature):
 
     def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
         """`R K R^T` with K as a sum of Kronecker products."""
-        return self.matrix_root @ _kronecker(left, right) @ self.matrix_root.T
+        return self.matrix_root @ kronecker_sum(left, right) @ self.matrix_root.T
 
 
 class SoftmaxCurvature(Curvature):
@@ -187,10 +187,108 @@ class SoftmaxCurvature(Curvature):
         weighted = jnp.sqrt(p / p.shape[1]) * values.reshape(p.shape)
         return weighted - p * jnp.sum(weighted, axis=0)
 
+    def coefficients(self, matrix: Matrix) -> Float[Array, " m"]:
+        """Deviations from the mean over the roots of the weights; gradients of the cost sum to zero in a sample."""
+        p = self.probabilities
+        weighted = p > 0
+        scale = jnp.where(weighted, jnp.sqrt(p.shape[1] / jnp.where(weighted, p, 1.0)), 0.0)
+        return (scale * (matrix - jnp.mean(jnp.asarray(matrix), axis=0))).ravel()
+
     def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
         """`R K R^T` with K as a sum of Kronecker products."""
         rooted = jax.vmap(lambda row: self.root(row.reshape(self.probabilities.shape)))
-        return rooted(rooted(_kronecker(left, right)).T)
+        return rooted(rooted(kronecker_sum(left, right)).T)
+
+
+class InputCurvature(Curvature):
+    """The curvature of `A -> c(A X)` from that of c in its argument, for any cost c and inputs X."""
+
+    curvature: Curvature
+    inputs: Float[Array, "n_in k"]
+
+    @property
+    def num_residuals(self) -> int:
+        """Those of c."""
+        return self.curvature.num_residuals
+
+    def root(self, matrix: Matrix) -> Float[Array, " m"]:
+        """`R (V X)`."""
+        return self.curvature.root(jnp.asarray(matrix) @ self.inputs)
+
+    def adjoint(self, values: Float[Array, " m"]) -> Float[Array, "n_out n_in"]:
+        """`(R^T u) X^T`."""
+        return self.curvature.adjoint(values) @ self.inputs.T
+
+    def coefficients(self, matrix: Matrix) -> Float[Array, " m"]:
+        """Those of c where X has independent columns; else the nearest, which takes the Gram matrix."""
+        if self.inputs.shape[1] > self.inputs.shape[0]:
+            return super().coefficients(matrix)
+        return self.curvature.coefficients(jnp.asarray(matrix) @ jnp.linalg.pinv(self.inputs).T)
+
+    def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
+        """That of c, for the Gram matrices `X^T Q X`."""
+        return self.curvature.gram(left, self.inputs.T @ jnp.asarray(right) @ self.inputs)
+
+
+class MeasurementCurvature(Curvature):
+    """Residuals are inner products with given matrices: `(R V)_i = scale <M_i, V>`."""
+
+    matrices: Float[Array, "m n_out n_in"]
+    scale: Float[Array, ""]
+
+    @property
+    def num_residuals(self) -> int:
+        """Number of matrices."""
+        return len(self.matrices)
+
+    def root(self, matrix: Matrix) -> Float[Array, " m"]:
+        """The inner products."""
+        return self.scale * (self._rows() @ jnp.asarray(matrix).ravel())
+
+    def adjoint(self, values: Float[Array, " m"]) -> Float[Array, "n_out n_in"]:
+        """The sum of the matrices with the values as weights."""
+        return self.scale * (values @ self._rows()).reshape(self.matrices.shape[1:])
+
+    def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
+        """`scale^2 <M_i, sum_l P_l M_j Q_l>`: the sums first, then one product of all pairs."""
+
+        def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+            half = jnp.einsum("ab,mbc->mac", pair[0], self.matrices)
+            return total + jnp.einsum("mac,cd->mad", half, pair[1]), None
+
+        moved, _ = jax.lax.scan(add, jnp.zeros_like(self.matrices), (jnp.asarray(left), jnp.asarray(right)))
+        return self.scale**2 * self._rows() @ moved.reshape(len(moved), -1).T
+
+    def _rows(self) -> Float[Array, "m entries"]:
+        return self.matrices.reshape(len(self.matrices), -1)
+
+
+class ScaledCurvature(Curvature):
+    """The curvature of `c C` from that of C, for a number c > 0."""
+
+    curvature: Curvature
+    factor: Float[Array, ""]
+
+    @property
+    def num_residuals(self) -> int:
+        """Those of C."""
+        return self.curvature.num_residuals
+
+    def root(self, matrix: Matrix) -> Float[Array, " m"]:
+        """`sqrt(c) R V`."""
+        return jnp.sqrt(self.factor) * self.curvature.root(matrix)
+
+    def adjoint(self, values: Float[Array, " m"]) -> Float[Array, "n_out n_in"]:
+        """`sqrt(c) R^T u`."""
+        return jnp.sqrt(self.factor) * self.curvature.adjoint(values)
+
+    def coefficients(self, matrix: Matrix) -> Float[Array, " m"]:
+        """Those of C, over `sqrt(c)`."""
+        return self.curvature.coefficients(matrix) / jnp.sqrt(self.factor)
+
+    def gram(self, left: Grams, right: Grams) -> Float[Array, "m m"]:
+        """That of C, times c."""
+        return self.factor * self.curvature.gram(left, right)
 
 
 def _products(left: Grams, right: Grams) -> Float[Array, "_ _"]:
@@ -199,7 +297,7 @@ def _products(left: Grams, right: Grams) -> Float[Array, "_ _"]:
     return p.T @ q
 
 
-def _kronecker(left: Grams, right: Grams) -> Float[Array, "_ _"]:
+def kronecker_sum(left: Grams, right: Grams) -> Float[Array, "_ _"]:
     """`sum_l P_l (x) Q_l`, the sum of Kronecker products."""
     n, k = len(left[0]), len(right[0])
     return _products(left, right).reshape(n, n, k, k).transpose(0, 2, 1, 3).reshape(n * k, n * k)

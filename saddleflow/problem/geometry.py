@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from saddleflow.problem.costs import Cost
+from saddleflow.problem.curvature import kronecker_sum
 from saddleflow.problem.layered import Active, Hidden, Layered, StackedNetwork, each, fold, joined
 from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.problem.padding import Padding
@@ -162,6 +163,12 @@ def neural_tangent_kernel(
         ((m @ m.T) @ matrix @ (n.T @ n) for m, n in zip(left.one_by_one(), right.one_by_one(), strict=True)),
         start=jnp.zeros_like(matrix),
     )
+
+
+def kernel_matrix(network: DeepLinearNetwork) -> Float[Array, "entries entries"]:
+    """The NTK as a matrix on the entries of A, row by row: `sum_l (M_l M_l^T) (x) (N_l^T N_l)`."""
+    left, right = partial_products(network)
+    return kronecker_sum(tuple(m @ m.T for m in left.one_by_one()), tuple(n.T @ n for n in right.one_by_one()))
 
 
 def stiffness(cost: Cost, network: Any, active: Active = None) -> Float[Array, ""]:

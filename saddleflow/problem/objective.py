@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from saddleflow._backend.arrays import on_device
-from saddleflow._backend.checks import require, require_finite, require_float64, require_positive
-from saddleflow.problem.costs import Cost, CrossEntropy, SquaredError
+from saddleflow._backend.checks import as_float64, require, require_finite, require_float64, require_positive
+from saddleflow.problem.classification import CrossEntropy
+from saddleflow.problem.costs import Cost, SquaredError
+from saddleflow.problem.network import DeepLinearNetwork
 
 Model = Any
 
@@ -45,17 +47,20 @@ def weight_decay(strength: float | int) -> WeightDecay:
 class Objective(eqx.Module):
     """The loss `C(f(theta)) + R(theta)` of a model theta.
 
-    A model is any pytree, an `equinox.Module` for example. A deep linear network is the case `f = A`: there
-    `sf.gradient_flow(cost, network)` says the same and solves it with closed forms.
+    A model is any pytree, an `equinox.Module` for example. A deep linear network is the case `f = A`, outputs None:
+    there `sf.gradient_flow(cost, network)` says the same without a regulariser, and solves it with closed forms.
 
         cost = sf.SquaredError(targets)                                       # targets of shape (n_out, N)
         objective = sf.Objective(cost, lambda model: jax.vmap(model, out_axes=1)(inputs))
         model = eqx.nn.MLP(5, 1, 10, 1, jnp.tanh, key=jax.random.key(0))
         trajectory = sf.gradient_flow(objective, model, t1=1e3)
 
+        objective = sf.Objective(cost, regulariser=sf.weight_decay(1e-3))     # of a deep linear network
+        trajectory = sf.gradient_flow(objective, network)
+
     Args:
         cost: the cost C, convex on matrices of `cost.shape`.
-        outputs: the function f, from a model to a matrix of `cost.shape`.
+        outputs: the function f, from a model to a matrix of `cost.shape`; None: A of a deep linear network.
         regulariser: R, a function from a model to a number, such as `weight_decay(1e-3)`; None: zero.
         test: a function from a model to its test loss, in units of the cost; None: no test set.
 
@@ -68,11 +73,14 @@ class Objective(eqx.Module):
     regulariser: Callable[[Model], Any] | None
     test: Callable[[Model], Any] | None
 
-    def __init__(self, cost: Any, outputs: Any, regulariser: Any = None, *, test: Any = None):
+    def __init__(self, cost: Any, outputs: Any = None, regulariser: Any = None, *, test: Any = None):
         require(isinstance(cost, Cost), "cost", "be a saddleflow cost", type(cost).__name__, "See sf.Cost.")
-        require(callable(outputs), "outputs", "be a function of the model", outputs)
+        require(outputs is None or callable(outputs), "outputs", "be a function of the model", outputs)
         for name, function in (("regulariser", regulariser), ("test", test)):
             require(function is None or callable(function), name, "be a function of the model, or None", function)
+        if outputs is None:
+            outputs = end_to_end
+            test = CostOfNetwork(cost.test) if test is None and cost.has_test else test
         self.cost, self.outputs, self.regulariser, self.test = cost, outputs, regulariser, test
 
     def __call__(self, model: Model) -> Float[Array, ""]:
@@ -110,6 +118,23 @@ class Objective(eqx.Module):
             return self.outputs.jacobian(model_of, flat)
         columns = flat.size <= np.prod(self.cost.shape)
         return (jax.jacfwd if columns else jax.jacrev)(lambda theta: self.outputs(model_of(theta)))(flat)
+
+
+def end_to_end(network: Any) -> Float[Array, "n_out n_in"]:
+    """A of a deep linear network: the outputs of an objective that has none of its own."""
+    found, remedy = type(network).__name__, "Of another model say what its outputs are: sf.Objective(cost, outputs)."
+    require(isinstance(network, DeepLinearNetwork), "model", "be a deep linear network", found, remedy)
+    return network.end_to_end()
+
+
+class CostOfNetwork(eqx.Module):
+    """A function of A as one of a deep linear network."""
+
+    function: Callable[[Array], Float[Array, ""]]
+
+    def __call__(self, network: Any) -> Float[Array, ""]:
+        """Its value."""
+        return self.function(end_to_end(network))
 
 
 class Predictions(eqx.Module):
@@ -257,8 +282,7 @@ def _predictions(name: str, predict: Any, inputs: Any) -> Predictions:
 
 def _targets(name: str, targets: Any, inputs: Any) -> Float[np.ndarray, "n_out N"]:
     """Targets as columns, as many as there are samples."""
-    require(hasattr(targets, "dtype"), name, "be an array", type(targets).__name__, "Convert with numpy.asarray.")
-    require_float64(name, targets)
+    targets = as_float64(name, targets)
     require(targets.ndim in (1, 2), name, "have the shape (N, n_out) or (N,)", f"shape {targets.shape}")
     require(targets.size > 0, name, "hold at least one sample", f"shape {targets.shape}")
     _same_number(name, targets, inputs)
@@ -312,15 +336,8 @@ class _Itself(Cost):
     def shape(self) -> tuple[int, int]:
         return 1, 1
 
-    @property
-    def has_test(self) -> bool:
-        return False
-
     def __call__(self, matrix: Any) -> Float[Array, ""]:
         return matrix[0, 0]
-
-    def test(self, matrix: Any) -> Float[Array, ""]:
-        raise ValueError("`cost` has no test set.")
 
     def curvature(self, matrix: Any) -> None:
         return None

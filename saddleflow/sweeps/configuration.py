@@ -64,6 +64,13 @@ def name(tree: Any) -> str:
     return f"{type(tree).__name__} {text.hexdigest()[:12]}"
 
 
+def name_of(function: Any) -> str:
+    """A function by its qualified name, without the module: a script's is another where it is imported."""
+    if hasattr(function, "described"):
+        return function.described()
+    return getattr(function, "__qualname__", None) or name(function)
+
+
 def _without_addresses(text: str) -> bytes:
     """Functions by their names only: their addresses change from process to process."""
     return re.sub(r" at 0x[0-9a-f]+", "", text).encode()

@@ -11,7 +11,7 @@ import numpy as np
 
 from saddleflow._backend.checks import require
 from saddleflow.sweeps.chunk import Chunk, Starts, SweepOptions
-from saddleflow.sweeps.configuration import name
+from saddleflow.sweeps.configuration import name_of
 from saddleflow.sweeps.lanes import Lane, signature
 
 # Draws of a start at most: what one in a thousand has is not to be had by drawing.
@@ -100,8 +100,8 @@ class MadeStarts(Starts):
 
     def described(self):
         """Functions by their qualified names, without the module: a script's is another where it is imported."""
-        named = {"init": _name(self.init)}
-        return named if self.accept is None else named | {"accept": _name(self.accept)}
+        named = {"init": name_of(self.init)}
+        return named if self.accept is None else named | {"accept": name_of(self.accept)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,10 +123,6 @@ class MadeChunk(Chunk):
             return {}
         others = {axis: value for axis, value in self._values(number).items() if axis != "cost"}
         return {"num_draws": np.asarray(self.starts.draw(others)[1])}
-
-
-def _name(function: Any) -> str:
-    return getattr(function, "__qualname__", None) or name(function)
 
 
 _EITHER, _ANY = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL

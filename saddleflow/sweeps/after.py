@@ -1,0 +1,98 @@
+"""Starts of a sweep that are ends of other flows: the time of a switch of tasks as a dim."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from saddleflow._backend.checks import require
+from saddleflow.api import gradient_flow
+from saddleflow.problem.costs import Cost
+from saddleflow.sweeps.configuration import name, name_of
+
+
+@dataclass(frozen=True, eq=False)
+class After:
+    """Makes networks as `after` says.
+
+    Attributes:
+        cost: of the flow before.
+        init: makes its start.
+        options: of that flow.
+    """
+
+    cost: Cost
+    init: Callable[..., Any]
+    options: dict[str, Any]
+
+    def __call__(self, key: Any, *, switch_time: float, **arguments: Any) -> Any:
+        """The network at a time of the flow before."""
+        number = isinstance(switch_time, int | float) and switch_time >= 0
+        require(number, "switch_time", "be a time, not negative", switch_time)
+        start = self.init(key, **arguments)
+        if switch_time == 0:
+            return start
+        # a row at the end is all that is asked for
+        run = gradient_flow(
+            self.cost, start, t1=float(switch_time), save_at=[switch_time], progress=False, **self.options
+        )
+        require(
+            run.stop_reason == "t1",
+            "switch_time",
+            "be reached by the flow before it",
+            f"{run.stop_reason} at t = {run.time[-1]:.6g}",
+            "Its rtol and max_steps are options of `after`.",
+        )
+        return run.network
+
+    def outline(self, key: Any, *, switch_time: float, **arguments: Any) -> Any:
+        """A network of the same sizes."""
+        del switch_time
+        return self.init(key, **arguments)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """That of init, with the time of the switch."""
+        time = inspect.Parameter("switch_time", inspect.Parameter.KEYWORD_ONLY)
+        own = list(inspect.signature(self.init).parameters.values())
+        open_ended = [one for one in own if one.kind == one.VAR_KEYWORD]
+        others = [one for one in own if one.kind != one.VAR_KEYWORD]
+        return inspect.Signature([*others, time, *open_ended])
+
+    def described(self) -> str:
+        """For the configuration of a sweep: with what the flow before depends on."""
+        further = "".join(f", {key}={value!r}" for key, value in sorted(self.options.items()))
+        return f"after({name(self.cost)}, {name_of(self.init)}{further})"
+
+
+def after(cost: Any, init: Any, **options: Any) -> After:
+    """An `init` for sweeps: the network at `switch_time` of a flow on another cost, from a start that `init` makes.
+
+    Critical periods, for example: what does a task leave of the one before, by the time of the switch?
+
+        data = sf.sweep(
+            second_task,
+            init=sf.after(first_task, sf.orthogonal),
+            switch_time=[0.0, 100.0, 500.0, 1000.0],
+            depth=3, width=100, scale=1e-2, seed=range(4),
+        )
+        data.test_cost.isel(sample=-1).mean("seed")       # dims (switch_time,)
+
+    Times of the dataset count from the switch. Each lane runs the flow before by itself, so that its numbers do not
+    depend on the others.
+
+    Args:
+        cost: the cost before the switch, of the same shape.
+        init: a function (key, ...) -> network, as in `sweep`.
+        options: of the flow before: rtol (1e-6), max_steps and others of `gradient_flow`.
+
+    Raises:
+        ValueError: a cost that is none, an init that is no function; times that are none, or that the flow before
+            does not reach.
+    """
+    require(isinstance(cost, Cost), "cost", "be a saddleflow cost", type(cost).__name__)
+    require(callable(init), "init", "be a function (key, ...) -> network", init)
+    for option in ("t1", "save_at", "progress", "target_cost"):
+        given = options.get(option)
+        require(option not in options, option, "be left out: the flow before ends at switch_time", given)
+    return After(cost, init, options)
