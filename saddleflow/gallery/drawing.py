@@ -17,7 +17,9 @@ else:
 SIZE, RESOLUTION = (4.4, 2.7), 120  # inches, dots per inch: 15 to 40 kB
 
 
-def name_curve(line: Any, text: str, at: float = 1.0, offset: tuple[float | int, float | int] = (4, 0), **how: Any) -> None:
+def name_curve(
+    line: Any, text: str, at: float = 1.0, offset: tuple[float | int, float | int] = (4, 0), **how: Any
+) -> None:
     """Write a curve's name beside it, in its colour.
 
     Args:

@@ -30,7 +30,9 @@ def judge(runs):
     errors = {depth: np.sqrt(run.test_cost[-1]) for depth, run in runs.items()}
     return [
         Number.near("rank, depth 3", RANK, runs[3].rank[-1], absolute=0.5, origin="stated"),
-        Number.at_most("error of the unseen entries (RMS, of entries of size 1), depth 3", 1e-2, errors[3], origin="stated"),
+        Number.at_most(
+            "error of the unseen entries (RMS, of entries of size 1), depth 3", 1e-2, errors[3], origin="stated"
+        ),
         Number.at_most("the same, depth 3 over depth 2", 1.0, errors[3] / errors[2], origin="stated"),
     ]
 

@@ -28,10 +28,10 @@ def judge(posed):
     numbers = []
     for number, layer in enumerate(whole.network.layers, start=1):
         values = np.sort(np.linalg.svd(np.asarray(layer), compute_uv=False))
-        still = values[: SIZE - 2 * RANK]
+        still = values[RANK : SIZE - RANK]
         numbers.append(
             Number.at_most(
-                f"spread of all but 2 r singular values of layer {number}, of their size",
+                f"spread of the d - 2 r middle singular values of layer {number}",
                 1e-4,
                 (still[-1] - still[0]) / still[-1],
                 origin="stated",
@@ -47,7 +47,10 @@ def judge(posed):
 def draw(axes, posed):
     """Costs of the completion against time."""
     _, run = posed
-    for values, name, colour, offset in ((run.train_cost, "train", "C0", (-5, -8)), (run.test_cost, "test", "C1", (5, 4))):
+    for values, name, colour, offset in (
+        (run.train_cost, "train", "C0", (-5, -8)),
+        (run.test_cost, "test", "C1", (5, 4)),
+    ):
         (line,) = axes.semilogy(run.time, values, color=colour)
         name_curve(line, name, at=0.6, offset=offset, ha="right" if offset[0] < 0 else "left")
     axes.set(xlabel="time (half of learning rate x steps)", ylabel="cost", title="100 x 100 of rank 5, 20 % observed")
@@ -58,8 +61,11 @@ CASE = Case(
     title="few directions move from an orthogonal start",
     source="soominkwon/comp-deep-nets, commit 4349b87",
     paper="Kwon et al., AISTATS 2024, arXiv 2311.05061",
-    computed="Three orthogonal layers of scale 1e-2 learn a 100 x 100 matrix of rank 5: singular values of a layer stay equal to each "
-    "other but for 2 r, so that a compressed network does the same; the matrix is recovered from 20 % of its entries.",
+    computed=(
+        "Three orthogonal layers of scale 1e-2 learn a 100 x 100 matrix of rank 5: singular values of a layer "
+        "stay equal to each other but for 2 r, so that a compressed network does the same; the matrix is "
+        "recovered from 20 % of its entries."
+    ),
     source_cost="25,000 to 50,000 steps",
     pose=pose,
     judge=judge,
