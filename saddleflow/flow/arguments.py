@@ -138,11 +138,11 @@ def require_target(value: Any) -> None:
         require(math.isfinite(number) and number >= 0, "target_cost", "be finite and not negative", number, remedy)
 
 
-def check_problem(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> None:
-    """Refuse a network that does not fit its cost or is not finite, and a cost whose gradient is none.
+def check_fit(cost: Cost, network: DeepLinearNetwork) -> None:
+    """Refuse a network that does not fit its cost or is not finite.
 
     Raises:
-        ValueError: which of them, with value and remedy.
+        ValueError: with value and remedy.
     """
     require(
         tuple(network.shape) == tuple(cost.shape),
@@ -153,6 +153,15 @@ def check_problem(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) 
     )
     for index, layer in enumerate(network.layers):
         require_finite(f"network.layers[{index}]", layer)
+
+
+def check_problem(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> None:
+    """Refuse a network that does not fit its cost or is not finite, and a cost whose gradient is none.
+
+    Raises:
+        ValueError: which of them, with value and remedy.
+    """
+    check_fit(cost, network)
     if needs_symmetry(options) and is_concrete(network.layers[0]):
         with np.errstate(over="ignore", invalid="ignore"):  # a huge start ends "non_finite"
             matrix = on_host(network).end_to_end()

@@ -18,7 +18,7 @@ from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import require
 from saddleflow.flow import observables as obs
 from saddleflow.flow.clock import SegmentedTime
-from saddleflow.flow.history import TIME_UNIT, History
+from saddleflow.flow.history import History
 from saddleflow.flow.residual import Residual, residual
 from saddleflow.flow.visits import SaddleVisit, find_visits, inspect, learned_directions, nearest
 from saddleflow.problem.costs import Cost
@@ -129,7 +129,15 @@ class Trajectory(History):
         def learned(here: int, later: int) -> int:
             return learned_directions(self.end_to_end[here], self.end_to_end[later], self.rank_tolerance)
 
-        return find_visits(self.clock, self.train_cost, self.gradient_norm, self.rank, learned, self.network.depth)
+        return find_visits(
+            self.clock,
+            self.train_cost,
+            self.gradient_norm,
+            self.rank,
+            learned,
+            self.network.depth,
+            self.follows_flow,
+        )
 
     def _inspect_visits(self) -> list[SaddleVisit]:
         if self.cost is None or self.dips is None:
@@ -143,14 +151,12 @@ class Trajectory(History):
     def __repr__(self) -> str:
         """The result card."""
         run, stats = self.configuration, self.stats
-        descent = "learning_rate" in run  # of gradient descent, not of a flow
-        steps = f"learning rate {run['learning_rate']:.1e}" if descent else f"rtol {run['rtol']:.1e}"
         visits = ", ".join(f"rank {v.rank} at cost {v.cost:.4g}" for v in self._visits)
         gap = self.rank_gap[-1]
         lines = [
             f"{run['cost']} {run['shape'][0]}x{run['shape'][1]}, depth {run['depth']}, width {run['width']}, "
             f"{run['num_parameters']} parameters",
-            f"{run['solver']}, {steps}",
+            self._method_line(),
             f"{self.stop_reason} at t = {self.time[-1]:.6g}",
             self._work_line(),
             self._cost_line(),
@@ -163,7 +169,7 @@ class Trajectory(History):
             widths = ", ".join(map(str, run["reduced_widths"]))
             lines[0] += f", reduced to ({widths}) with error {self.reduction_error_estimate:.1e} in A"
         names = ["task", "solver", "end", "steps", "cost", "rank", "saddles", "invariant"]
-        for name, line in self._residual_lines():
+        for name, line in [*self._stability_lines(), *self._residual_lines()]:
             names.append(name)
             lines.append(line)
         body = "\n".join(f"  {name:<9} : {text}" for name, text in zip(names, lines, strict=True))
@@ -217,7 +223,7 @@ class Trajectory(History):
                     "parameter",
                 )
         if self.dips is not None:
-            along["dip_time"] = (("dip",), self.dips[0], TIME_UNIT)
+            along["dip_time"] = (("dip",), self.dips[0], self.time_unit)
         return self._dataset(along, rank_tolerance=self.rank_tolerance)
 
 

@@ -1,0 +1,7 @@
+"""Discrete training beside the flow: gradient descent, with any optimiser and in mini-batches, step by step."""
+
+from saddleflow.training.batches import batch_indices
+from saddleflow.training.descent import gradient_descent
+from saddleflow.training.distance import distance_to_flow
+
+__all__ = ["batch_indices", "distance_to_flow", "gradient_descent"]
