@@ -3,5 +3,6 @@
 from saddleflow.training.batches import batch_indices
 from saddleflow.training.descent import gradient_descent
 from saddleflow.training.distance import distance_to_flow
+from saddleflow.training.pure import Descent, descend
 
-__all__ = ["batch_indices", "distance_to_flow", "gradient_descent"]
+__all__ = ["Descent", "batch_indices", "descend", "distance_to_flow", "gradient_descent"]

@@ -8,7 +8,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import named_arguments, require
@@ -45,7 +44,7 @@ def gradient_descent(
 def gradient_descent(  # pyright: ignore[reportInconsistentOverload]
     cost: Any,
     model: Any,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: Any = None,
     *,
     num_steps: int,
     batch_size: int | None = None,
@@ -131,6 +130,7 @@ def gradient_descent(  # pyright: ignore[reportInconsistentOverload]
     swapped = isinstance(model, Cost | Objective)
     require(not swapped, "model", "be a network or a model", type(model).__name__, "The loss comes first.")
     require_concrete("model", model)
+    require_concrete("key", key)
     if isinstance(cost, Cost):
         return _train_network(cost, model, optimizer, learning_rate, options)
     return _train_model(as_objective(cost), model, optimizer, learning_rate, options, trainable)
@@ -238,7 +238,7 @@ class _Descended:
         self.task = task
         with Stopwatch() as spent:
             settings = Settings(
-                save_at=on_device(options.saved_steps(numbers)),
+                save_at=on_device(options.room_for_rows(numbers)),
                 bound=bound_of(task, parameters),
                 target_cost=None if options.target_cost is None else jnp.asarray(options.target_cost, float),
                 key=options.key,

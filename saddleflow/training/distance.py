@@ -13,9 +13,7 @@ from saddleflow.flow.trajectory import Trajectory
 SAME_TIME = 1e-9
 
 
-def distance_to_flow(
-    descent: Trajectory | ModelTrajectory, flow: Trajectory | ModelTrajectory
-) -> Float[np.ndarray, " time"]:
+def distance_to_flow(descent: Any, flow: Any) -> Float[np.ndarray, " time"]:
     """`|A_descent(t) - A_flow(t)|` in the Frobenius norm at every time of a descent, shape (time,).
 
     Of models the outputs take the place of A. For plain gradient descent it falls in proportion to the learning

@@ -39,7 +39,7 @@ class Method(eqx.Module):
 class Settings(eqx.Module):
     """The numbers of a descent, all traced."""
 
-    save_at: Int[Array, " rows"]  # steps, in order: the first is 0, the last the end
+    save_at: Int[Array, " rows"]  # steps, in order: 0, ..., the end; behind it never
     bound: Float[Array, ""]  # a larger loss has grown without bound
     target_cost: Float[Array, ""] | None
     key: PRNGKeyArray | None  # of the mini-batches
@@ -67,6 +67,14 @@ class DescentState(eqx.Module):
     calm: Any  # the parameters at the row of the least train cost
     calm_loss: Float[Array, ""]
     calm_time: Float[Array, ""]
+
+
+def bound_of(task: Task, parameters: Any) -> Float[Array, ""]:
+    """The loss beyond which it has grown without bound: by its sizes at the start and at outputs of zero."""
+    loss, gradient = task.gradient(parameters)
+    sizes = jnp.abs(loss), geometry.norm(gradient) * geometry.norm(parameters), jnp.abs(task.loss_at_zero())
+    scale = jnp.max(jnp.stack(sizes))
+    return jnp.where(scale > 0, GROWN * scale, jnp.inf)
 
 
 def start(task: Task, stepper: Stepper, parameters: Any, settings: Settings, method: Method) -> DescentState:
@@ -156,8 +164,8 @@ def _moved(
 ) -> Point:
     """A step; none where the loss ends the descent, which is known with the gradient."""
     loss, gradient = gradient_of(point.parameters)
-    before = point.parameters, point.optimizer_state
-    after = stepper.step(point.parameters, gradient, point.optimizer_state, loss, lambda p: gradient_of(p)[0])
+    parameters, state = before = point.parameters, point.optimizer_state
+    after = stepper.step(point.step, parameters, gradient, state, loss, lambda p: gradient_of(p)[0])
     moves = jnp.asarray(True)
     if stepper.optimizer is None or settings.target_cost is not None:
         # of other optimisers the choice costs a copy of everything they keep: they take the one step more

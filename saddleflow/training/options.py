@@ -15,6 +15,7 @@ from saddleflow._backend.checks import is_concrete, require, require_integer, re
 from saddleflow._backend.meters import check_progress
 from saddleflow.flow import observables as obs
 from saddleflow.flow.arguments import MAX_ROWS_NUMBERS, MAX_SAVES, MIN_SAVES, require_target
+from saddleflow.problem.padding import padded_size
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,7 +84,11 @@ class DescentOptions:
         dtype = getattr(self.key, "dtype", None)
         sound = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and self.key.shape == ()
         require(sound, "key", "be one key of jax.random", type(self.key).__name__, remedy)
-        require_concrete("key", self.key)
+
+    def room_for_rows(self, numbers: int) -> Int[np.ndarray, " capacity"]:
+        """`saved_steps`, with steps behind them that are never reached: fewer sizes are fewer compiled programs."""
+        steps = self.saved_steps(numbers)
+        return np.pad(steps, (0, padded_size(len(steps)) - len(steps)), constant_values=np.iinfo(steps.dtype).max)
 
     def saved_steps(self, numbers: int) -> Int[np.ndarray, " rows"]:
         """The steps of the rows, 0 and the last among them.

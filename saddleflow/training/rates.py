@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from saddleflow._backend.checks import require, require_positive
+from saddleflow._backend.checks import is_concrete, require, require_positive
 
 # The rate where neither an optimiser nor a rate is given.
 DEFAULT_RATE = 1e-2
@@ -37,10 +37,13 @@ class Stepper(eqx.Module):
         """The optimiser's state before the first step."""
         return () if self.optimizer is None else self.optimizer.init(parameters)
 
-    def step(self, parameters: Any, gradient: Any, state: Any, loss: Any, value_fn: Any) -> tuple[Any, Any]:
+    def step(
+        self, number: Int[Array, ""], parameters: Any, gradient: Any, state: Any, loss: Any, value_fn: Any
+    ) -> tuple[Any, Any]:
         """Parameters and state after a step; optimisers that ask for the loss are given it, and its function."""
         if self.optimizer is None:
-            return jax.tree.map(lambda p, g: p - self.rate * g, parameters, gradient), state
+            rate = self.rate_of(number, state)
+            return jax.tree.map(lambda p, g: p - rate * g, parameters, gradient), state
         updates, state = self.optimizer.update(
             gradient, state, parameters, value=loss, grad=gradient, value_fn=value_fn
         )
@@ -71,18 +74,19 @@ def stepper_of(optimizer: Any, learning_rate: Any, parameters: Any) -> Stepper:
     """
     if learning_rate is not None and not callable(learning_rate):
         number = isinstance(learning_rate, int | float | np.number) or getattr(learning_rate, "ndim", None) == 0
-        require(number, "learning_rate", "be a number or a schedule", learning_rate)
+        require(number or not is_concrete(learning_rate), "learning_rate", "be a number or a schedule", learning_rate)
         require_positive("learning_rate", learning_rate)
-    if optimizer is None and not callable(learning_rate):
+    if optimizer is None and callable(learning_rate):
+        return Stepper(None, None, learning_rate)
+    if optimizer is None:
         return Stepper(None, jnp.asarray(DEFAULT_RATE if learning_rate is None else learning_rate, float))
-    told: Any = learning_rate
-    optimizer = optax.sgd(told) if optimizer is None else _checked(optimizer)
+    optimizer = _checked(optimizer)
     state = optimizer.init(parameters)
-    plain = plain_rate(optimizer, parameters, state)
+    plain = plain_rate(optimizer, parameters, state) if is_concrete(jax.tree.leaves(parameters)[0]) else None
     if plain is not None:
         agrees = learning_rate is None or learning_rate == plain
         remedy = "Leave one of them out."
-        require(agrees, "learning_rate", f"be that of the optimizer, {plain}", learning_rate, remedy)
+        require(bool(agrees), "learning_rate", f"be that of the optimizer, {plain}", learning_rate, remedy)
         return Stepper(None, jnp.asarray(plain))
     if callable(learning_rate):
         return Stepper(optimizer, None, learning_rate)

@@ -8,22 +8,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from saddleflow._backend.meters import meter
 from saddleflow._backend.programs import compiled
 from saddleflow._backend.waiting import check_interrupt
 from saddleflow.flow.run import next_burst, owned
 from saddleflow.flow.state import StopReason
-from saddleflow.problem import geometry
 from saddleflow.training import loop
-from saddleflow.training.loop import GROWN, DescentState, Method, Settings
+from saddleflow.training.loop import DescentState, Method, Settings
 from saddleflow.training.options import DescentOptions
 from saddleflow.training.rates import Stepper
 from saddleflow.training.tasks import Task
 
 _start = compiled(loop.start, runs_once=True)
 _observe = compiled(loop.observe, runs_once=True)
+bound_of = compiled(loop.bound_of, runs_once=True)
 
 
 def burst(others: tuple[Any, ...], state: DescentState) -> DescentState:
@@ -71,17 +70,6 @@ def _reason(state: DescentState, settings: Settings, method: Method, options: De
         if reached <= float(settings.target_cost):
             return StopReason.target_cost
     return StopReason.num_steps if int(point.step) >= options.num_steps else StopReason.running
-
-
-def _bound(task: Task, parameters: Any) -> Float[Array, ""]:
-    """The loss beyond which it has grown without bound: by its sizes at the start and at outputs of zero."""
-    loss, gradient = task.gradient(parameters)
-    sizes = jnp.abs(loss), geometry.norm(gradient) * geometry.norm(parameters), jnp.abs(task.loss_at_zero())
-    scale = jnp.max(jnp.stack(sizes))
-    return jnp.where(scale > 0, GROWN * scale, jnp.inf)
-
-
-bound_of = compiled(_bound, runs_once=True)
 
 
 def rows_of(task: Task, state: DescentState, method: Method) -> dict[str, Any]:
