@@ -3,6 +3,7 @@ from . import figures as figures
 from . import gallery as gallery
 from . import solvers as solvers
 from . import theory as theory
+from . import training as training
 from ._backend.programs import cache_programs as cache_programs
 from .api import continue_flow as continue_flow
 from .api import gradient_flow as gradient_flow
@@ -49,6 +50,8 @@ from .problem.symmetry import include as include
 from .problem.symmetry import rotate as rotate
 from .sweeps.after import after as after
 from .sweeps.sweep import sweep as sweep
+from .training.descent import gradient_descent as gradient_descent
+from .training.distance import distance_to_flow as distance_to_flow
 from .width.projected import reduce_width as reduce_width
 from .width.sampled import sample_reduced as sample_reduced
 

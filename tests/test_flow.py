@@ -11,7 +11,7 @@ import pytest
 from problems import HuberCompletion, rows
 
 import saddleflow as sf
-from saddleflow.flow.run import _next_burst
+from saddleflow.flow.run import next_burst
 from saddleflow.solvers import Rosenbrock
 
 
@@ -236,7 +236,7 @@ def test_models_have_a_budget_too():
     ],
 )
 def test_bursts_grow_and_shrink(burst, wanted):
-    assert _next_burst(*burst) == wanted
+    assert next_burst(*burst) == wanted
 
 
 class Cliff(sf.Cost):

@@ -25,6 +25,7 @@ ORDER = (
     "theory",
     "flow",
     "width",
+    "training",
     "api",
     "greedy",
     "sweeps",

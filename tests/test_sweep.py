@@ -192,7 +192,7 @@ def test_rows_that_a_lane_did_not_reach_are_missing():
     [
         ({"gamma": []}, "`gamma` must hold at least one value"),
         ({"seed": [1, 1]}, r"`seed` must hold each value once, but got '\[1\] twice'"),
-        ({"depth": 1}, "`depth` must be an integer >= 2"),
+        ({"depth": 0}, "`depth` must be an integer >= 1"),
         ({"alpha": [0.0, 1.0]}, "`alpha` must be finite and positive"),
         ({"gamma": np.nan}, "`gamma` must be finite"),
         ({"gamma": -1}, "`gamma` must not be negative"),

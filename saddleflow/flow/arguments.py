@@ -144,7 +144,7 @@ def check_problem(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) 
     Raises:
         ValueError: which of them, with value and remedy.
     """
-    check_network(cost, network)
+    check_fit(cost, network)
     remedy = "A single layer has no small numbers to keep apart."
     require(network.depth > 1 or not options.graded, "graded", "be left out for a single layer", True, remedy)
     if needs_symmetry(options) and is_concrete(network.layers[0]):
@@ -153,11 +153,11 @@ def check_problem(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) 
         require_gradient(cost, matrix)
 
 
-def check_network(cost: Cost, network: DeepLinearNetwork) -> None:
+def check_fit(cost: Cost, network: DeepLinearNetwork) -> None:
     """Refuse a network that does not fit its cost or is not finite.
 
     Raises:
-        ValueError: which of them, with value and remedy.
+        ValueError: with value and remedy.
     """
     require(
         tuple(network.shape) == tuple(cost.shape),

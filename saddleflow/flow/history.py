@@ -101,15 +101,56 @@ class History(abc.ABC):
         means = (self.gradient_norm[1:] + self.gradient_norm[:-1]) / 2
         return np.concatenate([[0.0], np.cumsum(means * self.clock.steps)])
 
+    @property
+    def is_descent(self) -> bool:
+        """Whether it is gradient descent, with its learning rate, and no flow."""
+        return "learning_rate" in self.configuration
+
+    @property
+    def follows_flow(self) -> bool:
+        """Whether the loss falls as `-|grad|^2` says: of flows, and of plain gradient descent on all samples."""
+        return self.configuration.get("follows_flow", True)
+
+    @property
+    def time_unit(self) -> str:
+        """What time is, for datasets and pictures."""
+        return "learning rate times steps" if self.is_descent else TIME_UNIT
+
+    def _method_line(self) -> str:
+        """What ran, for the card."""
+        run = self.configuration
+        if not self.is_descent:
+            return f"{run['solver']}, rtol {run['rtol']:.1e}"
+        rate = run["learning_rate"]
+        words = [run["solver"], "learning rate by a schedule" if rate is None else f"learning rate {rate:.1e}"]
+        if "num_samples" in run:
+            share = "all" if run["batch_size"] is None else f"{run['batch_size']} of {run['num_samples']}"
+            words.append(f"{share} samples in a step")
+        return ", ".join(words)
+
     def _work_line(self) -> str:
         """Steps and evaluations, for the card."""
         stats = self.stats
+        if "num_epochs" in stats:
+            epochs = "" if stats["num_epochs"] is None else f", {stats['num_epochs']:.3g} epochs"
+            return f"{stats['num_steps']}{epochs}, {stats['seconds']:.2f} s"
         counts = (("num_vector_field_evaluations", "vector fields"), ("num_hessian_vector_products", "products"))
         work = "".join(f"{stats[key]} {name}, " for key, name in counts if stats.get(key))
         return (
             f"{stats['num_steps']} ({stats['num_accepted_steps']} accepted, "
             f"{stats['num_rejected_steps']} rejected), " + f"{work}{stats['seconds']:.2f} s"
         )
+
+    def _stability_lines(self) -> list[tuple[str, str]]:
+        """What the card says of a descent that has become unstable: sharpness against 2 / learning rate."""
+        found = self.stats.get("sharpness")
+        if found is None:
+            return []
+        line = f"sharpness {found['start']:.4g} at the start"
+        if found["time"] > 0:
+            line += f", {found['calm']:.4g} at the least cost, t = {found['time']:.4g}"
+        plain = "" if self.configuration["solver"] == "gradient descent" else " (the bound of plain gradient descent)"
+        return [("stability", f"{line}; 2 / learning rate{plain} is {found['bound']:.4g}")]
 
     def _cost_line(self) -> str:
         test = "" if self.test_cost is None else f", test {self.test_cost[-1]:.3e}"
@@ -147,10 +188,10 @@ class History(abc.ABC):
         """The dataset of variables (dims, values, units), with times, escapes, configuration and versions."""
         along = along | {
             "num_escapes": (("time",), self.num_escapes, "1"),
-            "time_since_escape": (("time",), self.time_since_escape, TIME_UNIT),
+            "time_since_escape": (("time",), self.time_since_escape, self.time_unit),
             "clock_segment": (("time",), self.clock.segment, "1"),
-            "clock_within": (("time",), self.clock.within, TIME_UNIT),
-            "clock_durations": (("clock",), self.clock.durations, TIME_UNIT),
+            "clock_within": (("time",), self.clock.within, self.time_unit),
+            "clock_durations": (("clock",), self.clock.durations, self.time_unit),
         }
         record = {
             "stats": json.dumps(self.stats),
@@ -159,7 +200,7 @@ class History(abc.ABC):
         }
         return xr.Dataset(
             {name: (dims, values, {"units": units}) for name, (dims, values, units) in along.items()},
-            coords={"time": ("time", self.time, {"units": TIME_UNIT})},
+            coords={"time": ("time", self.time, {"units": self.time_unit})},
             attrs={"stop_reason": self.stop_reason} | attrs | record,
         )
 

@@ -144,6 +144,7 @@ class ModelTrajectory(History):
             self.rank,
             lambda here, later: None if ranks is None else int(ranks[here]),
             None,
+            self.follows_flow,
         )
 
     def _inspect_visits(self) -> list[SaddleVisit]:
@@ -175,9 +176,10 @@ class ModelTrajectory(History):
             (f"rank {visit.rank} at " if visit.rank is not None else "") + f"cost {visit.cost:.4g}"
             for visit in self._visits
         )
+        preconditioner = self.stats.get("preconditioner")
         lines = {
             "task": f"{run['cost']}{of}{decay}, {run['model']}, {run['num_parameters']} trainable parameters",
-            "solver": f"{run['solver']}, rtol {run['rtol']:.1e}, preconditioner {self.stats['preconditioner']}",
+            "solver": self._method_line() + (f", preconditioner {preconditioner}" if preconditioner else ""),
             "end": f"{self.stop_reason} at t = {self.time[-1]:.6g}",
             "steps": self._work_line(),
             "cost": self._cost_line(),
@@ -186,6 +188,7 @@ class ModelTrajectory(History):
         }
         if self.stop_reason == StopReason.not_smooth.name:
             lines["advice"] = StopReason.not_smooth.meaning
+        lines |= dict(self._stability_lines())
         return "ModelTrajectory\n" + "\n".join(f"  {name:<9} : {text}" for name, text in lines.items())
 
     def to_xarray(self) -> "xr.Dataset":

@@ -63,8 +63,7 @@ def solve_model(
         keep_outputs=keeps,
     )
     options = options.with_room_for(1 + keeps * math.prod(objective.shape) + options.save_networks * theta.size)
-    num_dips = _num_dips(theta)
-    method = method_of(options, landscape, graded=False, num_dips=num_dips, turns="plain", pad_rows=True)
+    method = method_of(options, landscape, graded=False, num_dips=num_dips(theta), turns="plain", pad_rows=True)
     with Stopwatch() as spent:
         settings = settings_of(landscape, theta, options, pad_rows=True)
         state, reason = run(landscape, theta, settings, method, options)
@@ -318,7 +317,8 @@ def _num_residuals(objective: Objective) -> int | None:
     return None if curvature is None else curvature.num_residuals
 
 
-def _num_dips(theta: Vector) -> int:
+def num_dips(theta: Vector) -> int:
+    """How many vectors of parameters to keep from dips of the gradient norm."""
     return max(4, min(MAX_DIPS, MAX_DIP_NUMBERS // theta.size))
 
 

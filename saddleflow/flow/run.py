@@ -51,14 +51,14 @@ def run(
     """
     compiling = "compiling" if options.phase == "run" else f"{options.phase}: compiling"
     with meter(options.progress, description=compiling) as report:
-        state = _owned(_start(landscape, parameters, settings, method), (landscape, parameters, settings, method))
+        state = owned(_start(landscape, parameters, settings, method), (landscape, parameters, settings, method))
         num_steps, fresh, standing = 1, True, _Standing(landscape)
         while int(state.reason) == StopReason.running:
             check_interrupt()
             if time.perf_counter() > options.deadline:
                 return state, StopReason.max_seconds
             if _is_full(state, settings, method):
-                state = _owned(_thin(state), ())
+                state = owned(_thin(state), ())
             arguments = (landscape, settings, method, jnp.asarray(num_steps)), state
             if fresh:
                 report(lambda: compiling, 0)
@@ -70,7 +70,7 @@ def run(
             fresh = method != before_it
             landscape = landscape.inverting(method.inverts)
             now = time.perf_counter()
-            num_steps = _next_burst(num_steps, int(state.num_steps) - before, now - begin, options.deadline - now)
+            num_steps = next_burst(num_steps, int(state.num_steps) - before, now - begin, options.deadline - now)
             report(lambda state=state: f"{options.phase}   {standing(state)}", 0)
     return state, StopReason(int(state.reason))
 
@@ -89,7 +89,7 @@ def _is_full(state: FlowState, settings: Settings, method: Method) -> bool:
     return not loop.has_room(int(state.num_rows), int(state.stride), max_rows, method)
 
 
-def _owned(state: FlowState, others: Any) -> FlowState:
+def owned(state: Any, others: Any) -> Any:
     """The state with arrays of its own: results that are the arguments, or one another, are not copies of them."""
     seen = {id(leaf) for leaf in jax.tree.leaves(others)}
 
@@ -102,7 +102,7 @@ def _owned(state: FlowState, others: Any) -> FlowState:
     return jax.tree.map(own, state)
 
 
-def _next_burst(num_steps: int, taken: int, seconds: float, left: float) -> int:
+def next_burst(num_steps: int, taken: int, seconds: float, left: float) -> int:
     """Steps of the next burst, by what the last one was given and took, its seconds, and the seconds left."""
     if taken == num_steps and seconds < BURST_SECONDS / 2:  # each burst costs the host about a millisecond
         num_steps = min((8 if seconds < BURST_SECONDS / 16 else 2) * num_steps, MAX_BURST)

@@ -19,7 +19,7 @@ from saddleflow.solvers import NDF, CountingSolver, NDFState, Work
 
 
 class StopReason(IntEnum):
-    """Why a flow ended.
+    """Why a flow, or a gradient descent, ended.
 
     The number is what arrays and stores hold; the name is what `Trajectory.stop_reason` and datasets say. Each member
     has a `meaning`, one sentence.
@@ -51,6 +51,8 @@ class StopReason(IntEnum):
     stationary = 11, "The gradient in theta is zero up to rounding, and the Hessian has no direction that leads down."
     not_smooth = 12, "Steps fail at jumps of the gradient again and again: take a smooth activation (sf.activations)."
     target_cost = 13, "The train cost has fallen to `target_cost`."
+    num_steps = 14, "The steps of a gradient descent are done."
+    unstable = 15, "The loss of a gradient descent has grown without bound: its learning rate is too large."
 
 
 Row = dict[str, Any]

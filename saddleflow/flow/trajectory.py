@@ -19,7 +19,7 @@ from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import require
 from saddleflow.flow import observables as obs
 from saddleflow.flow.clock import SegmentedTime
-from saddleflow.flow.history import TIME_UNIT, History
+from saddleflow.flow.history import History
 from saddleflow.flow.residual import Residual, residual
 from saddleflow.flow.visits import SaddleVisit, find_visits, inspect, learned_directions, nearest
 from saddleflow.problem.costs import Cost
@@ -145,6 +145,7 @@ class Trajectory(History):
                 self.rank[rows],
                 lambda here, later, first=rows.start: learned(first + here, first + later),
                 self.network.depth,
+                self.follows_flow,
             )
             found += [visit.moved(rows.start, 0.0, float(clock.time[0])) for visit in visits]
         return found
@@ -173,15 +174,13 @@ class Trajectory(History):
     def __repr__(self) -> str:
         """The result card."""
         run, stats = self.configuration, self.stats
-        descent = "learning_rate" in run  # of gradient descent, not of a flow
-        steps = f"learning rate {run['learning_rate']:.1e}" if descent else f"rtol {run['rtol']:.1e}"
         visits = ", ".join(f"rank {v.rank} at cost {v.cost:.4g}" for v in self._visits)
         gap = self.rank_gap[-1]
         width = f"width {run['width']}, " if run["depth"] > 1 else ""
         lines = [
             f"{run['cost']} {run['shape'][0]}x{run['shape'][1]}, depth {run['depth']}, {width}"
             f"{run['num_parameters']} parameters",
-            f"{run['solver']}, {steps}",
+            self._method_line(),
             f"{self.stop_reason} at t = {self.time[-1]:.6g}",
             self._work_line(),
             self._cost_line(),
@@ -197,7 +196,7 @@ class Trajectory(History):
             times = ", ".join(f"{self.time[rows.start]:.6g}" for rows in self._spans[1:])
             lines[0] += f"; {' then '.join(run['costs'])}, switched at t = {times}"
         names = ["task", "solver", "end", "steps", "cost", "rank", "saddles", "invariant"]
-        for name, line in self._residual_lines():
+        for name, line in [*self._stability_lines(), *self._residual_lines()]:
             names.append(name)
             lines.append(line)
         body = "\n".join(f"  {name:<9} : {text}" for name, text in zip(names, lines, strict=True))
@@ -251,7 +250,7 @@ class Trajectory(History):
                     "parameter",
                 )
         if self.dips is not None:
-            along["dip_time"] = (("dip",), self.dips[0], TIME_UNIT)
+            along["dip_time"] = (("dip",), self.dips[0], self.time_unit)
         return self._dataset(along, rank_tolerance=self.rank_tolerance)
 
 

@@ -100,6 +100,7 @@ def find_dips(
     train_cost: Float[np.ndarray, " time"],
     steps: Float[np.ndarray, " time_minus_1"],
     rank: Int[np.ndarray, " time"],
+    by_slope: bool = True,
 ) -> list[int]:
     """Rows of the plateaus along a trajectory, in order; none for a run without plateaus (lazy training).
 
@@ -116,6 +117,7 @@ def find_dips(
         train_cost: C of the rows.
         steps: times between the rows.
         rank: numerical rank of A of the rows.
+        by_slope: whether the cost falls as the gradient norms say; else only a rise of the rank tells.
     """
     usable = gradient_norm > 0
     if usable.sum() < 3:
@@ -129,7 +131,7 @@ def find_dips(
 
     def left(here: int, there: int) -> bool:
         drop = train_cost[here] - train_cost[there]
-        real = drop > SHARE_OF_SLOPE * np.sum(fallen[here:there])
+        real = by_slope and drop > SHARE_OF_SLOPE * np.sum(fallen[here:there])
         return bool(drop > LEAST_DROP * train_cost[here] and (real or rank[there] > rank[here]))
 
     places, rows = [], []
@@ -164,6 +166,7 @@ def find_visits(
     rank: Int[np.ndarray, " time"],
     learned: Callable[[int, int], int | None],
     depth: int | None,
+    by_slope: bool = True,
 ) -> list[SaddleVisit]:
     """The visits as the rows of a trajectory show them, in order of time; empty without plateaus.
 
@@ -174,8 +177,9 @@ def find_visits(
         rank: numerical rank of the outputs of the rows.
         learned: (row of a dip, row after its escape) -> rank that the flow had at the dip.
         depth: of a deep linear network, whose escapes have a speed; None: of another model.
+        by_slope: as in `find_dips`.
     """
-    dips = find_dips(gradient_norm, train_cost, clock.steps, rank)
+    dips = find_dips(gradient_norm, train_cost, clock.steps, rank, by_slope)
     last = len(train_cost) - 1
     visits: list[SaddleVisit] = []
     enter = 0.0

@@ -129,6 +129,20 @@ class Classification(Cost):
             return super().test(matrix)
         return self.of_outputs(self.test_set.outputs(matrix), self.test_set.labels)
 
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return len(self.train_set.labels)
+
+    def batch(self, indices: Int[Array, " b"]) -> "Classification":
+        """The mean over some samples: without inputs a cost of outputs with a column for each of them."""
+        labels, inputs = self.train_set.labels[indices], self.train_set.inputs
+        part = LabelledSet(labels, None if inputs is None else inputs[:, indices])
+        parts = part, None, jnp.asarray(False)
+        return eqx.tree_at(
+            lambda c: (c.train_set, c.test_set, c.runs_away), self, parts, is_leaf=lambda part: part is None
+        )
+
     def margins(self, matrix: Matrix) -> Float[Array, " N"]:
         """How far every train sample is on its side of the boundary; all positive where A separates the data.
 

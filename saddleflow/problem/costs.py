@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import (
@@ -121,6 +121,23 @@ class Cost(eqx.Module):
         del basis
         return None
 
+    @property
+    def num_samples(self) -> int | None:
+        """How many samples the cost is the mean over, for mini-batches; None, the default: it has none at hand."""
+        return None
+
+    def batch(self, indices: Int[Array, " b"]) -> "Cost":
+        """The cost of some samples: the mean over those of these numbers, repeated ones counted as often.
+
+        Its gradient is what a step of `sf.gradient_descent` takes. A pure function of arrays, whose mean over all
+        single samples is C; override it together with `num_samples`.
+
+        Raises:
+            ValueError: the cost has no samples at hand.
+        """
+        del indices
+        raise ValueError(f"`cost` must have samples at hand, but got {type(self).__name__}: it has no `batch`.")
+
     def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
         """The gradient of C at A, same shape as A."""
         return jax.grad(self.__call__)(matrix)
@@ -196,6 +213,15 @@ class Scaled(Cost):
     def lacks_minimum(self, matrix: Matrix) -> Bool[Array, ""]:
         """As of C."""
         return self.cost.lacks_minimum(matrix)
+
+    @property
+    def num_samples(self) -> int | None:
+        """As of C."""
+        return self.cost.num_samples
+
+    def batch(self, indices: Int[Array, " b"]) -> "Scaled":
+        """That of C, times c."""
+        return Scaled(self.cost.batch(indices), self.factor)
 
     @property
     def input_basis(self) -> Float[Array | np.ndarray, "n_in rank"] | None:
@@ -322,6 +348,17 @@ class MatrixCompletion(Cost):
         """Whether any entry is held out."""
         return self._has_test
 
+    @property
+    def num_samples(self) -> int:
+        """The observed entries, row by row."""
+        return self.num_observed
+
+    def batch(self, indices: Int[Array, " b"]) -> "_Entries":
+        """The mean squared error over some of the observed entries."""
+        # in a loop of steps XLA finds the places once
+        places = jnp.flatnonzero(self.observed, size=self.num_observed)[indices]
+        return _Entries(places, self.target.ravel()[places], self.shape)
+
     def unbounded(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
         """The entries that are not observed."""
         return jnp.where(self.observed, 0.0, matrix)
@@ -354,6 +391,26 @@ class MatrixCompletion(Cost):
         return EntryCurvature(rows, columns, weight, self.shape)
 
 
+class _Entries(Cost):
+    """Mean squared error over a list of entries."""
+
+    places: Int[Array, " b"]  # in the matrix, row by row
+    values: Float[Array, " b"]
+    _shape: tuple[int, int] = eqx.field(static=True)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._shape
+
+    def __call__(self, matrix: Matrix) -> Float[Array, ""]:
+        return jnp.mean((jnp.ravel(matrix)[self.places] - self.values) ** 2)
+
+    def gradient(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
+        flat = jnp.ravel(matrix)
+        errors = flat[self.places] - self.values
+        return jnp.zeros_like(flat).at[self.places].add(2 / len(self.values) * errors).reshape(self.shape)
+
+
 class MeanSquaredError(Cost):
     """Mean squared error of the linear map: `C(A) = (1/N) |A X - Y|_F^2`.
 
@@ -365,6 +422,8 @@ class MeanSquaredError(Cost):
         outputs: Y, shape (n_out, N), float64 or a list.
         test_inputs: inputs of the test set, shape (n_in, M).
         test_outputs: outputs of the test set, shape (n_out, M).
+        keep_samples: keep the train samples, too, for the mini-batches of `sf.gradient_descent`. A flow does not
+            need them, and without them costs of any number of samples share compiled programs.
 
     Raises:
         ValueError: shapes that do not fit, no sample, NaN or infinity.
@@ -374,8 +433,19 @@ class MeanSquaredError(Cost):
 
     train_set: "_Samples"
     test_set: "_Samples | None"
+    samples: tuple[Float[Array, "n_in N"], Float[Array, "n_out N"]] | None
 
-    def __init__(self, inputs: Any, outputs: Any, test_inputs: Any = None, test_outputs: Any = None):
+    def __init__(
+        self,
+        inputs: Any,
+        outputs: Any,
+        test_inputs: Any = None,
+        test_outputs: Any = None,
+        *,
+        keep_samples: bool = False,
+    ):
+        inputs, outputs = as_float64("inputs", inputs), as_float64("outputs", outputs)
+        self.samples = (on_device(inputs), on_device(outputs)) if keep_samples else None
         self.train_set = _Samples("inputs", inputs, "outputs", outputs)
         require(
             (test_inputs is None) == (test_outputs is None),
@@ -411,6 +481,7 @@ class MeanSquaredError(Cost):
         num_samples: int | np.integer = 100,
         num_test_samples: int | np.integer = 0,
         noise: float = 0.0,
+        keep_samples: bool = False,
     ) -> "MeanSquaredError":
         """Gaussian inputs `x ~ N(0, I)` with outputs `A* x + noise * N(0, I)`.
 
@@ -420,6 +491,7 @@ class MeanSquaredError(Cost):
             num_samples: size N of the train set, at least 1.
             num_test_samples: size of the test set; 0 for none.
             noise: standard deviation of the noise on each output, in the outputs' units; not negative.
+            keep_samples: for mini-batches, as of the class.
 
         Raises:
             ValueError: a count or a noise out of range.
@@ -434,7 +506,7 @@ class MeanSquaredError(Cost):
         outputs = teacher @ inputs + noise * jax.random.normal(key_noise, (teacher.shape[0], total), float)
         train = (inputs[:, :num_samples], outputs[:, :num_samples])
         test = (inputs[:, num_samples:], outputs[:, num_samples:]) if num_test_samples else ()
-        return cls(*train, *test)
+        return cls(*train, *test, keep_samples=keep_samples)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -445,6 +517,36 @@ class MeanSquaredError(Cost):
     def has_test(self) -> bool:
         """Whether a test set was given."""
         return self.test_set is not None
+
+    @property
+    def num_samples(self) -> int | None:
+        """N, where the samples were kept (`keep_samples`)."""
+        return None if self.samples is None else self.samples[0].shape[1]
+
+    def batch(self, indices: Int[Array, " b"]) -> "MeanSquaredError":
+        """The mean squared error of some samples.
+
+        Raises:
+            ValueError: the samples were not kept.
+        """
+        if self.samples is None:
+            raise ValueError(
+                "`cost` must have samples at hand: MeanSquaredError(inputs, outputs, keep_samples=True)."
+            )
+        inputs, outputs = (samples[:, indices] / jnp.sqrt(len(indices)) for samples in self.samples)
+        parts = inputs, outputs, jnp.zeros(()), None
+        batch = eqx.tree_at(
+            lambda cost: (cost.root, cost.aim, cost.floor, cost.basis),
+            self.train_set,
+            parts,
+            is_leaf=lambda part: part is None,
+        )
+        return eqx.tree_at(
+            lambda cost: (cost.train_set, cost.test_set, cost.samples),
+            self,
+            (batch, None, None),
+            is_leaf=lambda part: part is None,
+        )
 
     def unbounded(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
         """What A does to inputs that are orthogonal to all samples; zero for n_in samples and more."""
@@ -457,8 +559,9 @@ class MeanSquaredError(Cost):
         return span_of(self.train_set.root)
 
     def restricted(self, basis: Float[np.ndarray, "n_in k"]) -> "MeanSquaredError":
-        """Of inputs `K^T X`."""
-        cost = eqx.tree_at(lambda c: c.train_set, self, self.train_set.restricted(basis))
+        """Of inputs `K^T X`, without the samples themselves."""
+        parts = self.train_set.restricted(basis), None
+        cost = eqx.tree_at(lambda c: (c.train_set, c.samples), self, parts, is_leaf=lambda part: part is None)
         if cost.test_set is None:
             return cost
         return eqx.tree_at(lambda c: c.test_set, cost, cost.test_set.restricted(basis))
@@ -567,6 +670,15 @@ class SquaredError(Cost):
         """Shape (n_out, N) of the predictions."""
         n_out, count = self.targets.shape
         return n_out, count
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return self.shape[1]
+
+    def batch(self, indices: Int[Array, " b"]) -> "SquaredError":
+        """Of the predictions for some samples: a cost of matrices with a column for each of them."""
+        return eqx.tree_at(lambda cost: cost.targets, self, self.targets[:, indices])
 
     def __call__(self, matrix: Matrix) -> Float[Array, ""]:
         """The train cost."""

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import as_float64, require, require_finite, require_float64, require_positive
@@ -101,6 +101,26 @@ class Objective(eqx.Module):
     def has_test(self) -> bool:
         """Whether there is a test set."""
         return self.test is not None
+
+    @property
+    def num_samples(self) -> int | None:
+        """How many samples the loss is the mean over, for mini-batches; None: they are not known.
+
+        They are known of objectives from `regression` and `classification`, and where the cost keeps its samples.
+        """
+        count = self.cost.num_samples
+        if count is None or isinstance(self.outputs, Predictions):
+            return count
+        # a cost of predictions has a column for each sample: what `outputs` makes of some samples is not known
+        more = eqx.filter_eval_shape(self.cost.batch, jnp.zeros(count + 1, int))
+        return count if more.shape == self.cost.shape else None
+
+    def batch(self, indices: Int[Array, " b"]) -> "Objective":
+        """The loss of some samples, the regulariser in full; see `Cost.batch`."""
+        cost, outputs = self.cost.batch(indices), self.outputs
+        if isinstance(outputs, Predictions):
+            outputs = Predictions(outputs.predict, jax.tree.map(lambda x: jnp.asarray(x)[indices], outputs.inputs))
+        return Objective(cost, outputs, self.regulariser)
 
     @property
     def decay(self) -> Float[Array, ""]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from saddleflow._backend.checks import require
-from saddleflow.flow.arguments import check_network, check_problem, needs_grading
+from saddleflow.flow.arguments import check_fit, check_problem, needs_grading
 from saddleflow.flow.landscape import NetworkLandscape
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork, num_parameters
@@ -67,7 +67,7 @@ class MadeNetworkStarts(MadeStarts):
         is_network = isinstance(start, DeepLinearNetwork)
         remedy = "Of other models the cost is an objective."
         require(is_network, "init", "return a deep linear network where the cost is one of matrices", start, remedy)
-        check_network(cost, start)
+        check_fit(cost, start)
         return MadeNetworkLane(cost=cost, network=start, rtol=np.asarray(rtol, float))
 
     def chunks(self, lane, options):
