@@ -33,7 +33,7 @@ app = typer.Typer(
 )
 
 _NUMBERS = "1, 2, 3, 4, 5"
-AXES = ("depth", "width", "gamma", "alpha", "seed", "rtol")  # what the command line makes dims of
+AXES = ("depth", "width", "gamma", "variance", "alpha", "seed", "rtol")  # what the command line makes dims of
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 Rtol = Annotated[float, typer.Option(help="Relative tolerance of a step.")]
 Target = Annotated[float | None, typer.Option(help="Train cost at which a flow ends, if it falls so far.")]

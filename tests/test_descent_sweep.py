@@ -1,6 +1,7 @@
 """Sweeps of discrete training: each lane is what `gradient_descent` returns."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import saddleflow as sf
 
 COST = sf.MatrixCompletion.random(jax.random.key(0), shape=(4, 3), rank=1)
 OPTIONS = {"method": optax.sgd, "num_steps": 60, "max_saves": 7, "progress": False}
-LAW = {"depth": 2, "width": 4}
+LAW: dict[str, Any] = {"depth": 2, "width": 4}
 
 
 def momentum(rate):
