@@ -211,7 +211,7 @@ def sweep(
 ) -> None:
     """Run a grid of flows on a matrix completion task: every combination of the values given.
 
-    Names: depth, width, gamma, alpha, seed, rtol. A list or a range becomes a dim of the dataset.
+    Names: depth, width, gamma (or variance), alpha, seed, rtol. A list or a range becomes a dim of the dataset.
 
     Examples:
     * `saddleflow sweep gamma=0.75,1,1.5 width=10,100 seed=0:10 --store sweep.zarr`
