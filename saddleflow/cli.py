@@ -33,7 +33,7 @@ app = typer.Typer(
 )
 
 _NUMBERS = "1, 2, 3, 4, 5"
-AXES = ("depth", "width", "gamma", "alpha", "seed", "rtol")  # what the command line makes dims of
+AXES = ("depth", "width", "gamma", "variance", "alpha", "seed", "rtol")  # what the command line makes dims of
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 Rtol = Annotated[float, typer.Option(help="Relative tolerance of a step.")]
 Target = Annotated[float | None, typer.Option(help="Train cost at which a flow ends, if it falls so far.")]
@@ -211,7 +211,7 @@ def sweep(
 ) -> None:
     """Run a grid of flows on a matrix completion task: every combination of the values given.
 
-    Names: depth, width, gamma, alpha, seed, rtol. A list or a range becomes a dim of the dataset.
+    Names: depth, width, gamma (or variance), alpha, seed, rtol. A list or a range becomes a dim of the dataset.
 
     Examples:
     * `saddleflow sweep gamma=0.75,1,1.5 width=10,100 seed=0:10 --store sweep.zarr`

@@ -85,7 +85,9 @@ def test_blocks_print_what_their_comments_say(before, source):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/solvers.md", "docs/any_model.md", "docs/starts.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{name}.md" for name in ("solvers", "any_model", "costs", "starts"))]
+)
 def test_all_blocks_run(page, tmp_path, monkeypatch):
     """In order, in one process; without those that need a cluster, or take minutes at a width of a million."""
     monkeypatch.chdir(tmp_path)

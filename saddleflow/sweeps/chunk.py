@@ -14,8 +14,8 @@ from saddleflow.flow.arguments import STIFF, FlowOptions, method_of
 from saddleflow.flow.landscape import Landscape
 from saddleflow.sweeps import reduced_lanes
 from saddleflow.sweeps.grid import Grid
+from saddleflow.sweeps.host_lanes import HostGroup, Labelled
 from saddleflow.sweeps.lanes import Lane, Program
-from saddleflow.sweeps.reduced_lanes import ReducedGroup
 from saddleflow.sweeps.results import LaneResult
 
 
@@ -93,12 +93,16 @@ class Chunk(abc.ABC):
     def arrays(self, result: LaneResult, number: int) -> dict[str, np.ndarray]:
         """The result of one of the lanes, by the names of the dataset."""
 
-    def reduced_group(self, labelled: Sequence[tuple[Any, Callable[[], Any]]]) -> ReducedGroup | None:
-        """The lanes, labelled, as a group of reduced width; None where the width stays."""
+    @abc.abstractmethod
+    def start(self, number: int) -> tuple[Any, Any]:
+        """Cost and network, or objective and model, that one of the lanes starts with."""
+
+    def host_group(self, labelled: Sequence[Labelled]) -> HostGroup | None:
+        """The lanes, labelled, as runs of their own on the host; None: they are lanes of the scheduler."""
         del labelled
         return None
 
-    def labelled(self) -> list[tuple[Any, Callable[[], Lane]]]:
+    def labelled(self) -> list[Labelled]:
         """What makes each lane, with the label (chunk, number within the chunk)."""
         return [((self, number), partial(self.lane, number)) for number in range(len(self.index))]
 

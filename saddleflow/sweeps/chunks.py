@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from saddleflow._backend.devices import find_devices
-from saddleflow.sweeps import reduced_lanes, scheduler
+from saddleflow.sweeps import host_lanes, scheduler
 from saddleflow.sweeps.chunk import Chunk, Starts, SweepOptions
 from saddleflow.sweeps.grid import Grid
 from saddleflow.sweeps.networks import NetworkStarts
@@ -86,18 +86,18 @@ def run_chunk(chunk: Chunk, **options: Any) -> dict[str, np.ndarray]:
 def _run_lanes(
     chunks: Sequence[Chunk], devices: Sequence[Any], slots: int | None, workers: int | None, report: Report
 ) -> Generator[tuple[Any, LaneResult], None, None]:
-    """The lanes of the chunks, those of reduced width last."""
+    """The lanes of the chunks, those that run on the host by themselves last."""
     programs: dict[int, list[Chunk]] = {}
     for chunk in chunks:
         programs.setdefault(chunk.program_number, []).append(chunk)
-    whole, reduced = [], []
+    whole, on_host = [], []
     for members in programs.values():
         labelled = [item for chunk in members for item in chunk.labelled()]
-        group = members[0].reduced_group(labelled)
+        group = members[0].host_group(labelled)
         if group is not None:
-            reduced.append(group)
+            on_host.append(group)
         else:
             whole.append((members[0].program(), labelled))
-    reduced_lanes.check_groups(reduced, workers)
+    host_lanes.check_groups(on_host, workers)
     yield from scheduler.run(whole, devices=devices, slots=slots, workers=workers, report=report)
-    yield from reduced_lanes.run(reduced, workers=workers, report=report)
+    yield from host_lanes.run(on_host, workers=workers, report=report)

@@ -41,6 +41,9 @@ UNITS = {
     "rtol": ("1", "relative tolerance"),
     "cost": ("1", "number in the list of costs"),
     "seed": ("1", "the start is drawn with jax.random.key(seed)"),
+    "learning_rate": ("time", "length of a step"),
+    "batch_size": ("samples", "samples in a step; 0: all"),
+    "batch_seed": ("1", "batches are drawn with jax.random.key(batch_seed)"),
 }
 
 # Names that no argument of `init` may take as a dim.

@@ -15,7 +15,10 @@ from saddleflow.problem.network import layer_sizes
 from saddleflow.problem.objective import Objective, as_objective
 
 # The dims a sweep can have, in the order of the dataset.
-AXES = ("cost", "depth", "gamma", "variance", "alpha", "width", "seed", "rtol")
+AXES = (
+    *("cost", "depth", "gamma", "variance", "alpha", "width", "seed", "rtol"),
+    *("learning_rate", "batch_size", "batch_seed"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +33,7 @@ class Grid:
         dims: the axes of the dataset, in the same order.
         arguments: the axes that are arguments of `init`; values there may be anything.
         together: axes that go together, in tuples.
+        hidden: axes that `coordinates` and `places` leave out.
     """
 
     costs: tuple[Any, ...]
@@ -37,6 +41,7 @@ class Grid:
     dims: tuple[str, ...]
     arguments: tuple[str, ...] = ()
     together: tuple[tuple[str, ...], ...] = ()
+    hidden: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, cost: Any, together: Any = (), **axes: Any) -> "Grid":
@@ -110,7 +115,7 @@ class Grid:
         counts = [len(self.values[axis]) for axis in self.free]
         found = dict(zip(self.free, np.indices(counts).reshape(len(counts), -1), strict=True))
         leaders = {name: group[0] for group in self.together for name in group}
-        return {axis: found[leaders.get(axis, axis)] for axis in self.values}
+        return {axis: found[leaders.get(axis, axis)] for axis in self.values if axis not in self.hidden}
 
     def coordinates(self) -> dict[str, np.ndarray]:
         """The value of every axis at every lane, lanes in row-major order; of the costs their numbers."""
@@ -192,6 +197,8 @@ def _labels(values: Sequence[Any]) -> list[Any]:
 def _values(axis: str, given: Any, together: Any) -> tuple[Any, ...]:
     require(np.ndim(given) <= 1, axis, "be a number or a list of them", given)
     found = tuple(x.item() if isinstance(x, np.generic) else x for x in (given if np.ndim(given) > 0 else (given,)))
+    if axis == "batch_size":
+        found = tuple(0 if size is None else size for size in found)
     require(len(found) > 0, axis, "hold at least one value", given)
     paired = any(axis in group for group in as_groups(together))
     twice = [] if paired else sorted({x for x in found if found.count(x) > 1})
@@ -202,13 +209,14 @@ def _values(axis: str, given: Any, together: Any) -> tuple[Any, ...]:
 
 
 def _check_value(axis: str, value: Any) -> None:
-    if axis in ("depth", "width", "seed"):
-        require_integer(axis, value, {"depth": 1, "width": 1, "seed": 0}[axis])
+    least = {"depth": 1, "width": 1, "seed": 0, "batch_size": 0, "batch_seed": 0}
+    if axis in least:
+        require_integer(axis, value, least[axis])
         return
     require_finite(axis, value)
     if axis == "gamma":
         require(value >= 0, axis, "not be negative", value)
-    elif axis in ("alpha", "variance"):
+    elif axis in ("alpha", "variance", "learning_rate"):
         require_positive(axis, value)
     else:
         require_tolerance(axis, value)

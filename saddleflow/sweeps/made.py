@@ -117,6 +117,12 @@ class MadeChunk(Chunk):
         """Of a cost, the arguments of init, a seed and rtol."""
         return self.starts.lane(self.costs, self._values(number), self.options, outline=False)
 
+    def start(self, number):
+        """As init makes it."""
+        values = self._values(number)
+        others = {axis: value for axis, value in values.items() if axis != "cost"}
+        return self.costs[values["cost"]], self.starts.draw(others)[0]
+
     def draws(self, number: int) -> dict[str, np.ndarray]:
         """How often the start of a lane was drawn, where that is more than once."""
         if self.starts.accept is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,6 +16,7 @@ from saddleflow.flow.graded import blurs
 from saddleflow.flow.landscape import NetworkLandscape
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork, layer_sizes, num_parameters
+from saddleflow.problem.starts import gaussian
 from saddleflow.sweeps.chunk import Chunk, Starts, SweepOptions
 from saddleflow.sweeps.grid import Grid
 from saddleflow.sweeps.lanes import NetworkLane, signature
@@ -46,6 +48,11 @@ class NetworkChunk(Chunk):
             width=self.width,
         )
 
+    def start(self, number):
+        """Drawn on the host."""
+        lane = self.lane(number)
+        return lane.cost, float(lane.alpha) * gaussian(jax.random.key(int(lane.seed)), **lane.law())
+
     def _flow(self) -> FlowOptions:
         """Options of the flows, checked against the cost."""
         flow, cost = self.options.lane_flow(self.graded), self.costs[0]
@@ -56,7 +63,7 @@ class NetworkChunk(Chunk):
         """By their cost."""
         return self.options.program(self._flow(), NetworkLandscape(self.costs[0]))
 
-    def reduced_group(self, labelled):
+    def host_group(self, labelled):
         """Where the reduced width is so small that it is worth it."""
         options = self.options
         if not self.reduced:

@@ -21,7 +21,7 @@ from saddleflow._backend.waiting import interruptible
 from saddleflow.flow.arguments import FlowOptions
 from saddleflow.flow.history import versions as package_versions
 from saddleflow.problem.costs import Cost
-from saddleflow.sweeps import cluster, dataset
+from saddleflow.sweeps import cluster, dataset, descents
 from saddleflow.sweeps.chunk import Chunk, Starts, SweepOptions
 from saddleflow.sweeps.chunks import NETWORKS, cut, run_chunks
 from saddleflow.sweeps.configuration import describe
@@ -65,6 +65,11 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
     seed: Any = 0,
     together: Any = (),
     accept: Any = None,
+    method: Any = "flow",
+    num_steps: int | None = None,
+    learning_rate: Any = 1e-2,
+    batch_size: Any = None,
+    batch_seed: Any = 0,
     rtol: Any = 1e-4,
     t1: Any = None,
     target_cost: float | None = None,
@@ -120,6 +125,15 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
     structure of starts; several threads may call it. Models of one structure (shapes, and all that is no array) share
     a compiled program, so functions in a model should be made outside of `init`.
 
+    With `method=optax.sgd`, or another function from a learning rate to an optax optimiser, starts are trained step
+    by step (`gradient_descent`), at several rates, batch sizes and seeds of the batches:
+
+        data = sf.sweep(
+            cost, depth=3, width=50, gamma=1.5, seed=range(4),
+            method=optax.sgd, num_steps=10_000, learning_rate=[1e-3, 1e-2], batch_size=[None, 20],
+        )
+        data.train_cost.isel(sample=-1)                # dims (seed, learning_rate, batch_size)
+
     Three defaults differ from those of `gradient_flow`, because a sweep has many lanes. `rtol` is 1e-4, not 1e-6: a
     sweep is drawn as a picture, and A is held to 10 rtol, a tenth of a percent. `max_saves` is 64, not 1000: so many
     rows are held for every lane. `max_steps` is 100,000, not 1,000,000: a lane that gets nowhere holds a worker until
@@ -135,6 +149,13 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
             are coordinates along it.
         accept: a function of a start that says whether it will do, with init. A start that will not is drawn anew, up
             to a thousand times; the dataset has num_draws.
+        method: "flow"; or discrete training, a function from a learning rate to an optax optimiser, such as
+            `optax.sgd`: then each lane is what `gradient_descent` returns, with num_steps, and has no t1, save_at,
+            solver or reduce_width. Rows are max_saves, evenly spaced in steps.
+        num_steps: steps of each descent.
+        learning_rate: of descents, one or several: a dim after the others.
+        batch_size: of descents, samples in a step, one number or several; None: all.
+        batch_seed: of descents, seeds of the batches.
         rtol: relative tolerance, as in `gradient_flow`.
         t1: end of each run; None: a certified minimum.
         target_cost: a lane ends where its train cost, of models the loss, has fallen to this, as in `gradient_flow`;
@@ -187,8 +208,15 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
     meters.check_progress(progress)
     of_models = {"trainable": trainable, "preconditioner": preconditioner}
     of_networks = {"reduce_width": reduce_width, "rank_tolerance": rank_tolerance}
+    of_flows = {"t1": t1, "save_at": save_at, "solver": solver, "reduce_width": reduce_width}
+    descents.check_method(method, num_steps, of_flows)
     starts, make_grid = _starts(cost, init, accept, axes, of_models, of_networks)
-    grid = make_grid(cost, together=together, seed=seed, rtol=rtol)
+    common = {"together": together, "seed": seed, "rtol": rtol}
+    if callable(method):
+        assert num_steps is not None, "as it is checked"
+        starts = descents.DescentStarts(starts, method, num_steps, trainable)
+        common |= {"learning_rate": learning_rate, "batch_size": batch_size, "batch_seed": batch_seed}
+    grid = make_grid(cost, **common)
     t1, save_at = _times(t1, save_at)
     flow = FlowOptions(
         t1=t1,
