@@ -1,6 +1,7 @@
 """A13: deep matrix factorisation from multiples of the identity, whose negative eigenvalues are out of reach."""
 
 import numpy as np
+import optax
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
@@ -15,16 +16,18 @@ def pose():
     costs = [sf.MeanSquaredError.teacher(frame @ np.diag(EIGENVALUES) @ frame.T) for frame in (np.eye(4), basis)]
     equal = sf.DeepLinearNetwork([0.1 * np.eye(4)] * 3)
     unequal = sf.DeepLinearNetwork([0.05 * np.eye(4), 0.1 * np.eye(4), 0.1 * np.eye(4)])
+    steps = sf.gradient_descent(costs[1], equal, optax.sgd(0.005), num_steps=10_000)  # the source's, of half our cost
     return {
         "equal layers": sf.gradient_flow(costs[0], equal, save_at=np.linspace(0, 50, 5001)),
         "equal layers, source's basis": sf.gradient_flow(costs[1], equal, t1=50.0),
         "first layer smaller": sf.gradient_flow(costs[0], unequal, save_at=np.linspace(0, 50, 5001)),
+        "the source's steps": steps,
     }
 
 
 def judge(runs):
     """The costs at t = 50, the mode of eigenvalue -20 against its closed form, and what rounding would decide."""
-    equal, turned, unequal = runs.values()
+    equal, turned, unequal, steps = runs.values()
     at = np.searchsorted(equal.time, 1.0)
     # p' = 6 p^(4/3) (lambda - p), with p far below |lambda|
     decayed = (0.1**-1 + 2 * 20 * equal.time[at]) ** -3
@@ -38,6 +41,12 @@ def judge(runs):
             1,
             turned.stop_reason == "below_resolution" and turned.rank[-1] == 1,
             absolute=0.5,
+            origin="derived",
+        ),
+        Number.at_most(
+            "cost of the source's own steps there at t = 50: they leave",
+            400.0,
+            steps.train_cost[-1],
             origin="derived",
         ),
         Number.at_most("cost at t = 50, first layer smaller", 1e-4, unequal.train_cost[-1], origin="derived"),
@@ -64,7 +73,7 @@ CASE = Case(
         "Three layers, a symmetric 4 x 4 target with eigenvalues -20, -10, 8, 4, 10,000 steps of 0.01 on half the "
         "squared error. The source draws the eigenvalues and prints none. Derived here: from equal layers "
         "negative ones stay out of reach, from unequal ones not; and in another basis than the target's own "
-        "rounding leaves the saddle of rank 1, which the flow says."
+        "rounding leaves the saddle of rank 1, which the flow says, and where gradient descent leaves it."
     ),
     source_cost="10,000 steps a run",
     pose=pose,

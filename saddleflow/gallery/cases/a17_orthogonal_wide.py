@@ -2,29 +2,34 @@
 
 import jax
 import numpy as np
+import optax
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
 from saddleflow.gallery.drawing import name_curve
 
 WIDTH, OUTPUTS, SAMPLES, DEPTH = 128, 10, 1000, 4
-RATE, STEPS = 7e-4, 100
+STEPS = 100
 
 
 def pose():
     """The source's 100 steps as a flow, and the flow of one layer, 0.4 times as fast."""
     keys = jax.random.split(jax.random.key(0), 4)
-    cost = sf.MeanSquaredError.random(
-        keys[0], teacher=jax.random.normal(keys[1], (OUTPUTS, WIDTH)), num_samples=SAMPLES, noise=1.0
-    )
+    inputs = np.asarray(jax.random.normal(keys[0], (WIDTH, SAMPLES)))
+    noise, teacher = (jax.random.normal(keys[k], (OUTPUTS, size)) for k, size in ((1, SAMPLES), (2, WIDTH)))
+    cost = sf.MeanSquaredError(inputs, np.asarray(teacher @ inputs + noise))
     # the output's factor (128^3 10)^(-1/2) as a share of every layer: the flow is the same, its time runs otherwise
     share = (WIDTH**3 * OUTPUTS) ** (-1 / 2 / DEPTH)
-    start = sf.orthogonal(keys[2], depth=DEPTH, width=WIDTH, shape=cost.shape, scale=share * WIDTH**0.5)
-    times = np.linspace(0, RATE * STEPS, 51)  # of half the sum of squares: ours is a mean
-    deep = sf.gradient_flow(cost, start, save_at=share**2 * SAMPLES / 2 * times, rtol=1e-4)
+    start = sf.orthogonal(keys[3], depth=DEPTH, width=WIDTH, shape=cost.shape, scale=share * WIDTH**0.5)
+    values = np.linalg.svd(inputs, compute_uv=False)
+    rate = OUTPUTS / (2 * DEPTH * values[0] ** 2)  # the source's, for half the sum of squares: ours is a mean
+    step = share**2 * SAMPLES / 2 * rate
+    deep = sf.gradient_flow(cost, start, save_at=step * np.arange(STEPS + 1), rtol=1e-4)
+    descent = sf.gradient_descent(cost, start, optax.sgd(step), num_steps=STEPS)
     convex = sf.DeepLinearNetwork([start.end_to_end()])
-    shallow = sf.gradient_flow(cost, convex, save_at=DEPTH / OUTPUTS * SAMPLES / 2 * times, rtol=1e-6)
-    return STEPS * times / times[-1], deep, shallow, cost(minimum(cost))
+    times = DEPTH / OUTPUTS * SAMPLES / 2 * rate * np.arange(STEPS + 1)
+    shallow = sf.gradient_flow(cost, convex, save_at=times, rtol=1e-6)
+    return {"rate": rate, "condition": values[0] / values[-1]}, deep, descent, shallow, cost(minimum(cost))
 
 
 def minimum(cost):
@@ -35,19 +40,24 @@ def minimum(cost):
 
 def judge(posed):
     """Both reach the minimum, at which speeds, and how the samples are conditioned."""
-    steps, deep, shallow, floor = posed
-    excess = deep.train_cost - floor, shallow.train_cost - floor
-    rates = [np.log(values[5] / values[15]) / (steps[15] - steps[5]) for values in excess]
-    values = np.linalg.svd(np.asarray(deep.cost.train_set.root), compute_uv=False)
+    samples, *runs, floor = posed
+    deep, descent, shallow = (run.train_cost - floor for run in runs)
+    rates = [np.log(excess[10] / excess[30]) / 20 for excess in (deep, shallow)]
+    plateaus = len(runs[0].saddles(stationary_points=False))
     return [
-        Number.near("condition number of the samples", 2.0245, values[0] / values[-1], within=0.1),
+        Number.near("condition number of the samples", 2.0245, samples["condition"], within=0.1),
+        Number.near("the source's learning rate, by its rule", 7.016e-4, samples["rate"], within=0.1),
         Number.at_most(
-            "excess cost at step 100 over that at 0, four layers", 1e-3, excess[0][-1] / excess[0][0], origin="stated"
+            "excess cost at step 100 over that at 0, four layers", 1e-3, deep[-1] / deep[0], origin="stated"
         ),
-        Number.at_most("the same, one layer", 1e-3, excess[1][-1] / excess[1][0], origin="stated"),
-        Number.near(
-            "plateaus of four layers", 0, len(deep.saddles(stationary_points=False)), absolute=0.5, origin="stated"
+        Number.at_most(
+            "the same, by the source's steps, close to their edge of stability",
+            5e-2,
+            descent[-1] / descent[0],
+            origin="stated",
         ),
+        Number.at_most("the same, one layer", 1e-3, shallow[-1] / shallow[0], origin="stated"),
+        Number.near("plateaus of four layers", 0, plateaus, absolute=0.5, origin="stated"),
         Number.at_least(
             "rate of the excess, four layers over one (1 only for infinite width)",
             1.0,
@@ -59,14 +69,14 @@ def judge(posed):
 
 def draw(axes, posed):
     """Excess costs against steps."""
-    steps, deep, shallow, floor = posed
-    for run, name, colour, style, offset in (
-        (deep, "four layers", "C0", "-", (6, 8)),
-        (shallow, "one layer", "C1", "--", (-6, -8)),
-    ):
-        (line,) = axes.semilogy(steps, run.train_cost - floor, style, color=colour)
-        name_curve(line, name, at=0.5, offset=offset, ha="left" if offset[0] > 0 else "right")
-    axes.set(xlabel="the source's steps", ylabel="cost above its minimum")
+    _, *runs, floor = posed
+    names = ("four layers, flow", "by the source's steps", "one layer, flow")
+    for run, name, style, offset in zip(runs, names, ("-", ":", "--"), ((-5, -6), (-5, -9), (6, 8)), strict=True):
+        (line,) = axes.semilogy(run.train_cost - floor, style)
+        name_curve(
+            line, name, at=0.75 if style == ":" else 0.4, offset=offset, ha="left" if offset[0] > 0 else "right"
+        )
+    axes.set(xlabel="the source's steps", ylabel="cost above its minimum", ylim=(1e-9, None))
 
 
 CASE = Case(

@@ -21,7 +21,7 @@ def data():
 def pose():
     """Logistic loss, depth 1 to 3, to t = 10^12 (or where the loss is too small to go on)."""
     inputs, labels = data()
-    cost = sf.Logistic(labels, inputs=inputs)
+    cost = sf.Logistic(labels, inputs=inputs)  # pyright: ignore[reportCallIssue]
     runs = {}
     for depth in DEPTHS:
         width = None if depth == 1 else 10
