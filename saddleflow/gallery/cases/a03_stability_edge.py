@@ -45,7 +45,8 @@ def draw(axes, posed):
     axes.set_title("dashed: the flow")
     for rate, run in descents.items():
         (line,) = axes.semilogy(5 * run.time, run.train_cost / 5, lw=0.8)
-        name_curve(line, f"steps of {rate:g}", at=0.8, offset=(0, 8 if rate > 5e-3 else -9), ha="center")
+        at, offset = {1e-4: (0.97, (-8, 0)), 3.6e-3: (0.9, (0, -9)), 6e-3: (0.9, (0, 22))}[rate]
+        name_curve(line, f"steps of {rate:g}", at=at, offset=offset, ha="right")
 
 
 CASE = Case(

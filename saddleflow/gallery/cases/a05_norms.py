@@ -58,9 +58,9 @@ def judge(posed):
 
 def draw(axes, posed):
     """The free entry against the loss."""
-    for depth, run in posed[0].items():
+    for run in posed[0].values():
         (line,) = axes.loglog(1.5 * run.train_cost, np.abs(run.end_to_end[:, 0, 0]))
-        name_curve(line, f"L = {depth}", at=0.5, offset=(-4, 4), ha="right")
+    name_curve(line, "L = 2, 3, 4", at=0.6, offset=(-4, 6), ha="right")
     loss = np.logspace(-4, -1, 50)
     axes.loglog(loss, (1 - np.sqrt(2 * loss)) ** 2 / np.sqrt(2 * loss), ":", color="C4")
     name_point(axes, (1e-3, 12), "lower bound", "C4", (-6, -12), ha="right")

@@ -52,8 +52,8 @@ def draw(axes, data):
     error, rank = data.test_cost.isel(sample=-1).values, data["rank"].isel(sample=-1).values
     axes.semilogy(STEPS, np.maximum(error, 1e-9), "o-", ms=3)
     for steps, value, number in zip(STEPS[2:], error[2:], rank[2:], strict=True):
-        name_point(axes, (steps, value), f"rank {number}", offset=(0, -9), ha="center")
-    axes.set(xlabel="step at which the task changes", ylabel="error of the second task")
+        name_point(axes, (steps, value), f"rank {number}", offset=(6, -7 if value > 1e-5 else 5))
+    axes.set(ylim=(1e-7, 0.1), xlabel="step at which the task changes", ylabel="error of the second task")
 
 
 CASE = Case(

@@ -53,14 +53,14 @@ def draw(axes, runs):
     steps = 304 * run.time / run.time[-1]
     for values, name, colour, offset in (
         (run.train_cost, "train", "C0", (0, 7)),
-        (run.test_cost, "test", "C1", (0, -8)),
+        (run.test_cost, "test", "C1", (-8, -7)),
     ):
         (line,) = axes.semilogy(steps, values / SIZE, color=colour)
         name_curve(line, name, at=0.6, offset=offset, ha="center")
     for value, colour in ((0.9045, "C0"), (0.0525, "C1")):
         axes.plot(304, value, "o", ms=4, color=colour, mfc="none")
         name_point(axes, (304, value), f"{value} printed", colour, (-5, -8), ha="right")
-    axes.set(xlabel="the source's steps", ylabel="cost", title="d = 200, w = 10,640, variance d^-2.2")
+    axes.set(ylim=(0.03, 3), xlabel="the source's steps", ylabel="cost", title="d = 200, w = 10,640, variance d^-2.2")
 
 
 CASE = Case(

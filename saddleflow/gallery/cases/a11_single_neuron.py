@@ -55,7 +55,8 @@ def draw(axes, runs):
     for place, (delta, run) in enumerate(runs.items()):
         x, y = run.end_to_end[:, 0].T
         (line,) = axes.plot(x, y, color=f"C{place % 6}")
-        name_curve(line, f"{delta:+d}" if delta else "0", offset=(3, 4))
+        offset = {4: (-3, 5), 2: (1, 8)}.get(delta, (4, 4))
+        name_curve(line, f"{delta:+d}" if delta else "0", offset=offset, ha="right" if delta == 4 else "left")
     x = np.array([0.2, 1.2])
     axes.plot(x, (1.1 - 0.5 * x) / 1.0, color="C4", lw=0.7, ls=":")
     axes.plot(*START, "o", ms=4, color="C4")

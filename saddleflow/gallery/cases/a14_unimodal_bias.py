@@ -5,7 +5,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number, first_time
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.gallery.drawing import name_curve, name_point
 
 SETTINGS = ((2.0, 0.0), (2.0, 0.5), (3.0, 0.0), (2.0, -0.5))  # sigma_A / sigma_B, rho
 START = 1e-9  # standard deviation of the weights
@@ -58,14 +58,14 @@ def judge(posed):
 def draw(axes, posed):
     """Weights against time, in the first setting."""
     runs, early = posed
-    run = runs[SETTINGS[0]]
-    for weights, name, colour in zip(run.observables["weights"].T, ("A, late", "B, late"), ("C0", "C1"), strict=True):
-        (line,) = axes.plot(run.time, weights, color=colour)
-        name_curve(line, name, at=0.5)
+    late_run = runs[SETTINGS[0]]
+    axes.set(xlabel="time", ylabel="total weight of a modality", ylim=(-0.1, 1.15))
+    for weight, name, offset in zip(late_run.observables["weights"].T, "AB", ((0, -8), (0, 8)), strict=True):
+        (line,) = axes.plot(late_run.time, weight)
+        name_curve(line, f"{name}, late fusion", at=0.55, offset=offset)
     for k, colour in enumerate(("C0", "C1")):
-        (line,) = axes.plot(early.time, early.end_to_end[:, 0, k], "--", color=colour)
-    name_curve(line, "A and B, early", at=0.3, offset=(-4, 0), ha="right")
-    axes.set(xlabel="time", ylabel="total weight of a modality")
+        axes.plot(early.time, early.end_to_end[:, 0, k], "--", color=colour)
+    name_point(axes, (3.2, 0.72), "A and B, early fusion", offset=(4, 0))
 
 
 CASE = Case(

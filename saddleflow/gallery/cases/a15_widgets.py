@@ -5,7 +5,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number, first_time
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.gallery.drawing import name_point
 
 VALUES = np.array([6.0, 4.0, 3.0, 2.0, 1.0, 0.5])
 
@@ -55,10 +55,10 @@ def judge(runs):
 
 def draw(axes, runs):
     """Costs against time."""
-    for (depth, scale), run in runs.items():
+    axes.set(xlabel="time (learning rate x steps)", ylabel="cost", ylim=(1e-6, 200), xlim=(1e-3, 30))
+    for place, ((depth, scale), run) in enumerate(runs.items()):
         (line,) = axes.loglog(run.time[1:], run.train_cost[1:])
-        name_curve(line, f"L = {depth}, s = {scale:g}", at=0.98, offset=(3, 0))
-    axes.set(xlabel="time (learning rate x steps)", ylabel="cost", ylim=(1e-6, 200), xlim=(1e-3, None))
+        name_point(axes, (1e-3, 10.0 ** -(1 + place)), f"L = {depth}, s = {scale:g}", line.get_color())
 
 
 CASE = Case(

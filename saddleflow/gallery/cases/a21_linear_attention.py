@@ -50,7 +50,7 @@ def draw(axes, run):
     (line,) = axes.plot(run.time, run.train_cost)
     axes.set(xlim=(0, 2 * run.time[np.argmax(run.train_cost < 0.6)]), ylim=(0, 1.1), xlabel="time", ylabel="loss")
     name_point(axes, (0, 1.0), "trace of the covariance", offset=(4, 6))
-    name_curve(line, "optimum in context", offset=(0, 6), at=0.98, ha="right")
+    name_curve(line, "optimum in context", offset=(0, 11), at=0.98, ha="right")
 
 
 CASE = Case(

@@ -40,7 +40,7 @@ def draw(axes, run):
     """Coefficients against time."""
     for j, values in enumerate(run.observables["k"].T):
         (line,) = axes.plot(run.time, values)
-        name_curve(line, f"$k_{j + 1}$", at=(0.3, 0.9, 0.9, 0.9)[j], offset=(4, 7))
+        name_curve(line, f"$k_{j + 1}$", at=(0.3, 0.45, 0.9, 1.0)[j], offset=(4, 7) if j < 3 else (-20, 6))
     for value in END[2:]:
         axes.axhline(value, color="C4", lw=0.7, ls=":")
     axes.set(xlabel="time", ylabel="coefficients", title="dotted: the source's end, 10/7 and -10/49")

@@ -66,9 +66,11 @@ def judge(runs):
 
 def draw(axes, runs):
     """Margins against time."""
+    places = {1: (0.5, (4, -8), "left"), 2: (0.06, (3, -3), "left"), 3: (0.05, (-5, 4), "right")}
     for depth, run in runs.items():
         (line,) = axes.semilogx(run.time[1:], margins(run.end_to_end[1:, 0]) / largest_margin())
-        name_curve(line, f"L = {depth}", at=0.4, offset=(4, -6))
+        at, offset, side = places[depth]
+        name_curve(line, f"L = {depth}", at=at, offset=offset, ha=side)
     axes.axhline(1, color="C4", lw=0.7, ls=":")
     axes.set(xlabel="time", ylabel="margin over the largest", ylim=(0, 1.1))
 

@@ -47,7 +47,7 @@ def draw(axes, posed):
     runs, size = posed
     for scale, run in runs.items():
         (line,) = axes.loglog(run.time[1:], run.observables["error"][1:] / size)
-        name_curve(line, f"alpha = {scale:g}", at=0.9, offset=(4, 4))
+        name_curve(line, f"alpha = {scale:g}", at=0.75, offset=(4, 8))
     axes.set(xlabel="time", ylabel="error of the matrix over its square")
 
 
