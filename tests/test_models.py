@@ -166,6 +166,16 @@ def test_weight_decay_of_a_network_is_a_schatten_penalty(depth):
         assert values[2] < 1e-8
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_directions_that_decay_to_nothing_keep_no_run_going(seed):
+    """The third direction decays to rounding, and would never rest by its own size."""
+    cost = sf.MeanSquaredError.teacher(np.diag([2.0, 1.0, 0.1]))
+    network = sf.gaussian(jax.random.key(seed), depth=2, width=4, shape=(3, 3), variance=0.5)
+    run = solve(sf.Objective(cost, regulariser=sf.weight_decay(0.4)), network, max_steps=1000)
+    assert run.stop_reason == "stationary"
+    np.testing.assert_allclose(np.linalg.svd(run.outputs[-1], compute_uv=False), [1.8, 0.8, 0.0], atol=1e-9)
+
+
 def test_outputs_of_what_is_no_network():
     with pytest.raises(ValueError, match=r"`model` must be a deep linear network, but got 'dict'.*sf\.Objective\("):
         sf.Objective(completion())({"w": jnp.ones(3)})

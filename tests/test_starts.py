@@ -139,7 +139,10 @@ class TestSingleLayer:
 
     def test_card_ends_and_saddles(self, tmp_path):
         cost = sf.MatrixCompletion.random(KEY)
-        run = sf.gradient_flow(cost, sf.identity(depth=1, shape=cost.shape, scale=1e-9), progress=False)
+        start = sf.identity(depth=1, shape=cost.shape, scale=1e-9)
+        names = ["layer_singular_values", "alignment", "ntk_rate"]
+        run = sf.gradient_flow(cost, start, reduce_width="auto", observables=names, progress=False)
+        assert run.observables["alignment"].shape == (len(run.time), 0)
         assert run.stop_reason == "converged"
         assert run.saddles() == []
         assert "depth 1, 100 parameters" in repr(run)
@@ -197,6 +200,8 @@ class TestSingleLayer:
             lambda: sf.reduce_width([np.eye(4)]),
             "`layers` must hold at least two matrices",
         ),
+        (lambda: sf.reduce_width(sf.identity(depth=1, shape=SHAPE)), "`network` must have a hidden width to reduce"),
+        (lambda: sf.sample_reduced(KEY, depth=1, width=3, shape=SHAPE, gamma=1.0), "`depth` must be an integer >= 2"),
     ],
 )
 def test_bad_starts(call, message):

@@ -1,4 +1,6 @@
 import json
+import math
+from typing import Any
 
 import diffrax
 import jax
@@ -9,6 +11,7 @@ import xarray as xr
 
 import saddleflow as sf
 from saddleflow.flow import residual
+from saddleflow.flow.visits import Saddles, SaddleVisit
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +172,33 @@ def test_the_card_of_a_run_without_a_certificate_does_not_look_for_what_is_left(
     run = sf.gradient_flow(small_cost, small_network, t1=1.0)
     monkeypatch.setattr(residual, "_left", lambda *_: pytest.fail("looked for"))
     assert "residual" in repr(run)
+
+
+def test_saddles_print_as_a_table_and_convert():
+    numbers: dict[str, Any] = {
+        "time": 2.0,
+        "gradient_norm": 1e-3,
+        "row": 4,
+        "enter": 1.0,
+        "leave": 3.0,
+        "escape_time": 3.5,
+    }
+    known: dict[str, Any] = {"predicted_speed": 0.25, "index": 2, "hessian_range": (-1.0, 2.0), "strict": True}
+    visits = Saddles(
+        [
+            SaddleVisit(rank=0, cost=2.5, **numbers, escape=(5, 0.1), escape_speed=math.nan),
+            SaddleVisit(rank=1, cost=0.125, **numbers, escape=(5, 0.1), escape_speed=0.24, **known),
+        ]
+    )
+    lines = [line.split() for line in repr(visits).splitlines()]
+    assert lines[0][:4] == ["rank", "cost", "enter", "leave"]
+    assert lines[1:] == [
+        ["0", "0", "2.5", "1", "3", "3.5"],
+        ["1", "1", "0.125", "1", "3", "3.5", "0.24", "0.25", "2", "True"],
+    ]
+    assert "<table" in visits._repr_html_()
+    table = visits.to_pandas()
+    np.testing.assert_array_equal(table["cost"], [2.5, 0.125])
+    assert table["hessian_range"][1] == (-1.0, 2.0)
+    assert repr(Saddles()) == "no saddle visited"
+    assert Saddles() == []

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from saddleflow._backend.files import written_whole
 from saddleflow.flow.clock import SegmentedTime
-from saddleflow.flow.visits import SaddleVisit
+from saddleflow.flow.visits import Saddles, SaddleVisit
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -57,7 +57,7 @@ class History(abc.ABC):
     def to_xarray(self) -> "xr.Dataset":
         """The trajectory as a dataset."""
 
-    def saddles(self, *, stationary_points: bool = True) -> list[SaddleVisit]:
+    def saddles(self, *, stationary_points: bool = True) -> Saddles:
         """The saddles visited, in order of time, each with the stationary point behind it; computed once.
 
         Empty for a run without plateaus (lazy training); `repr` then says "no plateau". A start that is still on its
@@ -65,8 +65,10 @@ class History(abc.ABC):
         near-equal singular values) raise the rank by more than one from a visit to the next, and two visits may have
         one rank, where the flow exchanges what it has learned.
 
+            print(trajectory.saddles())  # a table
             for visit in trajectory.saddles():
                 print(visit.rank, visit.cost, visit.escape_time, visit.index)
+            trajectory.saddles().to_pandas()
 
         Args:
             stationary_points: False: what the saved rows alone show, at once; the fields of a visit from
@@ -75,12 +77,12 @@ class History(abc.ABC):
         return self._visits if not stationary_points else self._inspected
 
     @cached_property
-    def _visits(self) -> list[SaddleVisit]:
-        return self._find_visits()
+    def _visits(self) -> Saddles:
+        return Saddles(self._find_visits())
 
     @cached_property
-    def _inspected(self) -> list[SaddleVisit]:
-        return self._inspect_visits()
+    def _inspected(self) -> Saddles:
+        return Saddles(self._inspect_visits())
 
     @property
     def num_escapes(self) -> Int[np.ndarray, " time"]:

@@ -172,7 +172,18 @@ class ModelLandscape(Landscape):
 
         patterns = 1 + jnp.arange(PATTERNS) / PATTERNS
         noise = jnp.sqrt(jnp.mean(jax.lax.map(squares, patterns), axis=0))
-        return jnp.all(jnp.abs(gradient) <= geometry.ROUNDING * noise)
+        quiet = jnp.abs(gradient) <= geometry.ROUNDING * noise
+        if self.objective.regulariser is not None:
+            # what weight decay takes to zero never rests by its own size: among others of its array it counts as zero
+            decays = (gradient * parameters >= 0) & (jnp.abs(gradient) <= geometry.ROUNDING * self._of_array(noise))
+            quiet = quiet | decays
+        return jnp.all(quiet)
+
+    def _of_array(self, sizes: Vector) -> Vector:
+        """For every parameter the largest of its array."""
+        counts = [math.prod(shape) for shape in self.shapes]
+        parts = jnp.split(sizes, np.cumsum(counts)[:-1].tolist())
+        return jnp.concatenate([jnp.broadcast_to(jnp.max(part, initial=0.0), part.shape) for part in parts])
 
     def gradient_unit(self, parameters: Vector) -> Float[Array, ""]:
         """What the gradient changes by where every entry does by its size, and every term of the cost's own gradient.

@@ -117,7 +117,7 @@ def layer_norms(cost: Any, network: Any) -> Float[Array, " arrays"]:
 def layer_singular_values(cost: Cost, network: DeepLinearNetwork) -> Float[Array, "depth count"]:
     """The largest singular values of every layer, as many as A has."""
     del cost
-    count = min(min(network.shape), *network.hidden_widths)
+    count = min(*network.shape, *network.hidden_widths)
     return jnp.stack([jnp.linalg.svd(layer, compute_uv=False)[:count] for layer in network.layers])
 
 

@@ -193,7 +193,7 @@ class Trajectory(History):
             widths = ", ".join(map(str, run["reduced_widths"]))
             lines[0] += f", reduced to ({widths}) with error {self.reduction_error_estimate:.1e} in A"
         if len(self._spans) > 1:
-            times = ", ".join(f"{self.time[rows.start]:.6g}" for rows in self._spans[1:])
+            times = ", ".join(f"{self.time[rows.start - 1]:.6g}" for rows in self._spans[1:])
             lines[0] += f"; {' then '.join(run['costs'])}, switched at t = {times}"
         names = ["task", "solver", "end", "steps", "cost", "rank", "saddles", "invariant"]
         for name, line in [*self._stability_lines(), *self._residual_lines()]:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import lazy_loader as lazy
 import numpy as np
 import scipy
 from jaxtyping import Float, Int
@@ -19,6 +20,11 @@ from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.problem.stationary import hessian_spectrum, polish
 from saddleflow.theory import escape_speed, measured_escape_speed
+
+if TYPE_CHECKING:
+    import pandas as pd
+else:
+    pd = lazy.load("pandas")
 
 # A plateau is entered and left where the cost has a tenth of a drop to go, or has gone.
 SHARE_OF_DROP = 0.1
@@ -93,6 +99,37 @@ class SaddleVisit:
         later = {name: getattr(self, name) + time for name in ("time", "enter", "leave", "escape_time")}
         later["enter"] = max(later["enter"], start)
         return replace(self, row=self.row + rows, escape=(self.escape[0] + rows, self.escape[1]), **later)
+
+
+class Saddles(list[SaddleVisit]):
+    """The saddles visited, a list in order of time that prints as a table."""
+
+    COLUMNS = ("rank", "cost", "enter", "leave", "escape_time", "escape_speed", "predicted_speed", "index", "strict")
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A row per visit, a column per field of `SaddleVisit`."""
+        names = [field.name for field in fields(SaddleVisit)]
+        return pd.DataFrame([[getattr(visit, name) for name in names] for visit in self], columns=names)
+
+    def __repr__(self) -> str:
+        """The columns that say most: ranks, costs, times, speeds, index of the Hessian."""
+        if not self:
+            return "no saddle visited"
+        return self._table().to_string()
+
+    def _repr_html_(self) -> str:
+        """The same, for notebooks."""
+        return self._table().to_html() if self else "<p>no saddle visited</p>"
+
+    def _table(self) -> "pd.DataFrame":
+        """Texts: numbers to six digits, nothing where nothing is known."""
+
+        def text(value: Any) -> str:
+            if value is None or (isinstance(value, float) and math.isnan(value)):
+                return ""
+            return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+        return self.to_pandas().astype(object).loc[:, list(self.COLUMNS)].map(text)
 
 
 def find_dips(

@@ -106,7 +106,7 @@ def learned_rank(network: DeepLinearNetwork) -> int:
     The k-th values of all layers count by their geometric mean. Without a gap of at least a factor `MIN_GAP`, all
     directions that A can use count as learned: the origin has no gap and must be recognised by other means.
     """
-    count = min(min(network.shape), *network.hidden_widths)
+    count = min(*network.shape, *network.hidden_widths)
     logs = [jnp.log(jnp.linalg.svd(layer, compute_uv=False)[:count] + 1e-300) for layer in network.layers]
     mean = sum(logs, start=jnp.zeros(count)) / network.depth
     if count == 1:

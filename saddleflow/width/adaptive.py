@@ -82,6 +82,8 @@ def reduce_where_smaller(
     require(mode in (None, "auto"), "reduce_width", 'be None or "auto"', mode, "Or pass sf.reduce_width(network).")
     if mode is None or isinstance(network, ReducedNetwork) or not is_concrete(network.layers[0]):
         return network
+    if network.depth == 1:  # nothing hidden
+        return network
     reduced = reduce_width(network, cost=cost)
     return network if _saves_nothing(reduced) else reduced
 

@@ -342,6 +342,7 @@ def _checked(network: Any) -> tuple[Any, ...]:
     """The layers of a network, or of a sequence of arrays and sparse arrays, those as CSR."""
     if isinstance(network, DeepLinearNetwork):
         layers = network.layers
+        require(len(layers) > 1, "network", "have a hidden width to reduce", "a single layer")
         for layer in layers:
             shape = f"layers of shape {layer.shape}"
             require(layer.ndim == 2, "network", "be a single one, without batch axes", shape)
