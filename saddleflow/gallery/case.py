@@ -40,6 +40,13 @@ class Number:
         """Whether ours lies within the bounds; NaN never does."""
         return bool(self.low <= self.ours <= self.high)
 
+    @property
+    def aim(self) -> str:
+        """The source's number in words; of a one-sided one the bound."""
+        if math.isinf(self.low):
+            return f"at most {short(self.source)}"
+        return f"at least {short(self.source)}" if math.isinf(self.high) else short(self.source)
+
     @classmethod
     def near(
         cls,
@@ -61,12 +68,12 @@ class Number:
 
     @classmethod
     def at_most(cls, quantity: str, source: Any, ours: Any, *, origin: str = "printed") -> "Number":
-        """Ours is at or below the source's."""
+        """Ours is at or below a bound: the source's, or ours for what it says to vanish."""
         return cls(quantity, float(source), float(ours), -math.inf, float(source), origin)
 
     @classmethod
     def at_least(cls, quantity: str, source: Any, ours: Any, *, origin: str = "printed") -> "Number":
-        """Ours is at or above the source's."""
+        """Ours is at or above a bound: the source's, or ours for what it says to be large."""
         return cls(quantity, float(source), float(ours), float(source), math.inf, origin)
 
 
@@ -129,7 +136,7 @@ class Result:
         """In words: "reproduced", "reproduced in law", "as derived" (no number is the source's), "differs: ..."."""
         if self.message:
             return f"error: {self.message}"
-        wrong = [f"{n.quantity} is {short(n.ours)}, not {short(n.source)}" for n in self.numbers if not n.holds]
+        wrong = [f"{n.quantity} is {short(n.ours)}, not {n.aim}" for n in self.numbers if not n.holds]
         if wrong or not self.numbers:
             return f"differs: {'; '.join(wrong) or 'no number to compare'}"
         if all(number.origin == "derived" for number in self.numbers):
@@ -139,7 +146,7 @@ class Result:
     def __repr__(self) -> str:
         """The result card."""
         lines = [f"{self.case.name}: {self.case.title}", f"  {self.verdict}, {self.seconds:.1f} s"]
-        lines += [f"  {n.quantity}: {n.origin} {short(n.source)}, ours {short(n.ours)}" for n in self.numbers]
+        lines += [f"  {n.quantity}: {n.origin} {n.aim}, ours {short(n.ours)}" for n in self.numbers]
         return "\n".join(lines)
 
 

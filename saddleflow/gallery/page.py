@@ -13,9 +13,10 @@ from saddleflow.gallery.drawing import draw
 ABOUT = """\
 Published experiments of this field, posed by the public API and held against what their sources printed. "Printed"
 numbers stand in a source's output, "stated" ones are its formulas or words, "derived" ones are ours, for its setting.
-"Reproduced in law" means that the source's random data or starts cannot be rebuilt, so that its numbers are compared
-with those of other draws. Bounds stand in the cases, in `saddleflow/gallery/cases`; verdicts are computed from
-them. Seconds include compilation."""
+Where a source says that something vanishes or grows, the bound that stands for it is ours. "Reproduced in law" means
+that the source's random data or starts cannot be rebuilt, so that its numbers are compared with those of other draws.
+Bounds stand in the cases, in `saddleflow/gallery/cases`; verdicts are computed from them. Seconds include compilation,
+where programs are not cached."""
 
 
 def picture_path(folder: str | Path, name: str) -> Path:
@@ -92,7 +93,7 @@ def _section(result: Result, page: Path) -> list[str]:
     ]
     if result.numbers:
         rows = [
-            f"| {_cell(n.quantity)} | {short(n.source)} ({n.origin}) | {short(n.ours)} "
+            f"| {_cell(n.quantity)} | {n.aim} ({n.origin}) | {short(n.ours)} "
             f"| [{short(n.low)}, {short(n.high)}] | {'holds' if n.holds else '**fails**'} |"
             for n in result.numbers
         ]

@@ -103,7 +103,7 @@ def table(results: Sequence[Result]) -> Table:
     grid = Table("case", "quantity", "origin", "source", "ours", "must lie in", "verdict", "seconds", "source's cost")
     for result in results:
         rows = [
-            (n.quantity, n.origin, short(n.source), short(n.ours), f"[{short(n.low)}, {short(n.high)}]")
+            (n.quantity, n.origin, n.aim, short(n.ours), f"[{short(n.low)}, {short(n.high)}]")
             for n in result.numbers
         ] or [("", "", "", "", "")]
         for place, row in enumerate(rows):
