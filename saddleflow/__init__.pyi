@@ -1,5 +1,6 @@
 from . import claims as claims
 from . import figures as figures
+from . import gallery as gallery
 from . import solvers as solvers
 from . import theory as theory
 from . import training as training

@@ -1,4 +1,4 @@
-"""The command line: `saddleflow flow`, `sweep`, `figure`, `verify`. Thin: it parses, calls the library and prints."""
+"""The command line: `saddleflow flow`, `sweep`, `figure`, `verify`, `gallery`. It parses, calls, and prints."""
 
 import difflib
 import inspect
@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from enum import StrEnum
 from pathlib import Path
@@ -292,6 +292,63 @@ def verify(
         typer.echo(f"written: {', '.join(map(str, outputs))}")
     if found.failures:
         raise typer.Exit(1)
+
+
+@app.command()
+def gallery(
+    name: Annotated[str | None, typer.Argument(help="A case, or all; none lists them.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Draw a picture of each case into this folder.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Write a Markdown page, its pictures in a folder beside it.")
+    ] = None,
+    progress: ProgressOption = Progress.auto,
+    force: Force = False,
+) -> None:
+    """Run published experiments, and hold them against what their sources printed.
+
+    Exits with code 1 if a case does not agree with its source.
+
+    Examples:
+    * `saddleflow gallery`
+
+    * `saddleflow gallery A13 --out pictures`
+
+    * `saddleflow gallery all --page docs/gallery.md --force`
+    """
+    from saddleflow import gallery as cases
+
+    if name is None:
+        require(out is None and page is None, "name", "come with --out and --page", name, "Take a case, or all.")
+        for known in cases.names():
+            typer.echo(f"{known}  {cases.case(known).title} ({cases.case(known).source.partition(',')[0]})")
+        return
+    chosen = cases.names() if name == "all" else [cases.case(name).name]
+    _check_pictures(chosen, out, page, force)  # before minutes of running, not after
+    results = cases.run_all(chosen, progress=progress.option)
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(cases.table(results))
+    for result in results:
+        typer.echo(f"{result.case.name}  {result.verdict} ({result.seconds:.1f} s)")
+    written = [] if out is None else cases.write_pictures(results, out, force=force)
+    written += [] if page is None else cases.write_page(results, page, force=force)
+    if written:
+        typer.echo(f"written: {', '.join(map(str, written))}")
+    if not all(result.reproduced for result in results):
+        raise typer.Exit(1)
+
+
+def _check_pictures(chosen: Sequence[str], out: Path | None, page: Path | None, force: bool) -> None:
+    """Refuse a page or pictures that cannot be written."""
+    from saddleflow import gallery as cases
+
+    if page is not None:
+        check_writable(page, force)
+    for folder in (out, page and page.with_suffix("")):
+        if folder is not None and folder.exists():
+            for name in chosen:
+                check_writable(cases.picture_path(folder, name), force)
+        elif folder is not None:
+            require(folder.parent.is_dir(), "out", "lie in an existing folder", str(folder), "Create that first.")
 
 
 def _parse_axis(text: str) -> tuple[str, object]:

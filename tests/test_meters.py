@@ -124,6 +124,18 @@ def test_sweeps_log(fast, bare, small_cost, capsys):
     assert all(re.match(r"saddleflow: (compiling|\d of 6 lanes) ", line) for line in lines)
 
 
+def test_a_meter_within_another_shows_nothing(fast, bare, small_cost, small_network, capsys):
+    with meters.meter("log", unit="things", description="outer"):
+        sf.gradient_flow(small_cost, small_network, t1=1.0, progress="log")
+        time.sleep(0.05)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines
+    assert all("outer" in line for line in lines)
+    with meters.meter(False):
+        sf.gradient_flow(small_cost, small_network, t1=1.0, progress="log")
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("progress", ["yes", ""])
 def test_other_values_are_refused(small_cost, small_network, progress):
     calls = [

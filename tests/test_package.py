@@ -31,6 +31,7 @@ ORDER = (
     "sweeps",
     "figures",
     "claims",
+    "gallery",
     "cli",
 )
 ALONE = ("solvers",)
@@ -79,7 +80,7 @@ def test_packages_import_only_from_those_before_them():
         for imported in imports(name, path, set(known)):
             if imported == "saddleflow":
                 # names that are loaded when they are first used: for what stands above them all
-                assert place(name) in ("cli", "figures", "claims"), f"{name} imports saddleflow itself"
+                assert place(name) in ("cli", "figures", "claims", "gallery"), f"{name} imports saddleflow itself"
                 continue
             here, there = ORDER.index(place(name)), ORDER.index(place(imported))
             assert there <= here, f"{name} imports {imported}"

@@ -19,6 +19,9 @@ from saddleflow._backend.waiting import is_interrupted
 # how many of its units are done.
 Report = Callable[[Callable[[], str], int], None]
 
+# Whether this work is a part of another that has a meter: that one tells how it stands.
+_inside: contextvars.ContextVar[bool] = contextvars.ContextVar("inside", default=False)
+
 # Seconds between two lines of a log, and to the first of them: what ends before needs none.
 LOG_EVERY, LOG_FIRST = 5.0, 1.0
 
@@ -42,6 +45,8 @@ def meter(
 ) -> Iterator[Report]:
     """A meter, gone at the end; the report may be called from several threads.
 
+    Within the work of another meter it shows nothing.
+
     Args:
         progress: True: one line that moves, on terminals and in notebooks only. "log": a line every `LOG_EVERY`
             seconds to the logger "saddleflow", level INFO, or to stderr where no logging was set up. False: nothing.
@@ -56,6 +61,17 @@ def meter(
         ValueError: another `progress`.
     """
     check_progress(progress)
+    shown = False if _inside.get() else progress
+    outside = _inside.set(True)
+    try:
+        with _shown(shown, total, unit, description) as report:
+            yield report
+    finally:
+        _inside.reset(outside)
+
+
+@contextmanager
+def _shown(progress: bool | str, total: int | None, unit: str, description: str) -> Iterator[Report]:
     console = Console(stderr=True)
     if progress == "log":
         shown: Any = _Lines(total, unit, description)

@@ -1,0 +1,25 @@
+"""The gallery: published experiments of this field, posed by the public API, timed and held against their sources.
+
+    sf.gallery.names()
+    print(sf.gallery.run("A13"))
+
+`saddleflow gallery all` does them all; docs/gallery.md shows them.
+"""
+
+from saddleflow.gallery.case import Case, Number, Result
+from saddleflow.gallery.page import picture_path, write_page, write_pictures
+from saddleflow.gallery.runner import case, names, run, run_all, table
+
+__all__ = [
+    "Case",
+    "Number",
+    "Result",
+    "case",
+    "names",
+    "picture_path",
+    "run",
+    "run_all",
+    "table",
+    "write_page",
+    "write_pictures",
+]
