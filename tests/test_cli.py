@@ -123,7 +123,7 @@ def test_settings_of_a_figure_have_the_types_of_its_defaults():
 
 
 def test_help_has_examples(run_cli):
-    for command in ("flow", "figure", "sweep"):
+    for command in ("flow", "figure", "sweep", "gallery"):
         code, text, _ = run_cli(command, "--help")
         assert code == 0
         assert f"saddleflow {command}" in text

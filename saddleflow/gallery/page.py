@@ -85,8 +85,8 @@ def _row(result: Result) -> str:
 def _section(result: Result, page: Path) -> list[str]:
     here = result.case
     lines = [
-        f"## {here.name}: {here.title} {{ #{here.name.lower()} }}",
-        f"Source: {here.source}; {here.paper}.",
+        f"## {here.name}",
+        f"{here.title[0].upper()}{here.title[1:]}. Source: {here.source}; {here.paper}.",
         f"{here.computed}" + (f" Not as in the source: {here.smaller}" if here.smaller else ""),
         f"Verdict: **{result.verdict}**. {result.seconds:.1f} s; the source: {here.source_cost}.",
     ]

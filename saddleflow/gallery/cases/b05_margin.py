@@ -66,13 +66,13 @@ def judge(runs):
 
 def draw(axes, runs):
     """Margins against time."""
-    places = {1: (0.5, (4, -8), "left"), 2: (0.06, (3, -3), "left"), 3: (0.05, (-5, 4), "right")}
+    axes.set(xlim=(1, 1e12), ylim=(0, 1.1), xlabel="time", ylabel="margin over the largest")
+    places = {1: (0.5, (4, -8), "left"), 2: (0.08, (4, -4), "left"), 3: (0.05, (-5, 4), "right")}
     for depth, run in runs.items():
         (line,) = axes.semilogx(run.time[1:], margins(run.end_to_end[1:, 0]) / largest_margin())
         at, offset, side = places[depth]
         name_curve(line, f"L = {depth}", at=at, offset=offset, ha=side)
     axes.axhline(1, color="C4", lw=0.7, ls=":")
-    axes.set(xlabel="time", ylabel="margin over the largest", ylim=(0, 1.1))
 
 
 CASE = Case(
