@@ -45,7 +45,7 @@ MANY_MAPS = 20_000
 
 # Whole files, or single tests: something of every subject, in about a minute. `pytest -m quick` runs them.
 QUICK = (
-    "test_api.py",
+    *(f"test_api.py::test_{name}" for name in ("integrate", "gradient", "an_unknown", "defaults", "stop", "draws")),
     "test_clock.py",
     "test_costs.py::",
     "test_curvature.py",
@@ -57,14 +57,16 @@ QUICK = (
     "test_network.py",
     "test_package.py::test_an_import_starts_nothing",
     "test_reading.py",
-    "test_reduction.py::test_two_layers_reduce_exactly",
-    "test_saddles.py::test_visits_of_a_run_and_what_is_behind_them",
+    "test_saddles.py::test_visits_of_a_run_and_what_is_behind_them[3]",
     "test_sweep.py::test_dims_are_the_keywords_that_are_sequences",
     "test_sweep.py::test_a_lane_is_its_lone_run",
     "test_symmetry.py",
     "test_trajectory.py::test_saving_and_loading_keeps_everything",
-    "solvers/test_krylov.py",
-    "solvers/test_switching.py::test_lanes_equal_lone_runs",
+    "solvers/test_krylov.py::test_the_",
+    "solvers/test_krylov.py::test_solves",
+    "solvers/test_krylov.py::test_lanes",
+    "test_starts.py::TestLaws::test_orthogonal_layers",
+    "test_training.py::test_batches",
     "theory/test_modes.py",
 )
 

@@ -78,6 +78,7 @@ def test_models_and_an_unstable_rate():
         ({"method": optax.sgd(0.1)}, "`method` must be 'flow' or a function"),
         ({"num_steps": None}, "`num_steps` must be given with a method other than 'flow'"),
         ({"method": "flow"}, "`num_steps` must come with a method other than 'flow'"),
+        ({"rtol": 1e-6}, "`rtol` must be left out: descents have num_steps and learning_rate"),
         ({"t1": 3.0}, "`t1` must be left out: descents have num_steps and learning_rate"),
         ({"reduce_width": "sample"}, "`reduce_width` must be left out"),
         ({"learning_rate": -1.0}, "`learning_rate` must be finite and positive"),

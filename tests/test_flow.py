@@ -106,7 +106,12 @@ def test_few_rows_within_steps_are_thinned_and_keep_both_ends(small_cost, small_
 
 
 @pytest.mark.parametrize(
-    ("solver", "bound"), [(None, 1e-8), (Rosenbrock(check_symmetry=False), 1e-7), (diffrax.Dopri8(), 2e-9)]
+    ("solver", "bound"),
+    [
+        (None, 1e-8),
+        pytest.param(Rosenbrock(check_symmetry=False), 1e-7, marks=pytest.mark.slow),
+        (diffrax.Dopri8(), 2e-9),
+    ],
 )
 def test_lazy_wide_networks_hold_the_tolerance_in_the_end_to_end_matrix(solver, bound):
     """Entries that hardly move, each within its tolerance, add up in A: to 29 rtol once, or 81 (w = 400).

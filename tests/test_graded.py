@@ -115,7 +115,7 @@ def test_what_rounding_would_decide_is_not_called_an_escape():
     )
 
 
-@pytest.mark.parametrize(("depth", "scale"), [(3, 300.0), (4, 1000.0)])
+@pytest.mark.parametrize(("depth", "scale"), [(3, 300.0), pytest.param(4, 1000.0, marks=pytest.mark.slow)])
 def test_a_huge_layer_is_no_excuse(depth, scale):
     """Entries within their tolerances may be most of A there; without a look at A it was 50 and 250 rtol off."""
     task = sf.MatrixCompletion.random(jax.random.key(1), shape=(3, 3), rank=2, observed=0.9)

@@ -137,6 +137,7 @@ def test_other_ends():
     assert (at_rest.stop_reason, len(at_rest.stages), at_rest.minimum.cost) == ("converged", 0, 0.0)
 
 
+@pytest.mark.slow
 def test_tasks_of_one_shape_go_through_vmap():
     turned = sf.MeanSquaredError.teacher(np.random.default_rng(0).standard_normal(SHAPE))
     costs = [diagonal(3.0, 2.0, 0.0), diagonal(1.0, 0.0, 0.0), turned]

@@ -283,6 +283,7 @@ def test_lanes_of_models_do():
     np.testing.assert_allclose(data.train_cost.isel(sample=-1), 0.3, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_reduced_networks_do():
     """At the time at which the full network does; the pilots go on to a lower cost."""
     network, level = start(width=80, gamma=1.0), 0.2 * HIGHEST

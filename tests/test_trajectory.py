@@ -197,7 +197,7 @@ def test_saddles_print_as_a_table_and_convert():
         ["1", "1", "0.125", "1", "3", "3.5", "0.24", "0.25", "2", "True"],
     ]
     assert "<table" in visits._repr_html_()
-    table = visits.to_pandas()
+    table: Any = visits.to_pandas()
     np.testing.assert_array_equal(table["cost"], [2.5, 0.125])
     assert table["hessian_range"][1] == (-1.0, 2.0)
     assert repr(Saddles()) == "no saddle visited"

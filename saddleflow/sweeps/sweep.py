@@ -40,6 +40,8 @@ else:
 # What a sweep of networks takes beside what all sweeps do.
 NETWORK_AXES = ("depth", "width", "gamma", "variance", "alpha")
 
+DEFAULT_RTOL = 1e-4
+
 # Where a lane's own steps are saved: rows of a step, so that short runs too have as many as the dataset asks for.
 SAVES_PER_STEP = 4
 
@@ -70,7 +72,7 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
     learning_rate: Any = 1e-2,
     batch_size: Any = None,
     batch_seed: Any = 0,
-    rtol: Any = 1e-4,
+    rtol: Any = DEFAULT_RTOL,
     t1: Any = None,
     target_cost: float | None = None,
     save_at: Any = None,
@@ -209,6 +211,7 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
     of_models = {"trainable": trainable, "preconditioner": preconditioner}
     of_networks = {"reduce_width": reduce_width, "rank_tolerance": rank_tolerance}
     of_flows = {"t1": t1, "save_at": save_at, "solver": solver, "reduce_width": reduce_width}
+    of_flows["rtol"] = None if np.ndim(rtol) == 0 and rtol == DEFAULT_RTOL else rtol
     descents.check_method(method, num_steps, of_flows)
     starts, make_grid = _starts(cost, init, accept, axes, of_models, of_networks)
     common = {"together": together, "seed": seed, "rtol": rtol}
