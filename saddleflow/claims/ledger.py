@@ -188,7 +188,7 @@ class Ledger:
                 for entry in content["entries"]
             ]
             return cls(tuple(entries), content["size"], content["versions"])
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"`path` must be a ledger as `saddleflow verify --json` writes it, but got {path}: {error!r}"
             ) from error
