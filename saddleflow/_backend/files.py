@@ -32,7 +32,9 @@ def check_writable(path: str | Path, force: bool = False, argument: str = "path"
             folder, a device or a pipe.
     """
     path = Path(path)
+    remedy = "Give the name of a file."
     try:
+        require(not path.is_dir(), argument, "be a file", f"{path}, a folder", remedy)
         exists = os.path.lexists(path)
         os.path.lexists(_temporary(path))
         lengths = len(os.fsencode(_temporary(path).name)), len(os.fsencode(path.name))
@@ -41,8 +43,6 @@ def check_writable(path: str | Path, force: bool = False, argument: str = "path"
         raise ValueError(
             f"`{argument}` must be a path that a file can have, but got {str(path)!r}: {error}"
         ) from None
-    remedy = "Give the name of a file."
-    require(not path.is_dir(), argument, "be a file", f"{path}, a folder", remedy)
     # a link is replaced, and so would a device be
     require(not exists or path.is_file() or path.is_symlink(), argument, "be a file", f"{path}, none", remedy)
     require(force or not exists, argument, "not exist yet", str(path), "Pass force=True (--force).")
@@ -60,10 +60,11 @@ def check_outputs(
     """
     found = [check_writable(path, force, argument).absolute() for path in paths]
     twice = [str(path) for path in found if found.count(path) > 1]
-    require(not twice, argument, "give each file a name of its own", twice[:1], "Choose another name.")
+    remedy = "Choose another name."
+    require(not twice, argument, "give each file a name of its own", twice[0] if twice else None, remedy)
     read = {path.resolve() for path in inputs if path is not None}
     both = [str(path) for path in found if path.resolve() in read]
-    require(not both, argument, "not overwrite what is read", both[:1], "Choose another name.")
+    require(not both, argument, "not be what is read, or a store", both[0] if both else None, remedy)
 
 
 def check_folder(path: str | Path, argument: str = "path") -> None:
@@ -167,7 +168,7 @@ def readable(path: str | Path, what: str) -> Iterator[Path]:
         if isinstance(error, ValueError) and text.startswith("`"):  # in our own words
             raise ValueError(text if str(path) in text else f"{text} The file: {str(path)!r}.") from error
         reason = f"{type(error).__name__}: {text}".splitlines()[0][:200]
-        raise ValueError(f"`path` must {what}, but got {str(path)!r}, which does not ({reason}).") from error
+        raise ValueError(f"`path` must {what}, but got {str(path)!r}: {reason}") from error
 
 
 def require_room(num_bytes: int, path: Path) -> None:

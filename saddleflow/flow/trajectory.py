@@ -355,9 +355,8 @@ def load(path: str | Path, cost: Cost | None = None) -> Trajectory:
     """
     with readable(path, "hold a saddleflow trajectory"):
         data = read_netcdf(path)
-        require(
-            {"stop_reason", "configuration"} <= set(data.attrs), "path", "hold a saddleflow trajectory", str(path)
-        )
+        ours = {"stop_reason", "configuration", "stats"} <= set(data.attrs)
+        require(ours, "path", "hold a saddleflow trajectory", str(path))
         require(
             "end_to_end" in data,
             "path",

@@ -119,6 +119,7 @@ class Store:
             _move(fresh, target)
         except OSError as error:
             if self.complete:  # another process has finished the sweep, and removed the chunks
+                self._drop_chunks()
                 return
             raise OSError(
                 f"chunk {number} could not be written to the store {str(self.path)!r}: {error.strerror or error}. "
