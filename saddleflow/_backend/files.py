@@ -34,15 +34,14 @@ def check_writable(path: str | Path, force: bool = False, argument: str = "path"
     path = Path(path)
     remedy = "Give the name of a file."
     try:
-        require(not path.is_dir(), argument, "be a file", f"{path}, a folder", remedy)
-        exists = os.path.lexists(path)
-        os.path.lexists(_temporary(path))
-        lengths = len(os.fsencode(_temporary(path).name)), len(os.fsencode(path.name))
-        require(max(lengths) <= 255, argument, "have a name that a file can have", f"{max(lengths)} bytes")
+        folder, exists = path.is_dir(), os.path.lexists(path)
+        longest = max(len(os.fsencode(name)) for name in (path.name, _temporary(path).name))
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"`{argument}` must be a path that a file can have, but got {str(path)!r}: {error}"
-        ) from None
+        require(False, argument, "be a path that a file can have", str(path), f"The system says: {error}.")
+        raise
+    require("\0" not in str(path), argument, "be a path that a file can have", str(path))
+    require(longest <= 255, argument, "have a name that a file can have", f"one of {longest} bytes", "Shorten it.")
+    require(not folder, argument, "be a file", f"{path}, a folder", remedy)
     # a link is replaced, and so would a device be
     require(not exists or path.is_file() or path.is_symlink(), argument, "be a file", f"{path}, none", remedy)
     require(force or not exists, argument, "not exist yet", str(path), "Pass force=True (--force).")
@@ -87,7 +86,7 @@ def _check_folder(folder: Path, argument: str, path: Path) -> None:
 
 def _temporary(path: Path) -> Path:
     """A name beside a path for what is not whole yet; of a long name its beginning."""
-    return path.with_name(f".{path.stem[:40]}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    return path.parent / f".{path.stem[:40]}-{uuid.uuid4().hex[:8]}{path.suffix}"
 
 
 @contextmanager

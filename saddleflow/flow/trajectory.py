@@ -373,7 +373,7 @@ def read_netcdf(path: str | Path, group: str | None = None) -> "xr.Dataset":
     Raises:
         ValueError: it declares more numbers than memory can hold.
     """
-    with xr.open_dataset(path, group=group, engine="h5netcdf", decode_times=False) as file:
+    with xr.open_dataset(path, group=group, engine="h5netcdf", decode_times=False, phony_dims="access") as file:
         require_room(file.nbytes, Path(path))
         return file.load()
 
