@@ -1,8 +1,14 @@
 """The command line: `saddleflow flow`, `sweep`, `figure`, `verify`, `gallery`. It parses, calls, and prints."""
 
+import difflib
 import inspect
+import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,9 +24,11 @@ from saddleflow._backend.files import (
     check_folder,
     check_outputs,
     check_writable,
+    remove_unfinished,
     write_netcdf,
     written_whole,
 )
+from saddleflow._backend.waiting import in_background, leave, leave_interrupted, wait
 from saddleflow.problem.reading import split
 
 app = typer.Typer(
@@ -319,6 +327,63 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command()
+def gallery(
+    name: Annotated[str | None, typer.Argument(help="A case, or all; none lists them.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Draw a picture of each case into this folder.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Write a Markdown page, its pictures in a folder beside it.")
+    ] = None,
+    progress: ProgressOption = Progress.auto,
+    force: Force = False,
+) -> None:
+    """Run published experiments, and hold them against what their sources printed.
+
+    Exits with code 1 if a case does not agree with its source.
+
+    Examples:
+    * `saddleflow gallery`
+
+    * `saddleflow gallery A13 --out pictures`
+
+    * `saddleflow gallery all --page docs/gallery.md --force`
+    """
+    from saddleflow import gallery as cases
+
+    if name is None:
+        require(out is None and page is None, "name", "come with --out and --page", name, "Take a case, or all.")
+        for known in cases.names():
+            typer.echo(f"{known}  {cases.case(known).title} ({cases.case(known).source.partition(',')[0]})")
+        return
+    chosen = cases.names() if name == "all" else [cases.case(name).name]
+    _check_pictures(chosen, out, page, force)  # before minutes of running, not after
+    results = cases.run_all(chosen, progress=progress.option)
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(cases.table(results))
+    for result in results:
+        typer.echo(f"{result.case.name}  {result.verdict} ({result.seconds:.1f} s)")
+    written = [] if out is None else cases.write_pictures(results, out, force=force)
+    written += [] if page is None else cases.write_page(results, page, force=force)
+    if written:
+        typer.echo(f"written: {', '.join(map(str, written))}")
+    if not all(result.reproduced for result in results):
+        raise typer.Exit(1)
+
+
+def _check_pictures(chosen: Sequence[str], out: Path | None, page: Path | None, force: bool) -> None:
+    """Refuse a page or pictures that cannot be written."""
+    from saddleflow import gallery as cases
+
+    if page is not None:
+        check_writable(page, force)
+    for folder in (out, page and page.with_suffix("")):
+        if folder is not None and folder.exists():
+            for name in chosen:
+                check_writable(cases.picture_path(folder, name), force)
+        elif folder is not None:
+            require(folder.parent.is_dir(), "out", "lie in an existing folder", str(folder), "Create that first.")
+
+
 def _require_netcdf(out: Path) -> None:
     """Refuse a name that says something else than NetCDF, such as that of a picture beside it."""
     require(out.suffix == ".nc", "out", "end in .nc", str(out), f"For example {out.stem or 'out'}.nc.")
@@ -348,3 +413,125 @@ def _parse_grid(words: list[str]) -> dict[str, Any]:
         require(name not in axes, "grid", "name each axis once", word, f"Values in a list: {name}=1,2,3.")
         axes[name] = values
     return axes
+
+
+def _parse_axis(text: str) -> tuple[str, object]:
+    name, equals, values = text.partition("=")
+    require(equals and values, "grid", "read like gamma=0.75,1 or seed=0:10", text)
+    remedy = ""
+    if name not in AXES:
+        options = {word.replace("-", "_"): word for word in ("t1", "target-cost", "num-times", "reduce-width")}
+        near = difflib.get_close_matches(name, AXES, 1)
+        remedy = f"Did you mean `{near[0]}`?" if near else ""
+        remedy = f"It is an option: --{options[name]} {values}." if name in options else remedy
+    require(name in AXES, "grid", f"name one of {', '.join(AXES)}", name, remedy)
+    number = int if name in ("depth", "width", "seed") else float
+    try:
+        if ":" in values:
+            first, last = map(int, values.split(":"))
+            found = range(first, last)
+            some = 0 < len(found) <= MOST_VALUES
+            require(some, name, f"be a range of 1 to {MOST_VALUES} values", values, "A range ends before its last.")
+            return name, list(found)
+        found = [number(value) for value in values.split(",")]
+    except ValueError as error:
+        if str(error).startswith("`"):
+            raise
+        raise ValueError(f"`{name}` must be {number.__name__}s, as in 1,2,3 or 0:10, but got {values!r}.") from None
+    return name, found if "," in values else found[0]
+
+
+def _parse_shape(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    fits = len(parts) == 2 and all(part.strip().isdecimal() and int(part) > 0 for part in parts)
+    require(fits, "shape", "read like 10x10, rows x columns, both positive", text)
+    return int(parts[0]), int(parts[1])
+
+
+def _parse_triplets(text: str) -> tuple[str, str, str]:
+    names = tuple(name.strip() for name in text.split(","))
+    require(len(names) == 3, "triplets", "name three columns, as user,item,rating", text)
+    return names[0], names[1], names[2]
+
+
+def _draw(trajectory: sf.Trajectory, stem: Path, force: bool) -> list[Path]:
+    """The trajectory's picture as PNG and PDF."""
+    import matplotlib.pyplot as plt
+
+    from saddleflow.flow.plotting import save_figure
+
+    figure = trajectory.plot()
+    paths = save_figure(figure, stem, force)
+    plt.close(figure)
+    return paths
+
+
+def _held_out_line(trajectory: sf.Trajectory, cost: sf.MatrixCompletion) -> list[str]:
+    """The error on the held-out entries, beside that of the mean of the observed ones."""
+    if trajectory.test_cost is None:
+        return []
+    errors = np.sqrt(trajectory.test_cost)
+    best = errors.argmin()
+    centered, _ = cost.centered()
+    mean = float(centered.test(np.zeros(cost.shape))) ** 0.5
+    least = f"; least {errors[best]:.4g} at t = {trajectory.time[best]:.4g}" if best < len(errors) - 1 else ""
+    return [f"  held out  : error (RMSE) {errors[-1]:.4g}{least}; of the mean of the observed entries {mean:.4g}"]
+
+
+def _report(trajectory: sf.Trajectory, written: list[Path], lines: list[str]) -> None:
+    typer.echo("\n".join([repr(trajectory), *lines]))
+    typer.echo(f"written: {', '.join(map(str, written))}")
+
+
+def main() -> None:
+    """Entry point: one clear line and a non-zero exit on bad input; on Ctrl-C, too, and nothing half-written.
+
+    The commands run in a thread of their own, so that the main one can hear Ctrl-C whatever XLA is doing.
+    """
+    os.environ["MPLBACKEND"] = "agg"  # no window, whatever there is to show one on
+    stopped, running = threading.Event(), None
+    try:
+        running = in_background(_run, stopped)
+        leave(wait(running))
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        stopped.set()
+        if running is not None:
+            _let_end(running)
+        remove_unfinished()
+        typer.secho("saddleflow: interrupted", err=True, fg="red")
+        leave_interrupted()
+
+
+def _run() -> int:
+    """Run a command; its exit code."""
+    try:
+        code = app(prog_name="saddleflow", standalone_mode=False)
+    except SystemExit as end:  # of shell completion
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except UsageError as error:
+        return _usage(error)
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        line = " ".join(str(error).split("\n")) or type(error).__name__
+        typer.secho(f"saddleflow: {line}", err=True, fg="red")
+        return 2
+    return code if isinstance(code, int) else 0
+
+
+def _usage(error: Any) -> int:
+    """Say in one line which words are not those of a command, and where the right ones are told; the exit code."""
+    context = error.ctx
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(context.get_help(), err=True)
+        return 2
+    command = context.command_path if context is not None else "saddleflow"
+    line = " ".join(error.format_message().split()).rstrip(".")
+    typer.secho(f"saddleflow: {line}. See `{command} --help`.", err=True, fg="red")
+    return 2
+
+
+def _let_end(running: Future) -> None:
+    """Wait for a command that was told to stop, but not for one that is being compiled."""
+    begin = time.perf_counter()
+    while not running.done() and time.perf_counter() - begin < GRACE:
+        time.sleep(0.02)

@@ -137,7 +137,7 @@ class Store:
         path = self._chunk(number)
 
         def arrays() -> dict[str, np.ndarray]:
-            group = zarr.open_group(path, mode="r")
+            group: Any = zarr.open_group(path, mode="r")
             members = [group[name] for name in group.attrs["arrays"]]
             found = {array.basename: np.asarray(array[...]) for array in members}
             _require_whole(members)  # after reading: another process may remove chunks meanwhile
