@@ -103,8 +103,7 @@ def table(results: Sequence[Result]) -> Table:
     grid = Table("case", "quantity", "origin", "source", "ours", "must lie in", "verdict", "seconds", "source's cost")
     for result in results:
         rows = [
-            (n.quantity, n.origin, n.aim, short(n.ours), f"[{short(n.low)}, {short(n.high)}]")
-            for n in result.numbers
+            (n.quantity, n.origin, n.aim, short(n.ours), f"[{short(n.low)}, {short(n.high)}]") for n in result.numbers
         ] or [("", "", "", "", "")]
         for place, row in enumerate(rows):
             about = (result.verdict, f"{result.seconds:.1f}", result.case.source_cost) if place == 0 else ("", "", "")
