@@ -1,14 +1,8 @@
 """The command line: `saddleflow flow`, `sweep`, `figure`, `verify`, `gallery`. It parses, calls, and prints."""
 
-import difflib
 import inspect
-import os
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,22 +14,41 @@ from rich.console import Console
 
 import saddleflow as sf
 from saddleflow._backend.checks import require
-from saddleflow._backend.files import check_writable, remove_unfinished, written_whole
-from saddleflow._backend.waiting import in_background, leave, leave_interrupted, wait
+from saddleflow._backend.files import (
+    check_folder,
+    check_outputs,
+    check_writable,
+    write_netcdf,
+    written_whole,
+)
 from saddleflow.problem.reading import split
 
 app = typer.Typer(
     help="Gradient flow of deep linear networks, solved exactly as a stiff ODE.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+# What typer raises where words are not those of a command.
+UsageError: Any = typer.BadParameter.__base__
+
+# Seeds that `jax.random.key` takes.
+LAST_SEED = 2**63 - 1
+
+# Values that a range on the command line may have.
+MOST_VALUES = 1_000_000
 
 _NUMBERS = "1, 2, 3, 4, 5"
 AXES = ("depth", "width", "gamma", "variance", "alpha", "seed", "rtol")  # what the command line makes dims of
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 Rtol = Annotated[float, typer.Option(help="Relative tolerance of a step.")]
+Shape = Annotated[str | None, typer.Option(help="Rows x columns of a random task; default: 10x10.")]
+Rank = Annotated[int | None, typer.Option(help="Rank of a random task's target; default: 3.")]
+Observed = Annotated[float | None, typer.Option(help="Observed share of a random task; default: 0.8.")]
+HeldOut = Annotated[
+    float | None, typer.Option(help="Share of the known entries of --data kept for the test cost; default: 0.1.")
+]
 Target = Annotated[float | None, typer.Option(help="Train cost at which a flow ends, if it falls so far.")]
 
 
@@ -76,11 +89,11 @@ def flow(
     triplets: Annotated[
         str | None, typer.Option(help="Columns of a file with a rating a line, as user,item,rating.")
     ] = None,
-    held_out: Annotated[float, typer.Option(help="Share of the known entries kept for the test cost.")] = 0.1,
+    held_out: HeldOut = None,
     center: Annotated[bool, typer.Option("--center", help="Learn the matrix less the mean of its entries.")] = False,
-    shape: Annotated[str, typer.Option(help="Rows x columns of a random task.")] = "10x10",
-    rank: Annotated[int, typer.Option(help="Rank of a random task's target.")] = 3,
-    observed: Annotated[float, typer.Option(help="Observed share of a random task.")] = 0.8,
+    shape: Shape = None,
+    rank: Rank = None,
+    observed: Observed = None,
     depth: Annotated[int, typer.Option(help="Number of layers L.")] = 3,
     width: Annotated[int, typer.Option(help="Hidden width w.")] = 100,
     gamma: Annotated[float, typer.Option(help="The start's variance is w^-gamma.")] = 1.5,
@@ -88,9 +101,11 @@ def flow(
     t1: Annotated[float | None, typer.Option(help="End of the flow; default: a certified minimum.")] = None,
     target_cost: Target = None,
     max_seconds: Annotated[float | None, typer.Option(help="Wall-clock budget in seconds.")] = None,
-    seed: Annotated[int, typer.Option(help="Draws task, held-out entries and start.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Draws task, held-out entries and start.")] = 0,
     rtol: Rtol = 1e-4,
-    out: Annotated[Path, typer.Option(help="Trajectory as NetCDF; pictures lie beside it.")] = Path("flow.nc"),
+    out: Annotated[Path, typer.Option(help="Trajectory as NetCDF, a name in .nc; pictures lie beside it.")] = Path(
+        "flow.nc"
+    ),
     progress: ProgressOption = Progress.auto,
     force: Force = False,
 ) -> None:
@@ -106,19 +121,20 @@ def flow(
 
     * `saddleflow flow --data ratings.csv --triplets user,item,rating --center --width 64 --gamma 2 --t1 1e4`
     """
-    check_writable(out, force)
+    of_task = {"shape": shape, "rank": rank, "observed": observed}
+    _refuse_unused(data, of_task, {"header": header, "triplets": triplets, "held_out": held_out, "center": center})
+    _require_netcdf(out)
     completed = out.with_name(f"{out.stem}_completed.csv")
     pictures = [out.with_suffix(kind) for kind in (".png", ".pdf")]
-    for path in [*pictures, *([completed] if data else [])]:
-        check_writable(path, force)
+    check_outputs([out, *pictures, *([completed] if data else [])], force, "out", [data])
     key_task, key_start = jax.random.split(jax.random.key(seed))
     mean = 0.0
     if data is None:
-        cost = sf.MatrixCompletion.random(key_task, shape=_parse_shape(shape), rank=rank, observed=observed)
+        cost = _task(key_task, **of_task)
     else:
         names = None if triplets is None else _parse_triplets(triplets)
         table = sf.read_table(data, header=header, triplets=names)
-        cost = split(table, held_out=held_out, seed=seed)
+        cost = split(table, held_out=0.1 if held_out is None else held_out, seed=seed)
         if center:
             cost, mean = cost.centered()
     start = alpha * sf.gaussian(key_start, depth=depth, width=width, shape=cost.shape, gamma=gamma)
@@ -159,13 +175,14 @@ def figure(
 
     known = {str(key) for key in FIGURES}
     require(number == "all" or number in known, "number", f"be one of {_NUMBERS}, or all", number)
-    for key in FIGURES if number == "all" else [int(number)]:
+    chosen = list(FIGURES) if number == "all" else [int(number)]
+    arguments = {key: _parse_settings(settings or [], FIGURES[key].compute) for key in chosen}
+    check_folder(out, "out")
+    for path in [path for key in chosen for path in targets(key, out) if out.exists()]:
+        check_writable(path, force, "out")
+    for key in chosen:
         module = FIGURES[key]
-        arguments = {"progress": progress.option} | _parse_settings(settings or [], module.compute)
-        if out.exists():
-            for path in targets(key, out):
-                check_writable(path, force)
-        data = module.compute(**arguments)
+        data = module.compute(progress=progress.option, **arguments[key])
         typer.echo(f"Figure {key}")
         for line in module.verdicts(data):
             typer.echo(f"  {line}")
@@ -174,11 +191,13 @@ def figure(
 
 def _parse_settings(settings: list[str], function: Callable) -> dict[str, Any]:
     """Words `name=value` as keyword arguments of a function, of the types of its defaults."""
-    defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
+    parameters = inspect.signature(function).parameters
+    defaults = {name: p.default for name, p in parameters.items() if name != "progress"}  # an option of the command
     arguments = {}
     for setting in settings:
         name, _, text = setting.partition("=")
         require(name in defaults and text, "settings", f"be name=value with a name of {sorted(defaults)}", setting)
+        require(name not in arguments, "settings", "name each once", setting, "A list is written as name=1,2,3.")
         kind = type(defaults[name])
         try:
             if kind is tuple:
@@ -192,20 +211,23 @@ def _parse_settings(settings: list[str], function: Callable) -> dict[str, Any]:
 
 @app.command()
 def sweep(
-    grid: Annotated[list[str], typer.Argument(help="name=value, name=1,2,3 or name=0:10; see below.")],
-    shape: Annotated[str, typer.Option(help="Rows x columns of the random task.")] = "10x10",
-    rank: Annotated[int, typer.Option(help="Rank of the task's target.")] = 3,
-    observed: Annotated[float, typer.Option(help="Observed share of the task.")] = 0.8,
-    task_seed: Annotated[int, typer.Option(help="Draws the task.")] = 0,
+    grid: Annotated[list[str], typer.Argument(help=f"name=value, name=1,2,3 or name=0:10, of {', '.join(AXES)}.")],
+    shape: Shape = None,
+    rank: Rank = None,
+    observed: Observed = None,
+    task_seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Draws the task.")] = 0,
     data: Annotated[Path | None, typer.Option(help="A matrix with gaps instead: .csv, .npy or .parquet.")] = None,
-    held_out: Annotated[float, typer.Option(help="Share of its known entries kept for the test cost.")] = 0.1,
+    held_out: HeldOut = None,
     t1: Annotated[float | None, typer.Option(help="End of each flow; default: a certified minimum.")] = None,
     target_cost: Target = None,
     num_times: Annotated[int | None, typer.Option(help="Saved times, logarithmic up to t1.")] = None,
-    reduce_width: Annotated[str | None, typer.Option(help="auto or sample: see the API.")] = None,
+    reduce_width: Annotated[
+        str | None,
+        typer.Option(help="auto: narrower networks where they do as well; sample: draw them in law, of any width."),
+    ] = None,
     store: Annotated[Path | None, typer.Option(help="A zarr folder of finished chunks, to go on from.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to run on.")] = None,
-    out: Annotated[Path, typer.Option(help="The dataset as NetCDF.")] = Path("sweep.nc"),
+    out: Annotated[Path, typer.Option(help="The dataset as NetCDF, a name in .nc.")] = Path("sweep.nc"),
     progress: ProgressOption = Progress.auto,
     force: Force = False,
 ) -> None:
@@ -218,14 +240,17 @@ def sweep(
 
     * `saddleflow sweep alpha=1e-1,1e-3,1e-5 seed=0:4 depth=3`
     """
-    check_writable(out, force)
-    axes: dict[str, Any] = {"depth": 3, "width": 100} | dict(map(_parse_axis, grid))
+    of_task = {"shape": shape, "rank": rank, "observed": observed}
+    _refuse_unused(data, of_task, {"held_out": held_out})
+    _require_netcdf(out)
+    check_outputs([out], force, "out", [data, store])
+    if store is not None:
+        check_folder(store.parent, "store")
+    axes: dict[str, Any] = {"depth": 3, "width": 100} | _parse_grid(grid)
     if data is None:
-        cost = sf.MatrixCompletion.random(
-            jax.random.key(task_seed), shape=_parse_shape(shape), rank=rank, observed=observed
-        )
+        cost = _task(jax.random.key(task_seed), **of_task)
     else:
-        cost = sf.read_matrix(data, held_out=held_out, seed=task_seed)
+        cost = sf.read_matrix(data, held_out=0.1 if held_out is None else held_out, seed=task_seed)
     client = None
     if scheduler is not None:
         from dask.distributed import Client
@@ -233,8 +258,7 @@ def sweep(
         client = Client(scheduler)
     axes |= {"reduce_width": reduce_width, "store": store, "client": client, "progress": progress.option}
     result = sf.sweep(cost, **axes, t1=t1, target_cost=target_cost, save_at=num_times)
-    with written_whole(out, force) as temporary:
-        result.to_netcdf(temporary, engine="h5netcdf")
+    write_netcdf(result, out, force)
     reasons, counts = np.unique(result["stop_reason"].values, return_counts=True)
     ends = ", ".join(f"{count} {reason}" for reason, count in zip(reasons, counts, strict=True))
     typer.echo(f"Sweep over {dict(result['stop_reason'].sizes)}: {counts.sum()} lanes")
@@ -266,13 +290,15 @@ def verify(
     * `saddleflow verify --ledger ledger.json --page claims.md`
     """
     require(json is None or json.suffix != ".nc", "json", "not end in .nc, the NetCDF's name beside it", str(json))
+    for name, path in (("json", json), ("page", page)):
+        if path is not None:
+            check_writable(path, force, name)
     outputs = [path for path in (json, json and json.with_suffix(".nc"), page) if path is not None]
     from saddleflow import claims
 
     names = only or [claim.id for claim in claims.CLAIMS]
     pictures = [] if page is None else [claims.picture_path(page, name) for name in names]
-    for path in outputs + pictures:  # before minutes of measuring, not after
-        check_writable(path, force)
+    check_outputs(outputs + pictures, force, "json, page", [ledger])  # before minutes of measuring, not after
     if ledger is not None:
         require(not (full or only or json), "ledger", "come without --full, --only and --json", str(ledger))
         found = claims.Ledger.load_json(ledger)
@@ -284,8 +310,7 @@ def verify(
         typer.echo(f"{entry.verdict:>6}  {entry.id} ({entry.standing}; {entry.seconds:.0f} s)")
     if json is not None:
         found.save_json(json, force=force)
-        with written_whole(json.with_suffix(".nc"), force) as temporary:
-            found.to_xarray().to_netcdf(temporary, engine="h5netcdf")
+        write_netcdf(found.to_xarray(), json.with_suffix(".nc"), force)
     if page is not None:
         outputs += claims.write_page(found, page, force=force)[1:]
     if outputs:
@@ -294,157 +319,32 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
-def gallery(
-    name: Annotated[str | None, typer.Argument(help="A case, or all; none lists them.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Draw a picture of each case into this folder.")] = None,
-    page: Annotated[
-        Path | None, typer.Option(help="Write a Markdown page, its pictures in a folder beside it.")
-    ] = None,
-    progress: ProgressOption = Progress.auto,
-    force: Force = False,
-) -> None:
-    """Run published experiments, and hold them against what their sources printed.
-
-    Exits with code 1 if a case does not agree with its source.
-
-    Examples:
-    * `saddleflow gallery`
-
-    * `saddleflow gallery A13 --out pictures`
-
-    * `saddleflow gallery all --page docs/gallery.md --force`
-    """
-    from saddleflow import gallery as cases
-
-    if name is None:
-        require(out is None and page is None, "name", "come with --out and --page", name, "Take a case, or all.")
-        for known in cases.names():
-            typer.echo(f"{known}  {cases.case(known).title} ({cases.case(known).source.partition(',')[0]})")
-        return
-    chosen = cases.names() if name == "all" else [cases.case(name).name]
-    _check_pictures(chosen, out, page, force)  # before minutes of running, not after
-    results = cases.run_all(chosen, progress=progress.option)
-    console = Console()
-    (console if console.is_terminal else Console(width=200)).print(cases.table(results))
-    for result in results:
-        typer.echo(f"{result.case.name}  {result.verdict} ({result.seconds:.1f} s)")
-    written = [] if out is None else cases.write_pictures(results, out, force=force)
-    written += [] if page is None else cases.write_page(results, page, force=force)
-    if written:
-        typer.echo(f"written: {', '.join(map(str, written))}")
-    if not all(result.reproduced for result in results):
-        raise typer.Exit(1)
+def _require_netcdf(out: Path) -> None:
+    """Refuse a name that says something else than NetCDF, such as that of a picture beside it."""
+    require(out.suffix == ".nc", "out", "end in .nc", str(out), f"For example {out.stem or 'out'}.nc.")
 
 
-def _check_pictures(chosen: Sequence[str], out: Path | None, page: Path | None, force: bool) -> None:
-    """Refuse a page or pictures that cannot be written."""
-    from saddleflow import gallery as cases
-
-    if page is not None:
-        check_writable(page, force)
-    for folder in (out, page and page.with_suffix("")):
-        if folder is not None and folder.exists():
-            for name in chosen:
-                check_writable(cases.picture_path(folder, name), force)
-        elif folder is not None:
-            require(folder.parent.is_dir(), "out", "lie in an existing folder", str(folder), "Create that first.")
+def _task(key: Any, shape: str | None, rank: int | None, observed: float | None) -> sf.MatrixCompletion:
+    """The random task of the options, with their defaults."""
+    sizes = _parse_shape("10x10" if shape is None else shape)
+    share = 0.8 if observed is None else observed
+    return sf.MatrixCompletion.random(key, shape=sizes, rank=3 if rank is None else rank, observed=share)
 
 
-def _parse_axis(text: str) -> tuple[str, object]:
-    name, equals, values = text.partition("=")
-    require(equals and values, "grid", "read like gamma=0.75,1 or seed=0:10", text)
-    near = difflib.get_close_matches(name, AXES, 1)
-    require(
-        name in AXES, "grid", f"name one of {', '.join(AXES)}", name, f"Did you mean `{near[0]}`?" if near else ""
-    )
-    number = int if name in ("depth", "width", "seed") else float
-    try:
-        if ":" in values:
-            first, last = map(int, values.split(":"))
-            return name, list(range(first, last))
-        found = [number(value) for value in values.split(",")]
-    except ValueError:
-        raise ValueError(f"`{name}` must be {number.__name__}s, as in 1,2,3 or 0:10, but got {values!r}.") from None
-    return name, found if "," in values else found[0]
+def _refuse_unused(data: Path | None, of_task: dict[str, Any], of_data: dict[str, Any]) -> None:
+    """Refuse options that would be left aside: of a random task where there is `--data`, and the other way round."""
+    unused, expected, remedy = of_task, "come without --data", "It draws a random task: leave it out, or --data."
+    if data is None:
+        unused, expected, remedy = of_data, "come with --data", "Give --data, a matrix with gaps."
+    for name, value in unused.items():
+        require(value is None or value is False, name, expected, value, remedy)
 
 
-def _parse_shape(text: str) -> tuple[int, int]:
-    parts = text.lower().split("x")
-    fits = len(parts) == 2 and all(part.strip().isdigit() for part in parts)
-    require(fits, "shape", "read like 10x10, rows x columns", text)
-    return int(parts[0]), int(parts[1])
-
-
-def _parse_triplets(text: str) -> tuple[str, str, str]:
-    names = tuple(name.strip() for name in text.split(","))
-    require(len(names) == 3, "triplets", "name three columns, as user,item,rating", text)
-    return names[0], names[1], names[2]
-
-
-def _draw(trajectory: sf.Trajectory, stem: Path, force: bool) -> list[Path]:
-    """The trajectory's picture as PNG and PDF."""
-    import matplotlib.pyplot as plt
-
-    from saddleflow.flow.plotting import save_figure
-
-    figure = trajectory.plot()
-    paths = save_figure(figure, stem, force)
-    plt.close(figure)
-    return paths
-
-
-def _held_out_line(trajectory: sf.Trajectory, cost: sf.MatrixCompletion) -> list[str]:
-    """The error on the held-out entries, beside that of the mean of the observed ones."""
-    if trajectory.test_cost is None:
-        return []
-    errors = np.sqrt(trajectory.test_cost)
-    best = errors.argmin()
-    centered, _ = cost.centered()
-    mean = float(centered.test(np.zeros(cost.shape))) ** 0.5
-    least = f"; least {errors[best]:.4g} at t = {trajectory.time[best]:.4g}" if best < len(errors) - 1 else ""
-    return [f"  held out  : error (RMSE) {errors[-1]:.4g}{least}; of the mean of the observed entries {mean:.4g}"]
-
-
-def _report(trajectory: sf.Trajectory, written: list[Path], lines: list[str]) -> None:
-    typer.echo("\n".join([repr(trajectory), *lines]))
-    typer.echo(f"written: {', '.join(map(str, written))}")
-
-
-def main() -> None:
-    """Entry point: one clear line and a non-zero exit on bad input; on Ctrl-C, too, and nothing half-written.
-
-    The commands run in a thread of their own, so that the main one can hear Ctrl-C whatever XLA is doing.
-    """
-    os.environ["MPLBACKEND"] = "agg"  # no window, whatever there is to show one on
-    stopped, running = threading.Event(), None
-    try:
-        running = in_background(_run, stopped)
-        leave(wait(running))
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        stopped.set()
-        if running is not None:
-            _let_end(running)
-        remove_unfinished()
-        typer.secho("saddleflow: interrupted", err=True, fg="red")
-        leave_interrupted()
-
-
-def _run() -> int:
-    """Run a command; its exit code."""
-    try:
-        app(standalone_mode=True)
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except (ValueError, OSError, ImportError) as error:
-        typer.secho(f"saddleflow: {error}", err=True, fg="red")
-        return 2
-    return 0
-
-
-def _let_end(running: Future) -> None:
-    """Wait for a command that was told to stop, but not for one that is being compiled."""
-    begin = time.perf_counter()
-    while not running.done() and time.perf_counter() - begin < GRACE:
-        time.sleep(0.02)
+def _parse_grid(words: list[str]) -> dict[str, Any]:
+    """Words such as gamma=0.75,1 as axes of a sweep."""
+    axes: dict[str, Any] = {}
+    for word in words:
+        name, values = _parse_axis(word)
+        require(name not in axes, "grid", "name each axis once", word, f"Values in a list: {name}=1,2,3.")
+        axes[name] = values
+    return axes

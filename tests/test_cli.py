@@ -92,7 +92,7 @@ def test_flow_fills_the_gaps_of_triplets(tmp_path, run_cli):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["flow", "--depth", "1"], "`depth` must be an integer >= 2, but got 1"),
+        (["flow", "--depth", "0"], "`depth` must be an integer >= 1, but got 0"),
         (["flow", "--shape", "ten"], "`shape` must read like 10x10"),
         (["flow", "--rtol", "0"], "`rtol` must lie"),
         (["flow", "--alpha", "0"], "`alpha` must be finite and nonzero"),

@@ -19,7 +19,7 @@ import scipy
 from rich.table import Table
 
 from saddleflow._backend.checks import require
-from saddleflow._backend.files import written_whole
+from saddleflow._backend.files import readable, written_whole
 from saddleflow._backend.meters import Report, meter
 from saddleflow._backend.waiting import wait
 from saddleflow.flow.history import versions
@@ -179,19 +179,16 @@ class Ledger:
         """Read what `save_json` wrote.
 
         Raises:
+            FileNotFoundError: no such file.
             ValueError: a file that is not a ledger.
         """
-        try:
-            content = json.loads(Path(path).read_text())
+        with readable(path, "be a ledger as `saddleflow verify --json` writes it"):
+            content = json.loads(Path(path).read_text("utf-8"))
             entries = [
                 Entry(**entry | {"findings": tuple(Finding(**_numbers(f)) for f in entry["findings"])})
                 for entry in content["entries"]
             ]
             return cls(tuple(entries), content["size"], content["versions"])
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"`path` must be a ledger as `saddleflow verify --json` writes it, but got {path}: {error!r}"
-            ) from error
 
     def to_xarray(self) -> "xr.Dataset":
         """All findings as a dataset along `finding`: numbers, and the claim each belongs to."""

@@ -10,7 +10,7 @@ import lazy_loader as lazy
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from saddleflow._backend.files import check_writable, written_whole
+from saddleflow._backend.files import check_writable, write_netcdf
 from saddleflow.greedy.algorithms import saddle_to_saddle
 from saddleflow.greedy.paths import GreedyPath
 from saddleflow.problem.costs import MatrixCompletion
@@ -49,8 +49,7 @@ def write_files(
         check_writable(path, force)
     plotting.save_figure(figure, folder / f"figure{number}", force)
     plotting.close(figure)
-    with written_whole(paths[-1], force) as temporary:
-        data.to_netcdf(temporary, engine="h5netcdf")
+    write_netcdf(data, paths[-1], force)
     return paths
 
 

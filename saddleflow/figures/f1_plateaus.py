@@ -19,7 +19,7 @@ import jax
 import lazy_loader as lazy
 import numpy as np
 
-from saddleflow._backend.checks import require
+from saddleflow._backend.checks import require, require_integer
 from saddleflow._backend.waiting import interruptible
 from saddleflow.api import gradient_flow
 from saddleflow.figures import common
@@ -73,6 +73,7 @@ def compute(
         ValueError: a task whose greedy path has fewer than two stages; bad arguments.
     """
     parameters = {k: v for k, v in locals().items() if k != "progress"}
+    require_integer("depth", depth, 2)
     cost, key_start = common.completion_task(seed, size, rank, observed)
     start = gaussian(key_start, depth=depth, width=width, shape=(size, size), gamma=gamma)
     with ThreadPoolExecutor() as pool:  # both compile for longer than they run

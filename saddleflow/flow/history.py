@@ -14,7 +14,7 @@ import lazy_loader as lazy
 import numpy as np
 from jaxtyping import Float, Int
 
-from saddleflow._backend.files import written_whole
+from saddleflow._backend.files import check_writable, write_netcdf
 from saddleflow.flow.clock import SegmentedTime
 from saddleflow.flow.visits import Saddles, SaddleVisit
 
@@ -181,10 +181,10 @@ class History(abc.ABC):
 
         Raises:
             ValueError: the path exists (without force) or cannot be written.
+            OSError: the disk is full; nothing is half-written.
         """
-        with written_whole(path, force) as temporary:
-            self.to_xarray().to_netcdf(temporary, engine="h5netcdf")
-        return Path(path)
+        check_writable(path, force)  # before the dataset is made
+        return write_netcdf(self.to_xarray(), path, force)
 
     def _dataset(self, along: dict[str, Any], **attrs: Any) -> "xr.Dataset":
         """The dataset of variables (dims, values, units), with times, escapes, configuration and versions."""

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import require
+from saddleflow._backend.files import readable, require_room
 from saddleflow.flow import observables as obs
 from saddleflow.flow.clock import SegmentedTime
 from saddleflow.flow.history import History
@@ -352,24 +353,34 @@ def load(path: str | Path, cost: Cost | None = None) -> Trajectory:
         FileNotFoundError: no such file.
         ValueError: a NetCDF file of something else.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"`path`: there is no file {str(path)!r}.")
-    with xr.open_dataset(path, engine="h5netcdf") as file:
-        data = file.load()
-    require({"stop_reason", "configuration"} <= set(data.attrs), "path", "hold a saddleflow trajectory", str(path))
-    require(
-        "end_to_end" in data,
-        "path",
-        "hold the trajectory of a network",
-        f"that of a model, {path}",
-        "Read it with xarray.open_dataset(path, engine='h5netcdf'): a file holds numbers, and no functions.",
-    )
-    return from_xarray(data, cost)
+    with readable(path, "hold a saddleflow trajectory"):
+        data = read_netcdf(path)
+        ours = {"stop_reason", "configuration", "stats"} <= set(data.attrs)
+        require(ours, "path", "hold a saddleflow trajectory", str(path))
+        require(
+            "end_to_end" in data,
+            "path",
+            "hold the trajectory of a network",
+            f"that of a model, {path}",
+            "Read it with xarray.open_dataset(path, engine='h5netcdf'): a file holds numbers, and no functions.",
+        )
+        return from_xarray(data, cost)
+
+
+def read_netcdf(path: str | Path, group: str | None = None) -> "xr.Dataset":
+    """A dataset of a file that may be anything, read whole where memory allows it.
+
+    Raises:
+        ValueError: it declares more numbers than memory can hold.
+    """
+    with xr.open_dataset(path, group=group, engine="h5netcdf", decode_times=False, phony_dims="access") as file:
+        require_room(file.nbytes, Path(path))
+        return file.load()
 
 
 def from_xarray(data: "xr.Dataset", cost: Cost | None = None) -> Trajectory:
     """The trajectory that `Trajectory.to_xarray` made a dataset of, bit for bit; the cost as in `load`."""
-    configuration = json.loads(data.attrs["configuration"])
+    configuration = _configuration(data.attrs["configuration"])
     numbers = range(1, configuration["depth"] + 1)
 
     final = DeepLinearNetwork(jnp.asarray(data[f"layer_{i}"].values) for i in numbers)
@@ -397,10 +408,40 @@ def from_xarray(data: "xr.Dataset", cost: Cost | None = None) -> Trajectory:
         network=final,
         networks=stacked("layers"),
         stop_reason=data.attrs["stop_reason"],
-        stats=json.loads(data.attrs["stats"]),
+        stats=_stats(data.attrs["stats"]),
         configuration=configuration,
         asked_rank_tolerance=float(data.attrs["rank_tolerance"]),
         clock=SegmentedTime(*(data[f"clock_{name}"].values for name in ("segment", "within", "durations"))),
         cost=cost,
         dips=None if dips is None else (data["dip_time"].values, dips),
     )
+
+
+# What the card of a loaded trajectory needs of the record, and the kinds of it.
+_RECORD = {"cost": str, "shape": list, "depth": int, "num_parameters": int, "solver": str}
+_COUNTS = ("num_steps", "seconds", "balancedness_drift")
+
+
+def _configuration(text: str) -> dict[str, Any]:
+    """The configuration of a run from its JSON, which has no tuples: unequal widths are one.
+
+    Raises:
+        ValueError: it lacks what every run has.
+    """
+    found = json.loads(text)
+    sound = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in _RECORD.items())
+    require(sound, "path", f"record {', '.join(_RECORD)} of the run", text)
+    width = found["width"]
+    return found | {"width": tuple(width) if isinstance(width, list) else width}
+
+
+def _stats(text: str) -> dict[str, Any]:
+    """The counts of a run from their JSON.
+
+    Raises:
+        ValueError: they lack what every run has.
+    """
+    found = json.loads(text)
+    sound = isinstance(found, dict) and all(isinstance(found.get(name), int | float) for name in _COUNTS)
+    require(sound, "path", f"record {', '.join(_COUNTS)} of the run", text)
+    return found

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from saddleflow._backend.checks import require
-from saddleflow._backend.files import written_whole
+from saddleflow._backend.files import check_writable, readable, write_netcdf
 from saddleflow.flow.history import versions
-from saddleflow.flow.trajectory import Trajectory, from_xarray
+from saddleflow.flow.trajectory import Trajectory, from_xarray, read_netcdf
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
@@ -169,14 +169,12 @@ class GreedyPath:
 
         Raises:
             ValueError: the path exists (without force) or cannot be written.
+            OSError: the disk is full; nothing is half-written.
         """
+        check_writable(path, force)  # before the datasets are made
         groups = {f"stage_{k}": stage.to_xarray() for k, stage in enumerate(self.stages)}
         groups |= {f"point_{k}": _layers(point.network) for k, point in enumerate(self.points)}
-        with written_whole(path, force) as temporary:
-            self.to_xarray().to_netcdf(temporary, engine="h5netcdf")
-            for name, data in groups.items():
-                data.to_netcdf(temporary, mode="a", group=name, engine="h5netcdf")
-        return Path(path)
+        return write_netcdf(self.to_xarray(), path, force, groups)
 
 
 def load_path(path: str | Path, cost: Cost | None = None) -> GreedyPath:
@@ -194,23 +192,14 @@ def load_path(path: str | Path, cost: Cost | None = None) -> GreedyPath:
         FileNotFoundError: no such file.
         ValueError: a file of something else.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"`path`: there is no file {str(path)!r}.")
-    try:
-        root = _read(path)
-    except OSError as error:
-        raise ValueError(f"`path` must hold a greedy path, but got {str(path)!r}, no NetCDF file: {error}") from error
-    require("num_saddles" in root.attrs, "path", "hold a greedy path, as GreedyPath.save writes it", str(path))
-    stages = tuple(from_xarray(_read(path, f"stage_{k}"), cost) for k in range(root.attrs["num_stages"]))
-    points = [_point(root.isel(point=k), _read(path, f"point_{k}")) for k in range(root.sizes["point"])]
-    num_saddles = int(root.attrs["num_saddles"])
-    minimum = points[num_saddles] if len(points) > num_saddles else None
-    return GreedyPath(stages, tuple(points[:num_saddles]), minimum, root.attrs["stop_reason"])
-
-
-def _read(path: str | Path, group: str | None = None) -> "xr.Dataset":
-    with xr.open_dataset(path, group=group, engine="h5netcdf") as file:
-        return file.load()
+    with readable(path, "hold a greedy path, as GreedyPath.save writes it"):
+        root = read_netcdf(path)
+        require("num_saddles" in root.attrs, "path", "hold a greedy path, as GreedyPath.save writes it", str(path))
+        count, num_saddles = int(root.attrs["num_stages"]), int(root.attrs["num_saddles"])
+        stages = tuple(from_xarray(read_netcdf(path, f"stage_{k}"), cost) for k in range(count))
+        points = [_point(root.isel(point=k), read_netcdf(path, f"point_{k}")) for k in range(root.sizes["point"])]
+        minimum = points[num_saddles] if len(points) > num_saddles else None
+        return GreedyPath(stages, tuple(points[:num_saddles]), minimum, root.attrs["stop_reason"])
 
 
 def _layers(network: DeepLinearNetwork) -> "xr.Dataset":

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from saddleflow._backend.checks import require
+from saddleflow._backend.files import readable, require_room
 from saddleflow.problem.costs import MatrixCompletion
 
 if TYPE_CHECKING:
@@ -54,9 +55,10 @@ def read_matrix(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another file type, text cells, ragged rows, no rows, infinite values, no known entry, or a
-            share that leaves no entry to train on; of triplets also columns that are not there, lines without a
-            label or a rating, and pairs of user and item that come twice.
+        ValueError: another file type, or a file that is not what its name says; text cells, ragged rows, no rows,
+            infinite values, no known entry, or a share that leaves no entry to train on; of triplets also columns
+            that are not there, lines without a label or a rating, and pairs of user and item that come twice. The
+            message names the file.
     """
     return split(read_table(path, header=header, triplets=triplets), held_out=held_out, seed=seed)
 
@@ -81,15 +83,15 @@ def read_table(
     """
     path = Path(path)
     readers = {".csv": _read_csv, ".npy": _read_npy, ".parquet": _read_parquet}
-    require(path.suffix in readers, "path", f"end in one of {sorted(readers)}", str(path))
-    if not path.exists():
-        raise FileNotFoundError(f"`path`: there is no file {str(path)!r}.")
-    if triplets is not None:
-        return _read_triplets(path, triplets)
-    table = _read_csv(path, header) if path.suffix == ".csv" else readers[path.suffix](path)
-    require(table.size > 0, "path", "hold a matrix with rows", f"shape {table.shape}")
-    require(not np.isinf(table.to_numpy()).any(), "path", "hold finite values", "an infinity")
-    return table
+    kind = path.suffix.lower()
+    require(kind in readers, "path", f"end in one of {sorted(readers)}", str(path))
+    with readable(path, f"hold a matrix as a {kind} file does"):
+        if triplets is not None:
+            return _read_triplets(path, triplets)
+        table = _read_csv(path, header) if kind == ".csv" else readers[kind](path)
+        require(table.size > 0, "path", "hold a matrix with rows", f"shape {table.shape}")
+        require(not np.isinf(table.to_numpy()).any(), "path", "hold finite values", "an infinity")
+        return table
 
 
 def split(table: "pd.DataFrame", *, held_out: float, seed: int) -> MatrixCompletion:
@@ -116,13 +118,14 @@ def _read_triplets(path: Path, names: tuple[str, str, str]) -> "pd.DataFrame":
     """A table from lines (user, item, rating)."""
     three = len(names) == 3 and len(set(names)) == 3 and all(isinstance(name, str) for name in names)
     require(three, "triplets", "name three columns, for users, items and ratings", names)
-    require(path.suffix != ".npy", "path", "end in .csv or .parquet to hold triplets", str(path))
+    require(path.suffix.lower() != ".npy", "path", "end in .csv or .parquet to hold triplets", str(path))
     lines = _triplet_lines(path, names)
     require(len(lines) > 0, "path", "hold at least one rating", f"no lines in {str(path)!r}")
     users, rows = _labels(lines[names[0]])
     items, columns = _labels(lines[names[1]])
     ratings = _ratings(lines[names[2]])
     _require_once(users, items, rows, columns, names)
+    require_room(8 * len(users) * len(items), path)
     matrix = np.full((len(users), len(items)), np.nan)
     matrix[rows, columns] = ratings
     index, header = pd.Index(users.tolist(), name=names[0]), pd.Index(items.tolist(), name=names[1])
@@ -133,13 +136,13 @@ def _triplet_lines(path: Path, names: tuple[str, str, str]) -> "pd.DataFrame":
     """The three columns; labels of a csv as they are written."""
     how = {"keep_default_na": False, "encoding": "utf-8-sig"}
     try:
-        lines = pd.read_csv(path, nrows=0, **how) if path.suffix == ".csv" else _parquet(path)
+        lines = pd.read_csv(path, nrows=0, **how) if path.suffix.lower() == ".csv" else _parquet(path)
     except pd.errors.EmptyDataError:
         lines = pd.DataFrame()
     found = list(lines.columns)
     missing = [name for name in names if name not in found]
     require(not missing, "triplets", f"name columns of the file, {found}", missing, "A csv needs a header.")
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return lines
     return pd.read_csv(path, usecols=list(names), dtype=dict.fromkeys(names[:2], str), low_memory=False, **how)
 
@@ -252,10 +255,12 @@ def _cell(text: str, row: int, column: int) -> float:
 
 
 def _read_npy(path: Path) -> "pd.DataFrame":
-    matrix = np.load(path, allow_pickle=False)
+    # mapped, not read: a header that declares more than the file holds allocates nothing; pickles are refused
+    matrix = np.lib.format.open_memmap(path, mode="r")
     require(matrix.dtype.kind in "fiu", "path", "hold real numbers", str(matrix.dtype))
     require(matrix.ndim == 2, "path", "hold a matrix with rows", f"shape {matrix.shape}")
-    return pd.DataFrame(matrix.astype("float64"))
+    require_room(8 * matrix.size, path)
+    return pd.DataFrame(np.array(matrix, "float64"))
 
 
 def _read_parquet(path: Path) -> "pd.DataFrame":
@@ -268,6 +273,10 @@ def _read_parquet(path: Path) -> "pd.DataFrame":
 
 def _parquet(path: Path) -> "pd.DataFrame":
     try:
+        import pyarrow.parquet
+
+        declared = pyarrow.parquet.read_metadata(path)
+        require_room(8 * declared.num_rows * declared.num_columns, path)
         return pd.read_parquet(path, engine="pyarrow")
     except ImportError:
         raise ImportError("Reading parquet needs pyarrow: pip install 'saddleflow[parquet]'.") from None

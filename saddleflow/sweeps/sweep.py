@@ -352,10 +352,11 @@ def _collect(
     flat: dict[str, np.ndarray] = {}
     missing, done = [], 0
     for chunk in chunks:
-        if store is None or not store.has(chunk.number):
+        stored = store.read(chunk.number) if store is not None and store.has(chunk.number) else None
+        if stored is None:
             missing.append(chunk)
             continue
-        dataset.fill(flat, size, chunk, store.read(chunk.number))
+        dataset.fill(flat, size, chunk, stored)
         done += len(chunk.index)
     with meters.meter(progress, total=size, unit="lanes") as show:
         show(lambda: "compiling", done)

@@ -97,8 +97,8 @@ def test_another_sweep_is_refused_and_the_difference_named(tmp_path, monkeypatch
     sweep(store, seed=[0], gamma=1.0)
     with pytest.raises(ValueError, match=r"another configuration \(rtol: stored \[0.0001\], now \[0.001\]\)"):
         sweep(store, seed=[0], gamma=1.0, rtol=1e-3)
-    monkeypatch.setattr("saddleflow.sweeps.store.FORMAT", 2)
-    with pytest.raises(ValueError, match="format: stored 1, now 2"):
+    monkeypatch.setattr("saddleflow.sweeps.store.FORMAT", 3)
+    with pytest.raises(ValueError, match="format: stored 2, now 3"):
         sweep(store, seed=[0], gamma=1.0)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
@@ -119,7 +119,7 @@ def test_a_damaged_chunk_is_named_and_only_it_is_computed_again(tmp_path, undist
     damaged = bytearray(data.read_bytes())
     damaged[len(damaged) // 2] ^= 0xFF
     data.write_bytes(damaged)
-    with pytest.raises(ValueError, match=r"damaged: chunk 3 cannot be read.*remove '.*000003'"):
+    with pytest.raises(ValueError, match=r"damaged: chunk 3 cannot be read.*move '.*000003' elsewhere"):
         sweep(store)
     for path in sorted(chunk.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
