@@ -14,9 +14,9 @@ ABOUT = """\
 Published experiments of this field, posed by the public API and held against what their sources printed. "Printed"
 numbers stand in a source's output, "stated" ones are its formulas or words, "derived" ones are ours, for its setting.
 Where a source says that something vanishes or grows, the bound that stands for it is ours. "Reproduced in law" means
-that the source's random data or starts cannot be rebuilt: its numbers are compared with those of other draws. Bounds
-stand in the cases, in `saddleflow/gallery/cases`; verdicts are computed from them. Seconds include compilation, where
-programs are not cached."""
+that the source's random data or starts cannot be rebuilt, so that its numbers are compared with those of other draws.
+Bounds stand in the cases, in `saddleflow/gallery/cases`; verdicts are computed from them. Seconds include
+compilation, where programs are not cached."""
 
 
 def picture_path(folder: str | Path, name: str) -> Path:
