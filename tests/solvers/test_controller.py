@@ -74,6 +74,22 @@ def test_a_falling_error_does_not_speed_up_beyond_the_elementary_rule():
     assert size == pytest.approx(0.1 * 0.9 * 0.1 ** (-1 / ORDER))
 
 
+def test_the_bound_is_one():
+    assert decide(0.1, 0.99)[0]
+    assert not decide(0.1, 1.01)[0]
+
+
+def test_a_rejected_step_is_neither_predicted_from_nor_remembered():
+    _, _, state = decide(0.1, 0.5)
+    kept, size, after = decide(0.05, 16.0, state)
+    assert not kept
+    assert size == pytest.approx(0.05 * 0.9 / 2)
+    assert bool(after.failed)
+    assert float(after.size) == pytest.approx(0.1)
+    assert float(after.error) == pytest.approx(0.5)
+    assert not bool(decide(0.1, 0.5, after)[2].failed)
+
+
 def test_limits():
     assert decide(0.1, 1e-30)[1] == pytest.approx(0.1 * 8.0)
     assert decide(0.1, 1e30)[1] == pytest.approx(0.1 * 0.2)
