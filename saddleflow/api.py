@@ -7,29 +7,41 @@ import diffrax
 import equinox as eqx
 from jaxtyping import Array, Bool
 
-from saddleflow._backend.checks import is_concrete, named_arguments, require
+from saddleflow._backend.arguments import MOST_STEPS, check_options, choice, integer, number, optional, takes, text
+from saddleflow._backend.checks import is_concrete, require
 from saddleflow._backend.devices import one_lapack_thread
 from saddleflow._backend.waiting import interruptible
 from saddleflow.flow import solve
-from saddleflow.flow.arguments import FlowOptions
+from saddleflow.flow.arguments import FLOW, FlowOptions
 from saddleflow.flow.continuation import check_continuable, joined
 from saddleflow.flow.critical import CriticalPoint, nearest_critical_point
+from saddleflow.flow.functions import check_functions
 from saddleflow.flow.model_trajectory import ModelTrajectory
-from saddleflow.flow.models import landscape_of, solve_model
+from saddleflow.flow.models import PRECONDITIONERS, landscape_of, solve_model
 from saddleflow.flow.solve import IntegratedFlow
 from saddleflow.flow.trajectory import Trajectory
+from saddleflow.problem import readers
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.problem.objective import Objective, as_objective
 from saddleflow.width.adaptive import reduce_where_smaller, solve_reduced
 from saddleflow.width.projected import ReducedNetwork
 
+# Options of a flow that have no meaning within `jit`.
+OF_THE_HOST = ("max_seconds", "rank_tolerance", "progress")
+
 
 @overload
 def gradient_flow(cost: Cost, network: DeepLinearNetwork | ReducedNetwork, **options: Any) -> Trajectory: ...
 @overload
 def gradient_flow(cost: Objective | Callable[[Any], Any], network: Any, **options: Any) -> ModelTrajectory: ...
-@named_arguments
+@takes(
+    cost=readers.loss,
+    network=readers.start,
+    reduce_width=optional(text),
+    preconditioner=choice(*PRECONDITIONERS),
+    **FLOW,
+)
 @interruptible
 @one_lapack_thread()
 def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
@@ -155,18 +167,20 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
         graded=graded,
         progress=progress,
     )
-    _check_order(network)
     if not isinstance(cost, Cost):
         require(reduce_width is None, "reduce_width", "be None: only networks have a width to reduce", reduce_width)
         objective = as_objective(cost)
         return solve_model(objective, network, options, trainable=trainable, preconditioner=preconditioner)
     _check_network(network)
+    if isinstance(network, DeepLinearNetwork):
+        check_functions(options.observables, options.stop, (cost, network))
     start = reduce_where_smaller(cost, network, reduce_width)
     if isinstance(start, ReducedNetwork):
         return solve_reduced(cost, start, options)
     return solve.solve(cost, start, options)
 
 
+@takes(cost=readers.cost)
 @interruptible
 def continue_flow(trajectory: Any, cost: Any, **options: Any) -> Trajectory:
     """The flow of a network goes on where it has ended, on another cost: a switch of tasks, or more observations.
@@ -194,7 +208,7 @@ def continue_flow(trajectory: Any, cost: Any, **options: Any) -> Trajectory:
         TypeError: an option that `gradient_flow` does not take, with the nearest one.
     """
     check_continuable(trajectory)
-    require(isinstance(cost, Cost), "cost", "be a saddleflow cost", type(cost).__name__)
+    check_options(gradient_flow, options)
     reduced = options.get("reduce_width")
     require(reduced is None, "reduce_width", "be left out: a continued flow keeps its width", reduced)
     second = gradient_flow(cost, trajectory.network, **options)
@@ -202,7 +216,7 @@ def continue_flow(trajectory: Any, cost: Any, **options: Any) -> Trajectory:
     return joined(trajectory, second)
 
 
-@named_arguments
+@takes(objective=readers.loss, model=readers.start, rtol=number(example="1e-10"), max_steps=integer(1, MOST_STEPS))
 @interruptible
 def stationary_point(
     objective: Any,
@@ -241,20 +255,11 @@ def stationary_point(
     return nearest_critical_point(landscape, theta, rtol=rtol, max_steps=max_steps)
 
 
-def _check_order(model: Any) -> None:
-    """Refuse a loss in the place of the model."""
-    swapped = isinstance(model, Cost | Objective)
-    require(not swapped, "network", "be a network or a model", type(model).__name__, "The loss comes first.")
-
-
 def _check_network(network: Any) -> None:
     """Refuse what is no network, and tracers."""
-    if not isinstance(network, DeepLinearNetwork | ReducedNetwork):
-        raise ValueError(
-            f"`network` must be a deep linear network with a cost of matrices, but got {type(network).__name__}. "
-            "Of another model say what its outputs are: sf.Objective(cost, outputs)."
-        )
-    small = network.network if isinstance(network, ReducedNetwork) else network
+    small = (
+        network.network if isinstance(network, ReducedNetwork) else readers.network_of_matrices("network", network)
+    )
     if not is_concrete(small.layers[0]):
         raise ValueError(
             "`network` must be concrete, but got a tracer: gradient_flow runs on the host, outside of jit and vmap. "
@@ -262,7 +267,11 @@ def _check_network(network: Any) -> None:
         )
 
 
-@named_arguments
+@takes(
+    cost=readers.cost,
+    network=readers.network,
+    **{name: reader for name, reader in FLOW.items() if name not in OF_THE_HOST},
+)
 def integrate(
     cost: Any,
     network: Any,
@@ -321,9 +330,6 @@ def integrate(
     Raises:
         ValueError: bad arguments, as far as they are concrete.
     """
-    is_network = isinstance(cost, Cost) and isinstance(network, DeepLinearNetwork)
-    found = f"{type(cost).__name__} and {type(network).__name__}"
-    require(is_network, "cost, network", "be a cost and a deep linear network", found, "Models: sf.gradient_flow.")
     options = FlowOptions(
         rtol=rtol,
         t1=t1,

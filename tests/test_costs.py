@@ -110,7 +110,10 @@ SEEN = np.array([[True, True], [True, False]])
             lambda: sf.MeanSquaredError(TARGET, TARGET, np.ones((3, 1)), np.ones((2, 1))),
             "`test_inputs, test_outputs`",
         ),
-        (lambda: sf.MeanSquaredError.random(KEY, teacher=TARGET, noise=-1.0), "`noise` must not be negative"),
+        (
+            lambda: sf.MeanSquaredError.random(KEY, teacher=TARGET, noise=-1.0),
+            "`noise` must be finite and not negative",
+        ),
     ],
 )
 def test_bad_input(build, message):

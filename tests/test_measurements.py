@@ -237,7 +237,7 @@ BAD = {
     ),
     "negative noise": (
         lambda: sf.LinearMeasurements.sensing(jax.random.key(0), np.eye(2), num_measurements=1, noise=-1.0),
-        "`noise` must not be negative",
+        "`noise` must be finite and not negative",
     ),
     "a vector": (
         lambda: sf.LinearMeasurements.sensing(jax.random.key(0), [1.0], num_measurements=1),
@@ -259,10 +259,10 @@ BAD = {
     "c < 0": (lambda: Bare() * -1.0, "`c in c . cost` must be finite and positive, but got -1"),
     "c nan": (lambda: np.float64("nan") * Bare(), "must be finite and positive, but got nan"),
     "c infinite": (lambda: Bare() * np.inf, "must be finite and positive, but got inf"),
-    "c a word": (lambda: "2" * Bare(), "`c in c . cost` must be a number, but got '2'"),
-    "c a vector": (lambda: np.ones(2) * Bare(), "`c in c . cost` must be a number"),
-    "c a cost": (lambda: Bare() * Bare(), "`c in c . cost` must be a number"),
-    "c True": (lambda: True * Bare(), "`c in c . cost` must be a number, but got True"),
+    "c a word": (lambda: "2" * Bare(), "`c in c . cost` must be a real number, but got '2'"),
+    "c a vector": (lambda: np.ones(2) * Bare(), "`c in c . cost` must be a real number"),
+    "c a cost": (lambda: Bare() * Bare(), "`c in c . cost` must be a real number"),
+    "c True": (lambda: True * Bare(), "`c in c . cost` must be a real number, but got True"),
 }
 
 

@@ -149,7 +149,7 @@ def test_what_takes_networks_only():
         sf.gradient_flow(COST, NET)
     with pytest.raises(ValueError, match=r"`network` must be a network or a model, .*The loss comes first"):
         sf.gradient_flow(NET, model_problems.regression())
-    with pytest.raises(ValueError, match=r"must be a cost and a deep linear network.*sf\.gradient_flow"):
+    with pytest.raises(ValueError, match=r"must be a saddleflow cost.*sf\.gradient_flow"):
         sf.integrate(model_problems.regression(), NET)
 
 

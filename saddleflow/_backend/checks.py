@@ -1,11 +1,7 @@
 """How this package speaks about bad input: argument, what was expected, what came, the remedy."""
 
-import difflib
-import inspect
 import math
-from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +10,6 @@ from jax.core import Tracer
 from jaxtyping import Float
 
 from saddleflow._backend.precision import float64_is_enabled
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def require(condition: Any, argument: str, expected: str, value: Any, remedy: str = "") -> None:
@@ -43,6 +37,7 @@ def require_finite(argument: str, value: Any, remedy: str = "") -> None:
         bad = np.argwhere(~np.isfinite(np.asarray(value)))
         if len(bad):
             entry = tuple(int(i) for i in bad[0])
+            remedy = remedy or "Look where it was computed: 0 / 0 gives NaN, and 1 / 0 infinity."
             found = f"{np.asarray(value)[entry]} at entry {entry}" if entry else float(value)
             require(False, argument, "be finite", found, remedy)
 
@@ -51,6 +46,8 @@ def require_positive(argument: str, value: Any, remedy: str = "") -> None:
     """Refuse scalars that are not finite and above zero (concrete ones only)."""
     if is_concrete(value):
         number = float(value)
+        if math.isnan(number):
+            remedy = remedy or "Look where it was computed: 0 / 0 gives NaN."
         require(math.isfinite(number) and number > 0, argument, "be finite and positive", number, remedy)
 
 
@@ -63,10 +60,15 @@ def require_integer(argument: str, value: Any, minimum: int, remedy: str = "") -
 def require_float64(argument: str, value: Any) -> None:
     """Refuse arrays of another dtype than float64, with the reason."""
     dtype = getattr(value, "dtype", None)
+    kind = getattr(dtype, "kind", "")
     remedy = "Small initialisations vanish in float32: convert with `.astype('float64')`."
     if not float64_is_enabled():
         remedy = "float64 is switched off: leave jax_enable_x64 as `import saddleflow` sets it, on."
-    require(dtype == np.float64, argument, "hold float64 numbers", str(dtype), remedy)
+    elif kind == "c":
+        remedy = "Nothing here is complex: take the real part."
+    elif dtype is None or kind in "OUSMm":
+        remedy = "Convert with numpy.asarray(values, float)."
+    require(dtype == np.float64, argument, "hold float64 numbers", str(dtype or type(value).__name__), remedy)
 
 
 def as_float64(argument: str, value: Any) -> Any:
@@ -78,8 +80,9 @@ def as_float64(argument: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         value = _array_of(argument, value)
         value = value.astype(float) if value.dtype.kind in "iu" else value
-    remedy = "Convert with numpy.asarray."
-    require(hasattr(value, "dtype"), argument, "be an array or a list of numbers", type(value).__name__, remedy)
+    remedy = "Convert with numpy.asarray(values, float)."
+    sound = hasattr(value, "dtype") and hasattr(value, "ndim")
+    require(sound, argument, "be an array or a list of numbers", type(value).__name__, remedy)
     require_float64(argument, value)
     return value
 
@@ -89,7 +92,8 @@ def as_booleans(argument: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         value = _array_of(argument, value)
     value = np.asarray(value) if is_concrete(value) else value
-    require(value.dtype == bool, argument, "hold booleans", str(value.dtype))
+    remedy = "Write values != 0 for True where they are not zero."
+    require(value.dtype == bool, argument, "hold booleans", str(value.dtype), remedy)
     return value
 
 
@@ -114,32 +118,3 @@ def check_save_at(save_at: Any, t1: float | None) -> tuple[Float[np.ndarray, " t
     require(last > 0 or t1 is not None, "save_at", "reach beyond t = 0", last)
     require(t1 is None or last <= t1, "save_at", f"end by t1 = {t1}", last)
     return times, last if t1 is None else t1
-
-
-def require_known(name: str, known: Sequence[str], function: str) -> None:
-    """Refuse a keyword that a function does not take, with the nearest one that it takes.
-
-    Raises:
-        TypeError: as Python does by itself; the message adds the suggestion.
-    """
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(known)}."
-        raise TypeError(f"`{name}` is no argument of {function}. {hint}")
-
-
-def named_arguments(function: Function) -> Function:
-    """A decorator: a keyword that the function does not take is answered with the nearest one that it takes.
-
-    Raises:
-        TypeError: as Python does by itself; the message adds the suggestion.
-    """
-    known = [name for name, p in inspect.signature(function).parameters.items() if p.kind != p.VAR_KEYWORD]
-
-    @wraps(function)
-    def call(*arguments: Any, **named: Any) -> Any:
-        for name in named:
-            require_known(name, known, function.__name__)
-        return function(*arguments, **named)
-
-    return call  # type: ignore[return-value]

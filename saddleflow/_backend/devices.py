@@ -12,6 +12,7 @@ import jax
 import psutil
 from threadpoolctl import ThreadpoolController
 
+from saddleflow._backend.arguments import refuse, scalar
 from saddleflow._backend.checks import require
 
 # Slots on an accelerator, where a step of 256 lanes takes less than twice as long as one of 32 (docs/sweeps.md).
@@ -47,7 +48,8 @@ def find_devices(devices: int | Sequence[Any] | None) -> list[Any]:
     there = jax.local_devices()
     if devices is None:
         return there
-    if isinstance(devices, int):
+    devices = scalar(devices)
+    if isinstance(devices, int) and not isinstance(devices, bool):
         require(
             1 <= devices <= len(there),
             "devices",
@@ -56,6 +58,8 @@ def find_devices(devices: int | Sequence[Any] | None) -> list[Any]:
             "Simulate more on a CPU with jax.config.update('jax_num_cpu_devices', n) at the start of the program.",
         )
         return there[:devices]
+    if not isinstance(devices, Sequence) or not all(isinstance(one, jax.Device) for one in devices):
+        refuse("devices", "be a number of devices or a list of them", devices, "For example jax.devices()[:1].")
     require(len(devices) > 0, "devices", "name at least one device", devices)
     return list(devices)
 
@@ -63,6 +67,10 @@ def find_devices(devices: int | Sequence[Any] | None) -> list[Any]:
 def cores() -> int:
     """Processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# So many bytes are given without a look at the memory.
+SMALL = 10**8
 
 
 class _Lapack:
@@ -104,6 +112,25 @@ def one_lapack_thread() -> Iterator[None]:
             if _Lapack.users == 0:
                 _Lapack.setter.submit(_Lapack.limit.restore_original_limits).result()
                 _Lapack.setter.shutdown()
+
+
+def check_room(argument: str, value: Any, need: int, remedy: str) -> None:
+    """Refuse arrays of so many bytes that they do not fit into what is free.
+
+    Args:
+        argument: that asks for them.
+        value: of that.
+        need: bytes.
+        remedy: what to ask for.
+
+    Raises:
+        ValueError: forecast and what is there.
+    """
+    if need < SMALL:
+        return
+    there = free_memory(jax.local_devices()[0], need)
+    expected = f"fit the memory, of which {there / 1e9:.2f} GB are free"
+    require(need <= there, argument, expected, value, f"A forecast says {need / 1e9:.3g} GB. {remedy}")
 
 
 def check_memory(need: int, workers: int, device: Any, what: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from saddleflow._backend.arguments import scalar
 from saddleflow._backend.checks import require
 from saddleflow._backend.waiting import is_interrupted
 
@@ -33,10 +34,18 @@ LOGGER = logging.getLogger("saddleflow")
 
 def check_progress(progress: Any) -> None:
     """Refuse anything but True, False and "log"."""
-    sound = isinstance(progress, bool) or progress == "log"
+    sound = isinstance(progress, bool) or (isinstance(progress, str) and progress == "log")
     require(
         sound, "progress", 'be True, False or "log"', progress, "True shows a meter on terminals and in notebooks."
     )
+
+
+def progress(argument: str, value: Any) -> bool | str:
+    """The reader of an argument `progress`."""
+    del argument
+    found = scalar(value)
+    check_progress(found)
+    return found
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
+from saddleflow._backend.arguments import number, optional, path, takes
 from saddleflow._backend.checks import is_concrete, require_positive
 from saddleflow._backend.waiting import in_background, wait
 
@@ -178,6 +179,7 @@ class Stopwatch:
 _watch: contextvars.ContextVar[Stopwatch | None] = contextvars.ContextVar("watch", default=None)
 
 
+@takes(folder=optional(path), min_seconds=number(example="0.1"))
 def cache_programs(folder: str | Path | None = None, *, min_seconds: float = MIN_SECONDS) -> Path:
     """Choose the folder of compiled programs, in place of `~/.cache/saddleflow`.
 

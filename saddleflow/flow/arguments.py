@@ -12,16 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from saddleflow._backend.arrays import on_device, on_host
-from saddleflow._backend.checks import (
-    check_save_at,
-    is_concrete,
-    require,
-    require_finite,
-    require_integer,
-    require_positive,
+from saddleflow._backend.arguments import (
+    MOST_STEPS,
+    Reader,
+    boolean,
+    function,
+    integer,
+    number,
+    optional,
+    real_numbers,
+    refuse,
 )
-from saddleflow._backend.meters import check_progress
+from saddleflow._backend.arrays import on_device, on_host
+from saddleflow._backend.checks import check_save_at, is_concrete, require, require_finite, require_positive
+from saddleflow._backend.devices import check_room
+from saddleflow._backend.meters import progress
 from saddleflow._backend.programs import compiled
 from saddleflow.flow import observables as obs
 from saddleflow.flow.graded import is_tiny
@@ -44,6 +49,37 @@ MAX_SAVES, MAX_ROWS_NUMBERS, MIN_SAVES = 1000, 50_000_000, 16
 
 # Networks kept near saddles hold this many numbers at most (but four networks always).
 MAX_DIP_NUMBERS = 10_000_000
+
+
+def solver(argument: str, value: Any) -> Any:
+    """The reader of an argument `solver`."""
+    if not isinstance(value, diffrax.AbstractAdaptiveSolver):
+        remedy = "Take diffrax.Tsit5() or wrap yours in diffrax.HalfSolver."
+        if isinstance(value, type) and issubclass(value, diffrax.AbstractAdaptiveSolver):
+            remedy = f"Make one: {value.__name__}()."
+        refuse(argument, "be an adaptive diffrax solver, with an error estimate", value, remedy)
+    return value
+
+
+# What the options of flows are, for the tables of the functions that take them.
+FLOW: dict[str, Reader] = {
+    "rtol": number(example="1e-6"),
+    "t1": optional(number(example="10.0")),
+    "target_cost": optional(number()),
+    "save_at": optional(real_numbers),
+    "solver": optional(solver),
+    "observables": optional(obs.read),
+    "stop": optional(function("time", "network")),
+    "save_networks": boolean,
+    "max_saves": optional(integer(4)),
+    "saves_per_step": integer(1, 10**6),
+    "max_steps": integer(1, MOST_STEPS),
+    "max_seconds": optional(number(example="60.0")),
+    "gradient_tolerance": number(example="1e-4"),
+    "rank_tolerance": optional(number()),
+    "graded": optional(boolean),
+    "progress": progress,
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,11 +124,6 @@ class FlowOptions:
         if self.target_cost is not None:
             require_target(self.target_cost)
         object.__setattr__(self, "observables", obs.resolve(self.observables))
-        if self.solver is not None and not isinstance(self.solver, diffrax.AbstractAdaptiveSolver):
-            raise ValueError(
-                "`solver` must be an adaptive diffrax solver, with an error estimate, but got "
-                f"{type(self.solver).__name__}. Take diffrax.Tsit5() or wrap yours in diffrax.HalfSolver."
-            )
         require(
             self.solver is None or isinstance(self.solver, Rosenbrock) or not self.graded,
             "graded",
@@ -100,11 +131,6 @@ class FlowOptions:
             type(self.solver).__name__,
             "Its error weights know the coordinates; others' do not.",
         )
-        check_progress(self.progress)
-        if self.max_saves is not None:
-            require_integer("max_saves", self.max_saves, 4)
-        require_integer("saves_per_step", self.saves_per_step, 1)
-        require_integer("max_steps", self.max_steps, 1)
         for name in ("max_seconds", "rank_tolerance"):
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
@@ -116,8 +142,23 @@ class FlowOptions:
         """Rows at most where the solver's own steps are saved."""
         return MAX_SAVES if self.max_saves is None else self.max_saves
 
+    def check_rows(self, numbers: int) -> None:
+        """Refuse more rows than fit into the memory, of so many numbers each.
+
+        Raises:
+            ValueError: a forecast, and what is free.
+        """
+        argument, count = ("max_saves", self.max_saves) if self.save_at is None else ("save_at", len(self.save_at))
+        if count is not None:
+            check_room(argument, count, 8 * count * numbers, f"A row holds {numbers} numbers: ask for fewer rows.")
+
     def with_room_for(self, numbers: int) -> "FlowOptions":
-        """The options with `max_saves` decided, where it was left out, for rows of so many numbers each."""
+        """The options with `max_saves` decided, where it was left out, for rows of so many numbers each.
+
+        Raises:
+            ValueError: more rows asked for than fit into the memory.
+        """
+        self.check_rows(numbers)
         if self.max_saves is not None:
             return self
         return replace(self, max_saves=max(MIN_SAVES, min(MAX_SAVES, MAX_ROWS_NUMBERS // numbers)))

@@ -16,6 +16,7 @@ from saddleflow._backend.checks import is_concrete, require, require_finite, req
 from saddleflow._backend.programs import Stopwatch, make_room
 from saddleflow.flow.arguments import FlowOptions, method_of, needs_symmetry, require_gradient, settings_of
 from saddleflow.flow.critical import hessian_ends
+from saddleflow.flow.functions import check_functions
 from saddleflow.flow.model_landscape import ModelLandscape, Preconditioner, Vector
 from saddleflow.flow.model_trajectory import ModelTrajectory
 from saddleflow.flow.model_twin import has_symmetry, model_escapes, perturbed, rows_up_to
@@ -62,6 +63,7 @@ def solve_model(
         symmetric=needs_symmetry(options),
         keep_outputs=keeps,
     )
+    check_functions(options.observables, options.stop, landscape.subject(theta))
     options = options.with_room_for(1 + keeps * math.prod(objective.shape) + options.save_networks * theta.size)
     method = method_of(options, landscape, graded=False, num_dips=num_dips(theta), turns="plain", pad_rows=True)
     with Stopwatch() as spent:
@@ -139,7 +141,6 @@ def landscape_of(
         ValueError: a model without trainable arrays, or with such that are not finite float64; outputs of another
             shape than the cost's; a loss that is no number, not differentiable, or not finite at the start.
     """
-    require(preconditioner in PRECONDITIONERS, "preconditioner", f"be one of {PRECONDITIONERS}", preconditioner)
     parameters, rest = _parted(model, trainable)
     _check_leaves(parameters)
     leaves, structure = jax.tree.flatten(jax.tree.map(on_device, parameters))

@@ -11,6 +11,7 @@ one of your own. Those of the Hessian, of the neural tangent kernel and of A wor
     run = sf.gradient_flow(cost, network, observables=inner)
 """
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,10 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from saddleflow._backend.checks import as_float64, require, require_finite, require_integer
+from saddleflow._backend.arguments import Reader, accepts, boolean, integer, optional, refuse, takes, text
+from saddleflow._backend.arguments import function as function_of
+from saddleflow._backend.arguments import read as read_all
+from saddleflow._backend.checks import as_float64, require, require_finite
 from saddleflow.flow.spectra import RELATIVE_RANK_TOLERANCE as RELATIVE_RANK_TOLERANCE
 from saddleflow.flow.spectra import default_rank_tolerance as default_rank_tolerance
 from saddleflow.flow.spectra import effective_rank as effective_rank
@@ -33,7 +37,7 @@ from saddleflow.flow.spectra import rank as rank
 from saddleflow.flow.spectra import rank_gap as rank_gap
 from saddleflow.flow.spectra import singular_values as singular_values
 from saddleflow.flow.spectra import stable_rank as stable_rank
-from saddleflow.problem import geometry
+from saddleflow.problem import geometry, readers
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.problem.objective import Objective
@@ -43,10 +47,13 @@ Observable = Callable[[Any, Any], Any]
 
 REGISTRY: dict[str, Observable] = {}
 
+BY_NAME = 'For example observables={"norm": lambda cost, network: ...}.'
 
-def register(observable: Observable, name: str | None = None) -> Observable:
+
+def register(observable: Any, name: Any = None) -> Observable:
     """Make `observable(cost, network) -> array` known by its name, or another; usable as a decorator."""
-    name = observable.__name__ if name is None else name
+    observable = function_of("cost", "network")("observable", observable)
+    name = text("name", getattr(observable, "__name__", None) if name is None else name)
     require(name not in REGISTRY, "observable", "have a new name", name, f"Known: {sorted(REGISTRY)}.")
     REGISTRY[name] = observable
     return observable
@@ -68,16 +75,42 @@ def resolve(observables: Mapping[str, Any] | Sequence[str] | None) -> dict[str, 
     Raises:
         ValueError: a name that nobody registered; the message lists the known ones.
     """
-    if observables is None:
-        return {}
-    if isinstance(observables, Mapping):
-        for name, function in observables.items():
-            require(callable(function), "observables", f"map {name!r} to a function (cost, network)", function)
-        return dict(observables)
-    names = [observables] if isinstance(observables, str) else list(observables)
+    return {} if observables is None else read("observables", observables)
+
+
+def read(argument: str, value: Any) -> dict[str, Observable]:
+    """The reader of an argument `observables`: a mapping from names to functions, or names."""
+    if isinstance(value, Mapping):
+        for name, given in value.items():
+            require(isinstance(name, str), argument, "map names to functions (cost, network)", name)
+            _check_observable(argument, name, given)
+        return dict(value)
+    if callable(value) or not isinstance(value, Sequence):
+        refuse(argument, "be a mapping from names to functions (cost, network), or a list of names", value, BY_NAME)
+    names = [value] if isinstance(value, str) else list(value)
     for name in names:
-        require(name in REGISTRY, "observables", f"name one of {sorted(REGISTRY)}", name)
+        if callable(name):
+            refuse(argument, f"name one of {sorted(REGISTRY)}", name, BY_NAME)
+        known = isinstance(name, str) and name in REGISTRY
+        require(known, argument, f"name one of {sorted(REGISTRY)}", name)
     return {name: REGISTRY[name] for name in names}
+
+
+def _check_observable(argument: str, name: str, given: Any) -> None:
+    expected = f"map {name!r} to a function (cost, network)"
+    if isinstance(given, type):
+        refuse(argument, expected, given, f"Make one: {given.__name__}(...).")
+    if not callable(given):
+        registered = isinstance(given, str) and given in REGISTRY
+        refuse(argument, expected, given, f"Write observables=[{given!r}]." if registered else "")
+    if not accepts(given, 2):
+        refuse(argument, expected, given, f"Its arguments are {inspect.signature(given)}.")
+
+
+def _read(options: Any, **table: Reader) -> None:
+    """Read the fields of an observable that is a frozen dataclass."""
+    for field, value in read_all(table, {name: getattr(options, name) for name in table}).items():
+        object.__setattr__(options, field, value)
 
 
 def networks_only(observable: Observable) -> Observable:
@@ -141,10 +174,10 @@ class Alignment:
         count: how many singular vectors; at most as many as every layer has.
     """
 
-    count: int = 1
+    count: Any = 1
 
     def __post_init__(self):
-        require_integer("count", self.count, 1)
+        _read(self, count=integer(1))
 
     def __call__(self, cost: Any, network: Any) -> Float[Array, "depth_minus_1 count"]:
         """The overlaps of one network."""
@@ -169,11 +202,10 @@ class PartialProducts:
         count: how many, in descending order; None: as many as A has, or the smallest width where that is less.
     """
 
-    count: int | None = None
+    count: Any = None
 
     def __post_init__(self):
-        if self.count is not None:
-            require_integer("count", self.count, 1)
+        _read(self, count=optional(integer(1)))
 
     def __call__(self, cost: Any, network: Any) -> Float[Array, "depth depth count"]:
         """The singular values of one network."""
@@ -282,13 +314,13 @@ class HessianEigenvalues:
         least: from the lower end, where saddles have negative ones, and not from the upper.
     """
 
-    count: int = 1
-    num_products: int = 48
-    least: bool = False
+    count: Any = 1
+    num_products: Any = 48
+    least: Any = False
 
     def __post_init__(self):
-        require_integer("count", self.count, 1)
-        require_integer("num_products", self.num_products, self.count, "It takes a product for each at least.")
+        _read(self, count=integer(1), least=boolean)
+        _read(self, num_products=integer(self.count, remedy="It takes a product for each at least."))
 
     def __call__(self, cost: Any, model: Any) -> Float[Array, " count"]:
         """The eigenvalues of one model."""
@@ -320,12 +352,12 @@ class KernelEigenvalues:
         num_products: products at most; with as many as there are outputs all are exact.
     """
 
-    count: int = 1
-    num_products: int = 48
+    count: Any = 1
+    num_products: Any = 48
 
     def __post_init__(self):
-        require_integer("count", self.count, 1)
-        require_integer("num_products", self.num_products, self.count, "It takes a product for each at least.")
+        _read(self, count=integer(1))
+        _read(self, num_products=integer(self.count, remedy="It takes a product for each at least."))
 
     def __call__(self, cost: Any, model: Any) -> Float[Array, " count"]:
         """The eigenvalues of one model."""
@@ -351,6 +383,7 @@ class KernelDistance:
         reference: the other model.
     """
 
+    @takes(reference=readers.start)
     def __init__(self, reference: Any):
         self.reference = reference
 
@@ -370,10 +403,10 @@ class KernelMatrix:
         most: outputs at most.
     """
 
-    most: int = 100
+    most: Any = 100
 
     def __post_init__(self):
-        require_integer("most", self.most, 1)
+        _read(self, most=integer(1))
 
     def __call__(self, cost: Any, model: Any) -> Float[Array, "m m"]:
         """The kernel of one model."""

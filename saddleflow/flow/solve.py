@@ -22,6 +22,7 @@ from saddleflow.flow.arguments import (
     settings_of,
 )
 from saddleflow.flow.dips import Dips
+from saddleflow.flow.functions import check_functions
 from saddleflow.flow.landscape import Landscape, NetworkLandscape
 from saddleflow.flow.run import dips_of, end_of, numbers_of, rows_of, run, stats_of
 from saddleflow.flow.state import FlowState, Method, Settings, StopReason
@@ -71,6 +72,8 @@ def integrate(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> I
     loop, and pay for both branches of every condition.
     """
     check_problem(cost, network, options)
+    check_functions(options.observables, options.stop, (cost, network))
+    options.check_rows(math.prod(cost.shape) + options.save_networks * network.num_parameters)
     landscape = NetworkLandscape(cost)
     settings = settings_of(landscape, network, options)
     method = method_of(options, landscape, needs_grading(cost, network, options))

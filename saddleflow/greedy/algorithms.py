@@ -20,18 +20,19 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from saddleflow._backend.arguments import MOST_DEPTH, MOST_STEPS, integer, number, optional, takes
 from saddleflow._backend.checks import require_finite, require_integer, require_positive
-from saddleflow._backend.devices import one_lapack_thread
+from saddleflow._backend.devices import check_room, one_lapack_thread
 from saddleflow._backend.linalg import svd
 from saddleflow._backend.programs import compiled
 from saddleflow._backend.waiting import interruptible
-from saddleflow.flow.arguments import FlowOptions
+from saddleflow.flow.arguments import FLOW, FlowOptions
 from saddleflow.flow.solve import integrate, solve
 from saddleflow.flow.state import StopReason
 from saddleflow.flow.trajectory import Trajectory, assemble
 from saddleflow.greedy import growing
 from saddleflow.greedy.paths import GreedyPath, Saddle
-from saddleflow.problem import geometry, stationary
+from saddleflow.problem import geometry, readers, stationary
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork, layer_sizes
 from saddleflow.problem.symmetry import include
@@ -43,6 +44,8 @@ STOP_SHARE = 0.1
 
 # The polished point lies within this share of |theta|, or there is no stationary point and the path recedes.
 NEAR = 0.1
+
+LEAST_DEPTH = "A single layer has no saddles."
 
 # Ends of a flow after which the next stationary point is looked for.
 RESTING = (StopReason.stop, StopReason.converged, StopReason.stationary_saddle)
@@ -90,6 +93,12 @@ class StationaryPoints(eqx.Module):
     certified: Bool[Array, "*batch points"]
 
 
+@takes(
+    cost=readers.cost,
+    depth=integer(2, MOST_DEPTH, LEAST_DEPTH),
+    max_stages=optional(integer(1)),
+    **{name: FLOW[name] for name in ("rtol", "gradient_tolerance", "save_networks", "max_steps", "progress")},
+)
 @interruptible
 @one_lapack_thread()
 def saddle_to_saddle(
@@ -133,7 +142,6 @@ def saddle_to_saddle(
     """
     layer_sizes(depth, 1, cost.shape, least=2)
     max_stages = min(cost.shape) if max_stages is None else max_stages
-    require_integer("max_stages", max_stages, 1)
     stages, saddles = [], []
     network = growing.origin(cost.shape, depth, growing.working_width(1))
     reason = "max_stages"
@@ -219,6 +227,16 @@ def stationary_points(
     return StationaryPoints(network, train_cost, strengths, certified & alive)
 
 
+@takes(
+    cost=readers.cost,
+    depth=integer(2, MOST_DEPTH, LEAST_DEPTH),
+    epsilon=number(),
+    num_steps=integer(1, MOST_STEPS),
+    learning_rate=number(),
+    minimum_cost=number(),
+    max_stages=optional(integer(1)),
+    max_saves=integer(2),
+)
 @interruptible
 @one_lapack_thread()
 def greedy_descent(
@@ -262,10 +280,8 @@ def greedy_descent(
         require_positive(name, value)
     require_finite("minimum_cost", minimum_cost)
     layer_sizes(depth, 1, cost.shape, least=2)
-    require_integer("num_steps", num_steps, 1)
-    require_integer("max_saves", max_saves, 2)
+    check_room("max_saves", max_saves, 8 * min(max_saves, num_steps) * math.prod(cost.shape), "Ask for fewer rows.")
     max_stages = 2 * min(cost.shape) if max_stages is None else max_stages
-    require_integer("max_stages", max_stages, 1)
     stages, saddles = [], []
     network = growing.origin(cost.shape, depth, growing.working_width(1))
     for neuron in range(max_stages + 1):

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from saddleflow._backend.arguments import number, takes
 from saddleflow._backend.checks import is_concrete, require, require_positive
 
 # Arrays, or single numbers.
@@ -36,6 +37,7 @@ Preactivation = Float[Array, "..."] | float
 Number = Float[Array, ""] | float
 
 
+@takes(epsilon=number(example="1e-2"))
 def relu(x: Preactivation, epsilon: Number) -> Float[Array, "..."]:
     r"""A smooth ReLU, `epsilon log(1 + exp(x / epsilon))`.
 
@@ -65,6 +67,7 @@ def relu(x: Preactivation, epsilon: Number) -> Float[Array, "..."]:
     return jnp.maximum(x, 0) + _bump(x, epsilon)
 
 
+@takes(epsilon=number(example="1e-2"), slope=number(example="0.01"))
 def leaky_relu(x: Preactivation, epsilon: Number, slope: Number = 0.01) -> Float[Array, "..."]:
     """A smooth leaky ReLU, `slope x + (1 - slope) relu(x, epsilon)`.
 
@@ -93,6 +96,7 @@ def leaky_relu(x: Preactivation, epsilon: Number, slope: Number = 0.01) -> Float
     return jnp.maximum(x, slope * x) + (1 - slope) * _bump(x, epsilon)
 
 
+@takes(epsilon=number(example="1e-2"))
 def absolute(x: Preactivation, epsilon: Number) -> Float[Array, "..."]:
     """A smooth absolute value, `2 epsilon log(2 cosh(x / (2 epsilon)))`.
 
@@ -120,6 +124,7 @@ def absolute(x: Preactivation, epsilon: Number) -> Float[Array, "..."]:
     return jnp.maximum(x, -x) + 2 * _bump(x, epsilon)
 
 
+@takes(epsilon=number(example="1e-2"))
 def hard_tanh(x: Preactivation, epsilon: Number) -> Float[Array, "..."]:
     """A smooth `clip(x, -1, 1)`: `relu(x + 1, epsilon) - relu(x - 1, epsilon) - 1`.
 

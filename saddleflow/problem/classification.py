@@ -15,8 +15,9 @@ import numpy as np
 import scipy
 from jaxtyping import Array, Bool, Float, Int
 
+from saddleflow._backend.arguments import integer
 from saddleflow._backend.arrays import on_device
-from saddleflow._backend.checks import as_float64, is_concrete, require, require_finite, require_integer
+from saddleflow._backend.checks import as_float64, is_concrete, require, require_finite
 from saddleflow._backend.linalg import qr
 from saddleflow.problem.costs import MAX_RESIDUALS, Cost, span_of
 from saddleflow.problem.curvature import (
@@ -28,6 +29,9 @@ from saddleflow.problem.curvature import (
     Matrix,
     SoftmaxCurvature,
 )
+
+# More classes than labels of 32 bits tell apart.
+MOST_CLASSES = 2**31 - 1
 
 # Entries at most of the linear program that decides whether data are separable: a few seconds.
 MAX_PROGRAM = 1_000_000
@@ -324,7 +328,7 @@ class CrossEntropy(Classification):
     def __init__(
         self,
         labels: Any,
-        num_classes: int | np.integer | None = None,
+        num_classes: Any = None,
         *,
         inputs: Any = None,
         test_inputs: Any = None,
@@ -332,7 +336,7 @@ class CrossEntropy(Classification):
     ):
         labels = _classes("labels", labels)
         number = int(labels.max()) + 1 if num_classes is None else num_classes
-        require_integer("num_classes", number, 2)
+        number = integer(2, MOST_CLASSES)("num_classes", number)
         require(labels.max() < number, "labels", f"lie below num_classes = {number}", int(labels.max()))
         if test_labels is not None:
             test_labels = _classes("test_labels", test_labels)
@@ -440,8 +444,12 @@ def _classes(name: str, labels: Any) -> Int[np.ndarray, " N"]:
     """Labels from 0."""
     labels = _list_of_labels(name, labels)
     sound = labels.ndim == 1 and labels.size > 0 and np.issubdtype(labels.dtype, np.integer)
-    require(sound, name, "be a list of integers", f"{labels.dtype} of shape {labels.shape}")
+    remedy = "Of other labels take np.unique(labels, return_inverse=True)[1]."
+    require(sound, name, "be a list of integers", f"{labels.dtype} of shape {labels.shape}", remedy)
     require(labels.min() >= 0, name, "not be negative", int(labels.min()), "Classes count from 0.")
+    require(
+        labels.max() < MOST_CLASSES, name, f"lie below {MOST_CLASSES}", int(labels.max()), "Count classes from 0."
+    )
     return labels
 
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from saddleflow._backend import arguments as readers
+from saddleflow._backend.arguments import boolean, integer, number, takes
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import (
     as_booleans,
@@ -18,8 +20,8 @@ from saddleflow._backend.checks import (
     is_concrete,
     require,
     require_finite,
-    require_integer,
 )
+from saddleflow._backend.devices import check_room
 from saddleflow._backend.random import normal_matrices, permutation
 from saddleflow.problem.curvature import (
     ColumnCurvature,
@@ -179,11 +181,11 @@ class Scaled(Cost):
     factor: Float[Array, ""]
 
     def __init__(self, cost: Cost, factor: Any):
-        number = isinstance(factor, int | float | np.number) or getattr(factor, "ndim", None) == 0
         name = "c in c * cost"
-        require(number and not isinstance(factor, bool), name, "be a number", factor)
+        factor = number(example="0.5")(name, factor)
         if is_concrete(factor):
-            require(math.isfinite(factor) and factor > 0, name, "be finite and positive", float(factor))
+            remedy = "A negative multiple is not convex, and the flow of no cost stands still."
+            require(math.isfinite(factor) and factor > 0, name, "be finite and positive", float(factor), remedy)
         if isinstance(cost, Scaled):
             cost, factor = cost.cost, factor * cost.factor
         self.cost, self.factor = cost, jnp.asarray(factor, float)
@@ -266,6 +268,7 @@ class MatrixCompletion(Cost):
     def __init__(self, target: Any, observed: Any, held_out: Any = None):
         target = as_float64("target", target)
         require(target.ndim == 2, "target", "be a matrix", f"shape {target.shape}")
+        require(0 not in target.shape, "target", "have rows and columns", f"shape {target.shape}")
         observed = _mask("observed", observed, target.shape)
         concrete = is_concrete(observed) and is_concrete(held_out) and is_concrete(target)
         # numpy compiles nothing for a new shape
@@ -290,6 +293,7 @@ class MatrixCompletion(Cost):
         )
 
     @classmethod
+    @takes(key=readers.key, shape=readers.shape, rank=integer(1), observed=number(example="0.8"))
     def random(
         cls,
         key: PRNGKeyArray,
@@ -309,14 +313,11 @@ class MatrixCompletion(Cost):
         Raises:
             ValueError: rank or share out of range, or a share that observes no entry.
         """
-        require(len(shape) == 2, "shape", "be (n_out, n_in)", shape)
-        for size in shape:
-            require_integer("shape", size, 1)
-        require_integer("rank", rank, 1)
         shape, rank = (int(shape[0]), int(shape[1])), int(rank)
         require(rank <= min(shape), "rank", f"be at most min(shape) = {min(shape)}", rank)
         require(0 < observed <= 1, "observed", "be a share in (0, 1]", observed)
         size = shape[0] * shape[1]
+        check_room("shape", shape, 32 * size, "A cost holds its target and two masks.")
         count = round(observed * size)
         require(count >= 1, "observed", "leave at least one observed entry", observed)
         left, right = normal_matrices(key, [(shape[0], rank), (rank, shape[1])])
@@ -435,6 +436,7 @@ class MeanSquaredError(Cost):
     test_set: "_Samples | None"
     samples: tuple[Float[Array, "n_in N"], Float[Array, "n_out N"]] | None
 
+    @takes(keep_samples=boolean)
     def __init__(
         self,
         inputs: Any,
@@ -467,12 +469,18 @@ class MeanSquaredError(Cost):
     @classmethod
     def teacher(cls, matrix: Any) -> "MeanSquaredError":
         """Whitened inputs: `C(A) = |A - A*|_F^2` for a teacher matrix A*, shape (n_out, n_in)."""
-        matrix = as_float64("matrix", matrix)
-        require(matrix.ndim == 2, "matrix", "be a matrix", f"shape {matrix.shape}")
+        matrix = _matrix("matrix", matrix)
         whitened = jnp.sqrt(matrix.shape[1]) * jnp.eye(matrix.shape[1])
         return cls(whitened, matrix @ whitened)
 
     @classmethod
+    @takes(
+        key=readers.key,
+        num_samples=integer(1),
+        num_test_samples=integer(0),
+        noise=number(least=0.0),
+        keep_samples=boolean,
+    )
     def random(
         cls,
         key: PRNGKeyArray,
@@ -496,11 +504,9 @@ class MeanSquaredError(Cost):
         Raises:
             ValueError: a count or a noise out of range.
         """
-        require_integer("num_samples", num_samples, 1)
-        require_integer("num_test_samples", num_test_samples, 0)
-        require(noise >= 0, "noise", "not be negative", noise)
-        teacher = as_float64("teacher", teacher)
+        teacher = _matrix("teacher", teacher)
         total = int(num_samples) + int(num_test_samples)
+        check_room("num_samples", num_samples, 16 * total * sum(teacher.shape), "Take fewer samples.")
         key_inputs, key_noise = jax.random.split(key)
         inputs = jax.random.normal(key_inputs, (teacher.shape[1], total), float)
         outputs = teacher @ inputs + noise * jax.random.normal(key_noise, (teacher.shape[0], total), float)
@@ -630,6 +636,21 @@ class _Samples(eqx.Module):
 
     def mean_squared_error(self, matrix: Matrix) -> Float[Array, ""]:
         return jnp.sum((matrix @ self.root - self.aim) ** 2) + self.floor
+
+
+def _matrix(name: str, matrix: Any) -> Any:
+    """A finite matrix of float64."""
+    matrix = as_float64(name, matrix)
+    require(
+        matrix.ndim == 2,
+        name,
+        "be a matrix",
+        f"shape {matrix.shape}",
+        "Of a vector take vector[None] or vector[:, None].",
+    )
+    require(0 not in matrix.shape, name, "have rows and columns", f"shape {matrix.shape}")
+    require_finite(name, matrix)
+    return matrix
 
 
 def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Bool[Array | np.ndarray, "n_out n_in"]:

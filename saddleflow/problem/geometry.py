@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from saddleflow._backend.arguments import takes
+from saddleflow._backend.checks import as_float64
+from saddleflow.problem import readers
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.curvature import kronecker_sum
 from saddleflow.problem.layered import Active, Hidden, Layered, StackedNetwork, each, fold, joined
@@ -74,6 +77,7 @@ def end_to_end(network: Any, active: Active = None) -> Float[Array, "n_out n_in"
     return product @ first
 
 
+@takes(cost=readers.cost, network=readers.chain)
 def gradient(cost: Cost, network: Any, active: Active = None) -> Any:
     """Gradient of the loss `C(A(theta))`: `dC/dW_l = M_l^T grad C(A) N_l^T`, a network of gradients.
 
@@ -149,11 +153,13 @@ def gradient_flow_field(time: Any, network: DeepLinearNetwork, cost: Cost) -> De
     return jax.tree.map(jnp.negative, gradient(cost, network))
 
 
+@takes(cost=readers.cost, network=readers.network, direction=readers.network)
 def hessian_vector_product(cost: Cost, network: DeepLinearNetwork, direction: DeepLinearNetwork) -> DeepLinearNetwork:
     """Hessian of the loss `C(A(theta))` at the network, applied to a direction: the sweeps' tangents."""
     return jax.jvp(lambda theta: gradient(cost, theta), (network,), (direction,))[1]
 
 
+@takes(network=readers.network, matrix=as_float64)
 def neural_tangent_kernel(
     network: DeepLinearNetwork, matrix: Float[Array, "n_out n_in"]
 ) -> Float[Array, "n_out n_in"]:

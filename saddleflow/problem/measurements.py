@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from saddleflow._backend import arguments as readers
+from saddleflow._backend.arguments import integer, number, takes
 from saddleflow._backend.arrays import on_device
-from saddleflow._backend.checks import as_float64, is_concrete, require, require_finite, require_integer
+from saddleflow._backend.checks import as_float64, is_concrete, require, require_finite
+from saddleflow._backend.devices import check_room
 from saddleflow.problem.costs import MOST_RESIDUALS, Cost, MatrixCompletion
 from saddleflow.problem.curvature import Curvature, InputCurvature, Matrix, MeasurementCurvature
 
@@ -70,6 +73,7 @@ class LinearMeasurements(Cost):
             self.inverse = on_device(inverse)
 
     @classmethod
+    @takes(key=readers.key, num_measurements=integer(1), noise=number(least=0.0), num_test=integer(0))
     def sensing(
         cls,
         key: PRNGKeyArray,
@@ -96,10 +100,9 @@ class LinearMeasurements(Cost):
         """
         target = as_float64("target", target)
         require(target.ndim == 2, "target", "be a matrix", f"shape {target.shape}")
-        require_integer("num_measurements", num_measurements, 1)
-        require_integer("num_test", num_test, 0)
-        require(noise >= 0, "noise", "not be negative", noise)
+        require_finite("target", target)
         total = int(num_measurements) + int(num_test)
+        check_room("num_measurements", num_measurements, 16 * total * target.size, "Take fewer measurements.")
         key_matrices, key_noise = jax.random.split(key)
         matrices = jax.random.normal(key_matrices, (total, *target.shape), float)
         values = jnp.einsum("mij,ij->m", matrices, jnp.asarray(target))

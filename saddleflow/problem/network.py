@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from saddleflow._backend.arguments import number, refuse
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import (
+    as_float64,
     is_concrete,
     require,
     require_float64,
@@ -42,8 +44,11 @@ class DeepLinearNetwork(eqx.Module):
     # numpy scalars would otherwise try to broadcast themselves over the network
     __array_ufunc__ = None
 
-    def __init__(self, layers: Iterable[Any]):
-        layers = tuple(layers)
+    def __init__(self, layers: Any):
+        listed = isinstance(layers, Iterable) and getattr(layers, "ndim", 1) > 0
+        if not listed or isinstance(layers, str | bytes | dict):
+            refuse("layers", "be a list of matrices", layers, "W_1 first: sf.DeepLinearNetwork([first, last]).")
+        layers = tuple(as_float64(f"layers[{index}]", layer) for index, layer in enumerate(layers))
         check_layers(layers)
         self.layers = tuple(map(on_device, layers))
 
@@ -92,19 +97,27 @@ class DeepLinearNetwork(eqx.Module):
         if not jnp.isscalar(alpha) and getattr(alpha, "ndim", None) != 0:
             return NotImplemented
         if is_concrete(alpha):
-            require(
-                math.isfinite(alpha) and alpha != 0,
-                "alpha",
-                "be finite and nonzero",
-                float(alpha),
-                "At alpha = 0 the network sits on the saddle at the origin forever.",
-            )
+            check_scale(alpha)
         if is_concrete(alpha) and is_concrete(self.layers[0]):
             # numpy compiles nothing for a new shape
             return jax.tree.map(lambda layer: on_device(np.asarray(alpha) * np.asarray(layer)), self)
         return jax.tree.map(lambda layer: alpha * layer, self)
 
     __mul__ = __rmul__
+
+
+def check_scale(alpha: Any) -> None:
+    """Refuse a scale of a start that is not finite, or zero (concrete ones only).
+
+    Raises:
+        ValueError: with the reason.
+    """
+    if not is_concrete(alpha):
+        return
+    found = number(example="0.1")("alpha", alpha)
+    require(math.isfinite(found), "alpha", "be finite and nonzero", found, "For example 0.1 * network.")
+    remedy = "At alpha = 0 the network sits on the saddle at the origin forever."
+    require(found != 0, "alpha", "be finite and nonzero", found, remedy)
 
 
 def check_layers(layers: Sequence[Any], least: int = 1) -> None:
@@ -149,7 +162,7 @@ def layer_sizes(depth: int, width: Width | None, shape: tuple[int, int], least: 
     require_integer("depth", depth, least, "Wider and narrower networks have two layers at least." * (least > 1))
     if depth == 1:
         width = ()
-    require(width is not None, "width", "be given for two layers and more", None)
+    require(width is not None, "width", "be given for two layers and more", None, "For example width=10.")
     widths: tuple[Any, ...] = tuple(width) if isinstance(width, Sequence) else (width,) * (depth - 1)
     require(
         len(widths) == depth - 1,

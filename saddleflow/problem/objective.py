@@ -9,13 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from saddleflow._backend.arguments import function, instance, integer, number, optional, refuse, takes
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import as_float64, require, require_finite, require_float64, require_positive
-from saddleflow.problem.classification import CrossEntropy
+from saddleflow.problem.classification import MOST_CLASSES, CrossEntropy
 from saddleflow.problem.costs import Cost, SquaredError
 from saddleflow.problem.network import DeepLinearNetwork
 
 Model = Any
+
+# What an objective is made of beside its cost.
+PARTS = ("outputs", "regulariser", "test")
+
+
+def of_model(argument: str, value: Any) -> Any:
+    """The reader of a function of a model."""
+    expected = "be a function of the model"
+    if isinstance(value, type):
+        refuse(argument, expected, value, f"Make one: {value.__name__}(...).")
+    if not callable(value):
+        refuse(argument, expected, value, f"For example {argument}=lambda model: ...")
+    return function("model")(argument, value)
 
 
 class WeightDecay(eqx.Module):
@@ -29,7 +43,8 @@ class WeightDecay(eqx.Module):
         return 0.5 * self.strength * sum((jnp.sum(leaf**2) for leaf in leaves), start=jnp.zeros(()))
 
 
-def weight_decay(strength: float | int) -> WeightDecay:
+@takes(strength=number())
+def weight_decay(strength: Any) -> WeightDecay:
     """The regulariser `strength / 2 |theta|^2`: the flow gains the term `-strength theta`.
 
         objective = sf.Objective(cost, outputs, sf.weight_decay(1e-3))
@@ -73,11 +88,8 @@ class Objective(eqx.Module):
     regulariser: Callable[[Model], Any] | None
     test: Callable[[Model], Any] | None
 
+    @takes(cost=instance(Cost, "be a saddleflow cost", "See sf.Cost."), **dict.fromkeys(PARTS, optional(of_model)))
     def __init__(self, cost: Any, outputs: Any = None, regulariser: Any = None, *, test: Any = None):
-        require(isinstance(cost, Cost), "cost", "be a saddleflow cost", type(cost).__name__, "See sf.Cost.")
-        require(outputs is None or callable(outputs), "outputs", "be a function of the model", outputs)
-        for name, function in (("regulariser", regulariser), ("test", test)):
-            require(function is None or callable(function), name, "be a function of the model, or None", function)
         if outputs is None:
             outputs = end_to_end
             test = CostOfNetwork(cost.test) if test is None and cost.has_test else test
@@ -183,6 +195,7 @@ class Predictions(eqx.Module):
         return jax.vmap(of_sample, out_axes=1)(self.inputs)
 
 
+@takes(predict=function("model", "x"), regulariser=optional(of_model))
 def regression(
     predict: Any,
     inputs: Any,
@@ -210,6 +223,7 @@ def regression(
     Raises:
         ValueError: numbers of samples that differ, targets that are no finite float64.
     """
+    predictions = _predictions("inputs", predict, inputs)
     targets = _targets("targets", targets, inputs)
     test = None
     require(
@@ -223,9 +237,10 @@ def regression(
         same = len(held_out) == len(targets)
         require(same, "test_targets", f"have as many outputs as `targets`, {len(targets)}", len(held_out))
         test = _Test(SquaredError(held_out), predict, test_inputs)
-    return Objective(SquaredError(targets), _predictions("inputs", predict, inputs), regulariser, test=test)
+    return Objective(SquaredError(targets), predictions, regulariser, test=test)
 
 
+@takes(predict=function("model", "x"), num_classes=optional(integer(2, MOST_CLASSES)), regulariser=optional(of_model))
 def classification(
     predict: Any,
     inputs: Any,
@@ -292,10 +307,9 @@ class _Test(eqx.Module):
 
 
 def _predictions(name: str, predict: Any, inputs: Any) -> Predictions:
-    require(callable(predict), "predict", "be a function (model, x) -> prediction", predict)
     for leaf in jax.tree.leaves(inputs):
-        if np.issubdtype(np.asarray(leaf).dtype, np.floating):
-            require_float64(name, leaf)
+        if np.asarray(leaf).dtype.kind not in "biuf" or np.issubdtype(np.asarray(leaf).dtype, np.floating):
+            require_float64(name, np.asarray(leaf))
         require_finite(name, leaf)
     return Predictions(predict, jax.tree.map(on_device, inputs))
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from saddleflow._backend.arguments import number, optional, takes, text
 from saddleflow._backend.checks import require
 from saddleflow.problem.costs import ROUNDING, Cost, MatrixCompletion, MeanSquaredError, Scaled, SquaredError
 from saddleflow.problem.measurements import LinearMeasurements, gram_inverse, measured_rows
@@ -15,7 +16,7 @@ from saddleflow.problem.measurements import LinearMeasurements, gram_inverse, me
 REFINEMENTS = 3
 
 
-def minimum_norm_solution(cost: Cost) -> Float[np.ndarray, "n_out n_in"]:
+def minimum_norm_solution(cost: Any) -> Float[np.ndarray, "n_out n_in"]:
     """The minimiser of a quadratic cost with the least Frobenius norm: where the flow of one layer from zero ends.
 
         run = sf.gradient_flow(
@@ -46,8 +47,9 @@ def minimum_norm_solution(cost: Cost) -> Float[np.ndarray, "n_out n_in"]:
     return matrix
 
 
+@takes(tolerance=number(least=0.0), solver=optional(text))
 def nuclear_norm_solution(
-    cost: Cost, *, tolerance: float = 0.0, solver: str | None = None, **options: Any
+    cost: Any, *, tolerance: float = 0.0, solver: str | None = None, **options: Any
 ) -> Float[np.ndarray, "n_out n_in"]:
     """The matrix of least nuclear norm that meets the equations of a cost, by cvxpy (`saddleflow[references]`).
 
@@ -73,7 +75,6 @@ def nuclear_norm_solution(
         ImportError: cvxpy is not installed.
     """
     cost = _unscaled(cost)
-    require(math.isfinite(tolerance) and tolerance >= 0, "tolerance", "be finite and not negative", tolerance)
     cvxpy = _cvxpy()
     matrix = cvxpy.Variable(cost.shape)
     off, most, each = _equations(cvxpy, cost, matrix, tolerance)
@@ -115,7 +116,7 @@ def _within(tolerance: float, floor: float) -> float:
     return math.sqrt(max(tolerance**2 - floor, 0.0))
 
 
-def _unscaled(cost: Cost) -> Cost:
+def _unscaled(cost: Any) -> Cost:
     """A quadratic cost without its factor."""
     cost = cost.cost if isinstance(cost, Scaled) else cost
     kinds = MatrixCompletion, MeanSquaredError, SquaredError, LinearMeasurements

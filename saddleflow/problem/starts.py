@@ -9,20 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from saddleflow._backend.checks import (
-    is_concrete,
-    require,
-    require_finite,
-    require_float64,
-    require_positive,
-)
+from saddleflow._backend import arguments as readers
+from saddleflow._backend.arguments import MOST_DEPTH, integer, number, optional, real_numbers, sequence_of, takes
+from saddleflow._backend.checks import as_float64, is_concrete, require, require_finite, require_positive
+from saddleflow._backend.devices import check_room
 from saddleflow._backend.random import normal_matrices
-from saddleflow.problem.network import DeepLinearNetwork, Width, layer_sizes
+from saddleflow.problem.network import DeepLinearNetwork, Width, layer_sizes, num_parameters
 
 # Newton's steps for the singular values of an imbalanced factorisation; it converges from above in a few.
 NEWTON_STEPS = 80
 
+# What the arguments of starts are.
+SIZES = {"depth": integer(1, MOST_DEPTH), "width": optional(readers.width)}
+RANDOM = SIZES | {"key": readers.key, "shape": readers.shape, "layer_scales": optional(sequence_of(number()))}
+LAWS = {name: optional(number(example="1.5")) for name in ("gamma", "variance", "fan_in")}
+FACTORISED = SIZES | {"imbalance": real_numbers}
 
+
+@takes(**RANDOM, **LAWS)
 def gaussian(
     key: PRNGKeyArray,
     *,
@@ -61,6 +65,7 @@ def gaussian(
     return _scaled(scales, normal_matrices(key, _shapes(sizes)))
 
 
+@takes(**RANDOM, **LAWS)
 def uniform(
     key: PRNGKeyArray,
     *,
@@ -101,6 +106,7 @@ def uniform(
     )
 
 
+@takes(**RANDOM, scale=number())
 def orthogonal(
     key: PRNGKeyArray,
     *,
@@ -132,6 +138,7 @@ def orthogonal(
     return _scaled(_factors(scale, depth, layer_scales), map(_orthonormal, normal_matrices(key, _shapes(sizes))))
 
 
+@takes(**(RANDOM | {"key": optional(readers.key)}), scale=number(), noise=number())
 def identity(
     key: PRNGKeyArray | None = None,
     *,
@@ -173,9 +180,8 @@ def identity(
     return _scaled(_factors(scale, depth, layer_scales), layers)
 
 
-def balanced(
-    matrix: Any, *, depth: int, width: Width | None = None, imbalance: float | Sequence[float] = 0.0
-) -> DeepLinearNetwork:
+@takes(**FACTORISED)
+def balanced(matrix: Any, *, depth: int, width: Width | None = None, imbalance: Any = 0.0) -> DeepLinearNetwork:
     """The factorisation of a matrix with `W_{l+1}^T W_{l+1} - W_l W_l^T = imbalance 1`: balanced for 0, by default.
 
     With `A = U diag(s) V^T` layer l is `diag(a_l)` between orthonormal frames, `a_{l+1}^2 - a_l^2 = imbalance` and
@@ -219,13 +225,14 @@ def balanced(
     return _between_frames(u, [s[:kept] ** (1 / depth)] * depth, vh, sizes)
 
 
+@takes(**FACTORISED, values=real_numbers)
 def aligned(
     matrix: Any,
     *,
     values: Any,
     depth: int,
     width: Width | None = None,
-    imbalance: float | Sequence[float] = 0.0,
+    imbalance: Any = 0.0,
 ) -> DeepLinearNetwork:
     """A start in the singular vectors of a matrix: `A = U diag(values) V^T`, factorised as `balanced` does.
 
@@ -304,6 +311,9 @@ def _factors(scale: Any, depth: int, layer_scales: Sequence[Any] | None) -> list
 
 
 def _shapes(sizes: tuple[int, ...]) -> list[tuple[int, int]]:
+    """The shapes of the layers, from the input on, if they fit the memory."""
+    remedy = "Wide random networks are drawn in law by sf.sample_reduced."
+    check_room("width", sizes[1:-1], 8 * num_parameters(sizes), remedy)
     return list(zip(sizes[1:], sizes[:-1], strict=True))
 
 
@@ -326,10 +336,14 @@ def _orthonormal(matrix: Float[Any, "rows columns"]) -> Float[Any, "rows columns
 
 
 def _as_matrix(matrix: Any) -> Float[Array, "n_out n_in"]:
-    if isinstance(matrix, list | tuple):
-        matrix = np.asarray(matrix, float)
-    require_float64("matrix", matrix)
-    require(matrix.ndim == 2, "matrix", "be a matrix", f"shape {matrix.shape}")
+    matrix = as_float64("matrix", matrix)
+    require(
+        matrix.ndim == 2,
+        "matrix",
+        "be a matrix",
+        f"shape {matrix.shape}",
+        "Of a vector take vector[None] or vector[:, None].",
+    )
     require_finite("matrix", matrix)
     return jnp.asarray(matrix)
 

@@ -12,10 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from saddleflow._backend.checks import is_concrete, require
+from saddleflow._backend.arguments import optional, sequence_of, takes
+from saddleflow._backend.arguments import width as hidden_width
+from saddleflow._backend.checks import as_float64, is_concrete, require
+from saddleflow.problem import readers
 from saddleflow.problem.network import DeepLinearNetwork, Width, layer_sizes
 
 
+@takes(network=readers.network, rotations=sequence_of(as_float64, "[matrix]"))
 def rotate(network: DeepLinearNetwork, rotations: Sequence[Float[Array, "_ _"]]) -> DeepLinearNetwork:
     """Rotate every hidden space: `(O_1 W_1, O_2 W_2 O_1^T, ..., W_L O_{L-1}^T)`.
 
@@ -46,6 +50,7 @@ def rotate(network: DeepLinearNetwork, rotations: Sequence[Float[Array, "_ _"]])
     return DeepLinearNetwork(layers)
 
 
+@takes(network=readers.network, width=optional(hidden_width))
 def include(network: DeepLinearNetwork, width: Width) -> DeepLinearNetwork:
     """Include the network into wider ones, by dead neurons: zero rows and columns.
 
@@ -72,6 +77,7 @@ def include(network: DeepLinearNetwork, width: Width) -> DeepLinearNetwork:
     )
 
 
+@takes(network=readers.network)
 def balancedness(network: DeepLinearNetwork) -> tuple[Float[Array | np.ndarray, "*batch _ _"], ...]:
     """The conserved matrices `D_l = W_{l+1}^T W_{l+1} - W_l W_l^T`, l = 1, ..., L - 1.
 

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from saddleflow._backend.arguments import check_options, number, takes
 from saddleflow._backend.checks import require
 from saddleflow.api import gradient_flow
+from saddleflow.problem import readers
 from saddleflow.problem.costs import Cost
 from saddleflow.sweeps.configuration import name, name_of
 
@@ -25,10 +27,9 @@ class After:
     init: Callable[..., Any]
     options: dict[str, Any]
 
-    def __call__(self, key: Any, *, switch_time: float, **arguments: Any) -> Any:
+    def __call__(self, key: Any, *, switch_time: Any, **arguments: Any) -> Any:
         """The network at a time of the flow before."""
-        number = isinstance(switch_time, int | float) and switch_time >= 0
-        require(number, "switch_time", "be a time, not negative", switch_time)
+        switch_time = number(least=0.0, example="100.0")("switch_time", switch_time)
         start = self.init(key, **arguments)
         if switch_time == 0:
             return start
@@ -65,6 +66,7 @@ class After:
         return f"after({name(self.cost)}, {name_of(self.init)}{further})"
 
 
+@takes(cost=readers.cost)
 def after(cost: Any, init: Any, **options: Any) -> After:
     """An `init` for sweeps: the network at `switch_time` of a flow on another cost, from a start that `init` makes.
 
@@ -90,9 +92,9 @@ def after(cost: Any, init: Any, **options: Any) -> After:
         ValueError: a cost that is none, an init that is no function; times that are none, or that the flow before
             does not reach.
     """
-    require(isinstance(cost, Cost), "cost", "be a saddleflow cost", type(cost).__name__)
-    require(callable(init), "init", "be a function (key, ...) -> network", init)
+    require(callable(init), "init", "be a function (key, ...) -> network", init, "For example sf.gaussian.")
     for option in ("t1", "save_at", "progress", "target_cost"):
         given = options.get(option)
         require(option not in options, option, "be left out: the flow before ends at switch_time", given)
+    check_options(gradient_flow, options)
     return After(cost, init, options)

@@ -8,8 +8,10 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Int
 
-from saddleflow._backend.checks import require, require_finite, require_integer, require_positive
+from saddleflow._backend.arguments import MOST_DEPTH, MOST_SEED, MOST_WIDTH, integer, number, refuse
+from saddleflow._backend.checks import require, require_finite, require_positive
 from saddleflow.flow.arguments import require_tolerance
+from saddleflow.problem import readers
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import layer_sizes
 from saddleflow.problem.objective import Objective, as_objective
@@ -19,6 +21,19 @@ AXES = (
     *("cost", "depth", "gamma", "variance", "alpha", "width", "seed", "rtol"),
     *("learning_rate", "batch_size", "batch_seed"),
 )
+
+
+# The axes of integers.
+INTEGERS = {
+    "depth": integer(1, MOST_DEPTH),
+    "width": integer(1, MOST_WIDTH),
+    "seed": integer(0, MOST_SEED, "jax.random.key takes an integer from 0, of 64 bits with a sign."),
+    "batch_size": integer(0),
+    "batch_seed": integer(0, MOST_SEED, "jax.random.key takes an integer from 0, of 64 bits with a sign."),
+}
+
+# Values of an axis: lanes of a sweep are listed before they run.
+MOST_VALUES = 10**6
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +71,7 @@ class Grid:
         costs = _costs(cost, _as_cost)
         for depth, width in itertools.product(values["depth"], values["width"]):
             layer_sizes(depth, width, costs[0].shape)
-        dims = [axis for axis in names if np.ndim(axes[axis]) > 0]
+        dims = [axis for axis in names if _is_sequence(axes[axis])]
         return cls._paired(cost, costs, values, dims, (), together)
 
     @classmethod
@@ -72,7 +87,7 @@ class Grid:
         values = {name: _arguments(name, given, together) for name, given in arguments.items()}
         values |= {axis: _values(axis, given, together) for axis, given in axes.items()}
         dims = [name for name, given in arguments.items() if _is_sequence(given)]
-        dims += [axis for axis, given in axes.items() if np.ndim(given) > 0]
+        dims += [axis for axis, given in axes.items() if _is_sequence(given)]
         return cls._paired(cost, costs, values, dims, tuple(arguments), together)
 
     @classmethod
@@ -147,7 +162,8 @@ def as_groups(together: Any) -> tuple[tuple[str, ...], ...]:
 
 
 def _costs(cost: Any, read: Callable[[Any], Any]) -> tuple[Any, ...]:
-    costs = tuple(read(one) for one in (cost if isinstance(cost, Sequence) else (cost,)))
+    listed = isinstance(cost, Sequence) and not isinstance(cost, str | bytes)
+    costs = tuple(read(one) for one in (cost if listed else (cost,)))
     require(len(costs) > 0, "cost", "be a cost or a sequence of them", cost)
     shapes = sorted({tuple(one.shape) for one in costs})
     require(len(shapes) == 1, "cost", "have one shape for all", shapes, "Make a sweep for each shape.")
@@ -157,9 +173,9 @@ def _costs(cost: Any, read: Callable[[Any], Any]) -> tuple[Any, ...]:
 
 
 def _as_cost(given: Any) -> Cost:
-    remedy = "Models of an objective come from init." if callable(given) else ""
-    require(isinstance(given, Cost), "cost", "be a saddleflow cost", type(given).__name__, remedy)
-    return cast(Cost, given)
+    if callable(given) and not isinstance(given, Cost | type):
+        refuse("cost", "be a saddleflow cost", given, "Models of an objective come from init.")
+    return cast(Cost, readers.cost("cost", given))
 
 
 def _as_objective(given: Any) -> Objective:
@@ -195,24 +211,27 @@ def _labels(values: Sequence[Any]) -> list[Any]:
 
 
 def _values(axis: str, given: Any, together: Any) -> tuple[Any, ...]:
-    require(np.ndim(given) <= 1, axis, "be a number or a list of them", given)
-    found = tuple(x.item() if isinstance(x, np.generic) else x for x in (given if np.ndim(given) > 0 else (given,)))
+    several = _is_sequence(given)
+    if several and len(given) > MOST_VALUES:
+        refuse(axis, f"hold at most {MOST_VALUES} values", given, "Make several sweeps.")
+    if getattr(given, "ndim", 0) > 1 or (several and any(np.ndim(value) for value in given)):
+        refuse(axis, "be a number or a list of them", given, "Several hidden widths come from init.")
+    found = tuple(given) if several else (given,)
+    require(len(found) > 0, axis, "hold at least one value", given)
     if axis == "batch_size":
         found = tuple(0 if size is None else size for size in found)
-    require(len(found) > 0, axis, "hold at least one value", given)
+    found = tuple(_value(axis, value) for value in found)
     paired = any(axis in group for group in as_groups(together))
     twice = [] if paired else sorted({x for x in found if found.count(x) > 1})
     require(not twice, axis, "hold each value once", f"{twice} twice", "Duplicates would be the same lane.")
-    for value in found:
-        _check_value(axis, value)
     return found
 
 
-def _check_value(axis: str, value: Any) -> None:
-    least = {"depth": 1, "width": 1, "seed": 0, "batch_size": 0, "batch_seed": 0}
-    if axis in least:
-        require_integer(axis, value, least[axis])
-        return
+def _value(axis: str, value: Any) -> Any:
+    """One value of an axis, checked."""
+    if axis in INTEGERS:
+        return INTEGERS[axis](axis, value)
+    value = number()(axis, value)
     require_finite(axis, value)
     if axis == "gamma":
         require(value >= 0, axis, "not be negative", value)
@@ -220,3 +239,4 @@ def _check_value(axis: str, value: Any) -> None:
         require_positive(axis, value)
     else:
         require_tolerance(axis, value)
+    return value

@@ -142,7 +142,7 @@ def arguments_of(init: Any, given: Iterable[str]) -> tuple[list[str], bool]:
     """
     known = list(inspect.signature(init).parameters.values()) if callable(init) else []
     positional = bool(known) and known[0].kind in (inspect.Parameter.POSITIONAL_ONLY, _EITHER, _ANY)
-    require(positional, "init", "be a function (key, ...) -> model", init)
+    require(positional, "init", "be a function (key, ...) -> model", init, "For example init=sf.gaussian.")
     first = known[0].name
     require(
         first not in given, "init", "take a key before its keywords", f"{first!r} first", "init(key, ...) -> model."

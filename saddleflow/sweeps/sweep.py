@@ -1,6 +1,7 @@
 """Sweeps: one call for a grid of flows, one dataset back."""
 
 import inspect
+import math
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -15,11 +16,27 @@ import lazy_loader as lazy
 import numpy as np
 
 from saddleflow._backend import meters
-from saddleflow._backend.checks import require, require_integer, require_known, require_positive
+from saddleflow._backend.arguments import (
+    MOST_STEPS,
+    boolean,
+    choice,
+    function,
+    integer,
+    optional,
+    path,
+    real_numbers,
+    refuse,
+    require_known,
+    scalar,
+    takes,
+    text,
+)
+from saddleflow._backend.checks import require, require_positive
 from saddleflow._backend.devices import find_devices, slots_per_program
 from saddleflow._backend.waiting import interruptible
-from saddleflow.flow.arguments import FlowOptions
+from saddleflow.flow.arguments import FLOW, FlowOptions
 from saddleflow.flow.history import versions as package_versions
+from saddleflow.flow.models import PRECONDITIONERS
 from saddleflow.problem.costs import Cost
 from saddleflow.sweeps import cluster, dataset, descents
 from saddleflow.sweeps.chunk import Chunk, Starts, SweepOptions
@@ -42,8 +59,31 @@ NETWORK_AXES = ("depth", "width", "gamma", "variance", "alpha")
 
 DEFAULT_RTOL = 1e-4
 
+# So many times are more than any dataset of lanes holds.
+MOST_TIMES = 10**7
+
 # Where a lane's own steps are saved: rows of a step, so that short runs too have as many as the dataset asks for.
 SAVES_PER_STEP = 4
+
+
+# Options of every flow of a sweep; rtol is an axis.
+OF_FLOWS = (
+    *("t1", "target_cost", "observables", "solver", "max_saves", "max_steps"),
+    *("gradient_tolerance", "rank_tolerance", "progress"),
+)
+
+
+def _save_at(argument: str, value: Any) -> Any:
+    """The reader of `save_at`: a number of times, or times."""
+    found = scalar(value)
+    return integer(2, MOST_TIMES)(argument, found) if isinstance(found, int) else real_numbers(argument, found)
+
+
+def _client(argument: str, value: Any) -> Any:
+    """The reader of `client`: what chunks can be submitted to."""
+    if isinstance(value, type) or not (hasattr(value, "submit") and hasattr(value, "cancel")):
+        refuse(argument, "be a dask.distributed.Client", value, "For example dask.distributed.Client().")
+    return value
 
 
 @overload
@@ -59,11 +99,24 @@ def sweep(
 ) -> "xr.Dataset": ...
 @overload
 def sweep(cost: Any, *, init: Callable[..., Any], **options: Any) -> "xr.Dataset": ...
+@takes(
+    accept=optional(function("start")),
+    num_steps=optional(integer(1, MOST_STEPS)),
+    save_at=optional(_save_at),
+    save_matrices=boolean,
+    reduce_width=optional(text),
+    preconditioner=choice(*PRECONDITIONERS),
+    store=optional(path),
+    client=optional(_client),
+    slots=optional(integer(1)),
+    chunk_size=optional(integer(1)),
+    **{name: FLOW[name] for name in OF_FLOWS},
+)
 @interruptible
 def sweep(  # pyright: ignore[reportInconsistentOverload]
     cost: Any,
     *,
-    init: Callable[..., Any] | None = None,
+    init: Any = None,
     seed: Any = 0,
     together: Any = (),
     accept: Any = None,
@@ -207,7 +260,6 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
         RuntimeError: chunks that failed on a cluster.
         KeyboardInterrupt: Ctrl-C, at once; the store is whole.
     """
-    meters.check_progress(progress)
     of_models = {"trainable": trainable, "preconditioner": preconditioner}
     of_networks = {"reduce_width": reduce_width, "rank_tolerance": rank_tolerance}
     of_flows = {"t1": t1, "save_at": save_at, "solver": solver, "reduce_width": reduce_width}
@@ -234,12 +286,10 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
         rank_tolerance=rank_tolerance,
         progress=False,
     )
+    flow.check_rows(math.prod(grid.costs[0].shape))
     # under vmap the default solver would pay for its explicit steps and its stiff ones at every step
     stiff = solver is None and slots_per_program(find_devices(devices)[0]) > 1
     options = SweepOptions(flow, save_matrices, reduce_width, stiff)
-    for name, value in (("slots", slots), ("chunk_size", chunk_size)):
-        if value is not None:
-            require_integer(name, value, 1)
     require(client is None or devices is None, "devices", "not be given together with client", devices)
     chunks = cut(grid, options, chunk_size, starts)
     configuration, versions = describe(grid, starts, options, chunks), package_versions()
@@ -270,7 +320,6 @@ def _starts(
         ValueError: options of the other kind; arguments of init that are missing or have the name of a variable.
         TypeError: an argument of another name.
     """
-    require(accept is None or callable(accept), "accept", "be a function of a start, or None", accept)
     if init is None:
         _refuse_options_of_models(of_models, "come with init")
         require(accept is None, "accept", "come with init", accept, "For example init=sf.gaussian.")
@@ -334,7 +383,6 @@ def _times(t1: Any, save_at: Any) -> tuple[float | None, Any]:
         require_positive("t1", t1)
         t1 = float(t1)
     if isinstance(save_at, int) and not isinstance(save_at, bool):
-        require_integer("save_at", save_at, 2)
         require(t1 is not None, "t1", "be given where save_at is a number of times", t1, "The times end there.")
         last = t1 or 0.0
         save_at = np.concatenate([[0.0], np.geomspace(last * 1e-6, last, save_at - 1)])

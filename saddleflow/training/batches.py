@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from saddleflow._backend.checks import require_integer
+from saddleflow._backend import arguments as readers
+from saddleflow._backend.arguments import MOST_STEPS, integer, takes
+from saddleflow._backend.checks import require
+from saddleflow._backend.devices import check_room
 from saddleflow._backend.programs import compiled
 
 
@@ -32,6 +35,7 @@ def batch_of(
     return jax.lax.dynamic_slice(order, (begin,), (batch_size,))
 
 
+@takes(key=readers.key, num_samples=integer(1), batch_size=integer(1), num_steps=integer(1, MOST_STEPS))
 def batch_indices(key: PRNGKeyArray, num_samples: int, batch_size: int, num_steps: int) -> Int[Array, "steps b"]:
     """The samples of each step of `sf.gradient_descent` with this key, shape (num_steps, batch_size).
 
@@ -50,9 +54,9 @@ def batch_indices(key: PRNGKeyArray, num_samples: int, batch_size: int, num_step
     Raises:
         ValueError: a number out of range.
     """
-    require_integer("num_samples", num_samples, 1)
-    require_integer("batch_size", batch_size, 1)
-    require_integer("num_steps", num_steps, 1)
+    remedy = "A batch holds no sample twice."
+    require(batch_size <= num_samples, "batch_size", f"be at most num_samples = {num_samples}", batch_size, remedy)
+    check_room("num_steps", num_steps, 8 * num_steps * batch_size, "Ask for fewer steps.")
     return _indices(key, num_samples, batch_size, num_steps)
 
 

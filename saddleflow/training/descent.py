@@ -9,25 +9,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from saddleflow._backend.arguments import optional, takes
 from saddleflow._backend.arrays import on_device
-from saddleflow._backend.checks import named_arguments, require
 from saddleflow._backend.devices import one_lapack_thread
 from saddleflow._backend.programs import Stopwatch, compiled, make_room
 from saddleflow._backend.waiting import interruptible
 from saddleflow.flow import observables as obs
 from saddleflow.flow.arguments import check_fit, dip_capacity
+from saddleflow.flow.functions import check_functions
 from saddleflow.flow.landscape import NetworkLandscape
 from saddleflow.flow.model_trajectory import ModelTrajectory
 from saddleflow.flow.models import MAX_OUTPUTS, landscape_of, num_dips
 from saddleflow.flow.run import dips_of
 from saddleflow.flow.state import StopReason
 from saddleflow.flow.trajectory import Trajectory, assemble
+from saddleflow.problem import readers
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.problem.objective import Objective, as_objective
 from saddleflow.training.loop import Method, Settings
-from saddleflow.training.options import DescentOptions, require_concrete
-from saddleflow.training.rates import Stepper, name_of, stepper_of
+from saddleflow.training.options import DESCENT, DescentOptions, require_concrete
+from saddleflow.training.rates import Stepper, name_of, rate, stepper_of
 from saddleflow.training.run import bound_of, known, rows_of, run
 from saddleflow.training.tasks import ModelTask, NetworkTask, Task
 
@@ -38,7 +40,7 @@ def gradient_descent(cost: Cost, model: DeepLinearNetwork, optimizer: Any = None
 def gradient_descent(
     cost: Objective | Callable[[Any], Any], model: Any, optimizer: Any = None, **options: Any
 ) -> ModelTrajectory: ...
-@named_arguments
+@takes(cost=readers.loss, model=readers.start, learning_rate=optional(rate), **DESCENT)
 @interruptible
 @one_lapack_thread()
 def gradient_descent(  # pyright: ignore[reportInconsistentOverload]
@@ -127,8 +129,6 @@ def gradient_descent(  # pyright: ignore[reportInconsistentOverload]
         rank_tolerance=rank_tolerance,
     )
     make_room()
-    swapped = isinstance(model, Cost | Objective)
-    require(not swapped, "model", "be a network or a model", type(model).__name__, "The loss comes first.")
     require_concrete("model", model)
     require_concrete("key", key)
     if isinstance(cost, Cost):
@@ -139,15 +139,10 @@ def gradient_descent(  # pyright: ignore[reportInconsistentOverload]
 def _train_network(
     cost: Cost, network: Any, optimizer: Any, learning_rate: Any, options: DescentOptions
 ) -> Trajectory:
-    require(
-        isinstance(network, DeepLinearNetwork),
-        "model",
-        "be a deep linear network with a cost of matrices",
-        type(network).__name__,
-        "Of another model say what its outputs are: sf.Objective(cost, outputs).",
-    )
+    readers.network_of_matrices("model", network)
     check_fit(cost, network)
     options.check_batches(cost.num_samples)
+    check_functions(options.observables, None, (cost, network))
     numbers = math.prod(cost.shape) + options.save_networks * network.num_parameters
     descended = _Descended(
         NetworkTask(NetworkLandscape(cost)),
@@ -187,6 +182,7 @@ def _train_model(
         keep_outputs=keeps,
     )
     options.check_batches(objective.num_samples)
+    check_functions(options.observables, None, landscape.subject(theta))
     parameters = jax.tree.unflatten(landscape.structure, map(on_device, landscape.arrays(theta)))
     descended = _Descended(
         ModelTask(landscape),

@@ -49,7 +49,9 @@ def distance_to_flow(descent: Any, flow: Any) -> Float[np.ndarray, " time"]:
 
 def _matrices(name: str, trajectory: Any) -> Float[np.ndarray, "time n_out n_in"]:
     """A, or the outputs, at every row."""
-    require(isinstance(trajectory, Trajectory | ModelTrajectory), name, "be a trajectory", type(trajectory).__name__)
+    remedy = "It is what sf.gradient_descent and sf.gradient_flow return."
+    sound = isinstance(trajectory, Trajectory | ModelTrajectory)
+    require(sound, name, "be a trajectory", type(trajectory).__name__, remedy)
     matrices = trajectory.end_to_end if isinstance(trajectory, Trajectory) else trajectory.outputs
     require(matrices is not None, name, "keep the outputs at its rows", None, "Take fewer rows, or an objective.")
     return matrices

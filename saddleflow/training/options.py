@@ -7,15 +7,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from saddleflow._backend.checks import is_concrete, require, require_integer, require_positive
-from saddleflow._backend.meters import check_progress
+from saddleflow._backend.arguments import MOST_STEPS, Reader, integer, key, optional
+from saddleflow._backend.checks import is_concrete, require, require_positive
+from saddleflow._backend.devices import check_room
 from saddleflow.flow import observables as obs
-from saddleflow.flow.arguments import MAX_ROWS_NUMBERS, MAX_SAVES, MIN_SAVES, require_target
+from saddleflow.flow.arguments import FLOW, MAX_ROWS_NUMBERS, MAX_SAVES, MIN_SAVES, require_target
 from saddleflow.problem.padding import padded_size
+
+# Options that a descent shares with a flow.
+SHARED = ("save_networks", "observables", "target_cost", "max_seconds", "progress", "rank_tolerance")
+
+# What the options of descents are, for the tables of the functions that take them.
+DESCENT: dict[str, Reader] = {name: FLOW[name] for name in SHARED} | {
+    "num_steps": integer(1, MOST_STEPS),
+    "batch_size": optional(integer(1)),
+    "key": optional(key),
+    "max_saves": optional(integer(2)),
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,17 +51,13 @@ class DescentOptions:
     deadline: float = math.inf  # of time.perf_counter
 
     def __post_init__(self):
-        require_integer("num_steps", self.num_steps, 1)
         if self.save_at is not None:
             object.__setattr__(self, "save_at", _steps(self.save_at, self.num_steps))
-        if self.max_saves is not None:
-            require_integer("max_saves", self.max_saves, 2)
         if self.target_cost is not None:
             require_target(self.target_cost)
         for name in ("max_seconds", "rank_tolerance"):
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
-        check_progress(self.progress)
         object.__setattr__(self, "observables", obs.resolve(self.observables))
         if self.max_seconds is not None:
             object.__setattr__(self, "deadline", time.perf_counter() + self.max_seconds)
@@ -67,7 +74,6 @@ class DescentOptions:
         if self.batch_size is None:
             require(self.key is None, "key", "be None without batch_size", self.key, "Nothing else is random.")
             return
-        require_integer("batch_size", self.batch_size, 1)
         require(
             num_samples is not None,
             "batch_size",
@@ -81,9 +87,6 @@ class DescentOptions:
         require(fits, "batch_size", f"be at most the number of samples, {num_samples}", self.batch_size)
         remedy = "Pass jax.random.key(0), for example."
         require(self.key is not None, "key", "be given with batch_size: batches are random", None, remedy)
-        dtype = getattr(self.key, "dtype", None)
-        sound = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and self.key.shape == ()
-        require(sound, "key", "be one key of jax.random", type(self.key).__name__, remedy)
 
     def room_for_rows(self, numbers: int) -> Int[np.ndarray, " capacity"]:
         """`saved_steps`, with steps behind them that are never reached: fewer sizes are fewer compiled programs."""
@@ -101,6 +104,8 @@ class DescentOptions:
         most = self.max_saves
         if most is None:
             most = max(MIN_SAVES, min(MAX_SAVES, MAX_ROWS_NUMBERS // numbers))
+        need = 8 * min(most, self.num_steps) * numbers
+        check_room("max_saves", most, need, f"A row holds {numbers} numbers: ask for fewer rows.")
         return np.unique(np.linspace(0, self.num_steps, min(most, self.num_steps + 1)).round().astype(int))
 
 

@@ -7,19 +7,23 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from saddleflow._backend.arguments import optional, takes
 from saddleflow._backend.arrays import on_device
-from saddleflow._backend.checks import require
 from saddleflow._backend.linalg import lane_by_lane
 from saddleflow.flow.arguments import check_fit
+from saddleflow.flow.functions import check_functions
 from saddleflow.flow.landscape import NetworkLandscape
 from saddleflow.flow.state import StopReason
-from saddleflow.problem.costs import Cost
+from saddleflow.problem import readers
 from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.training import loop
 from saddleflow.training.loop import DescentState, Method, Settings
-from saddleflow.training.options import DescentOptions
-from saddleflow.training.rates import Stepper, stepper_of
+from saddleflow.training.options import DESCENT, DescentOptions
+from saddleflow.training.rates import Stepper, rate, stepper_of
 from saddleflow.training.tasks import NetworkTask
+
+# Options that have no meaning within `jit`.
+OF_THE_HOST = ("max_seconds", "rank_tolerance", "progress")
 
 
 class Descent(eqx.Module):
@@ -54,6 +58,12 @@ class Descent(eqx.Module):
     stop_reason: Int[Array, ""]
 
 
+@takes(
+    cost=readers.cost,
+    network=readers.network,
+    learning_rate=optional(rate),
+    **{name: reader for name, reader in DESCENT.items() if name not in OF_THE_HOST},
+)
 def descend(
     cost: Any,
     network: Any,
@@ -101,9 +111,6 @@ def descend(
     Raises:
         ValueError: bad arguments, as far as they are concrete.
     """
-    is_network = isinstance(cost, Cost) and isinstance(network, DeepLinearNetwork)
-    found = f"{type(cost).__name__} and {type(network).__name__}"
-    require(is_network, "cost, network", "be a cost and a deep linear network", found, "Models: gradient_descent.")
     check_fit(cost, network)
     options = DescentOptions(
         num_steps=num_steps,
@@ -116,6 +123,7 @@ def descend(
         target_cost=target_cost,
     )
     options.check_batches(cost.num_samples)
+    check_functions(options.observables, None, (cost, network))
     task, stepper = NetworkTask(NetworkLandscape(cost)), stepper_of(optimizer, learning_rate, network)
     method = Method(
         batch_size=batch_size,

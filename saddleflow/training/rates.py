@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from saddleflow._backend.arguments import function, number
 from saddleflow._backend.checks import is_concrete, require, require_positive
 
 # The rate where neither an optimiser nor a rate is given.
@@ -59,6 +60,18 @@ class Stepper(eqx.Module):
     def time_after(self, time: Float[Array, ""], step: Int[Array, ""], rate: Float[Array, ""]) -> Float[Array, ""]:
         """Rate times steps; of rates that change their sum."""
         return time + rate if self.rate is None else (step + 1) * rate
+
+
+def rate(argument: str, value: Any) -> Any:
+    """The reader of an argument `learning_rate`: a number, or a schedule."""
+    if isinstance(value, type) or not (callable(value) or is_concrete(value)):
+        return value
+    if callable(value):
+        return function("step")(argument, value)
+    try:
+        return number(example="1e-2")(argument, value)
+    except ValueError as error:
+        raise ValueError(str(error).replace("be a real number", "be a number or a schedule")) from None
 
 
 def stepper_of(optimizer: Any, learning_rate: Any, parameters: Any) -> Stepper:

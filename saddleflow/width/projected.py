@@ -24,11 +24,13 @@ import numpy as np
 import scipy
 from jaxtyping import Array, Float
 
+from saddleflow._backend.arguments import number, optional, takes
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import require, require_finite, require_positive
 from saddleflow._backend.devices import one_lapack_thread
+from saddleflow.problem import readers
 from saddleflow.problem.costs import Cost
-from saddleflow.problem.network import DeepLinearNetwork, check_layers
+from saddleflow.problem.network import DeepLinearNetwork, check_layers, check_scale
 
 # Directions below this share of a space's largest are rounding.
 ROUNDING = 1e-13
@@ -83,6 +85,7 @@ class ReducedNetwork(eqx.Module):
         """`alpha * reduced`: every layer of the full network times alpha."""
         if not jnp.isscalar(alpha) and getattr(alpha, "ndim", None) != 0:
             return NotImplemented
+        check_scale(alpha)
         return self.scaled(alpha)
 
     __mul__ = __rmul__
@@ -282,6 +285,7 @@ class Snapshots:
         return _side_by_side(self.backward[space + 1], self.backward[space])
 
 
+@takes(tolerance=optional(number()), cost=optional(readers.cost))
 @one_lapack_thread()  # the bases, to the last bit, whatever the environment says
 def reduce_width(network: Any, tolerance: float | None = None, *, cost: Any = None) -> ProjectedNetwork:
     """Project a network onto the hidden directions its gradient uses at the start.
@@ -348,7 +352,8 @@ def _checked(network: Any) -> tuple[Any, ...]:
             require(layer.ndim == 2, "network", "be a single one, without batch axes", shape)
     else:
         sound = isinstance(network, Sequence)
-        require(sound, "network", "be a DeepLinearNetwork, or a sequence of layers", type(network).__name__)
+        remedy = "For example sf.DeepLinearNetwork([first, last])."
+        require(sound, "network", "be a DeepLinearNetwork, or a sequence of layers", type(network).__name__, remedy)
         layers = tuple(_as_layer(f"layers[{index}]", layer) for index, layer in enumerate(network))
         check_layers(layers, least=2)
     for index, layer in enumerate(layers):

@@ -20,11 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from saddleflow._backend import arguments as readers
+from saddleflow._backend.arguments import MOST_DEPTH, integer, number, optional, takes
 from saddleflow._backend.arrays import on_device
-from saddleflow._backend.checks import is_concrete, require, require_integer, require_positive
+from saddleflow._backend.checks import is_concrete, require_integer, require_positive
 from saddleflow._backend.devices import one_lapack_thread
 from saddleflow._backend.random import padded
 from saddleflow.problem.network import DeepLinearNetwork, Width, layer_sizes
+from saddleflow.problem.readers import cost as cost_reader
 from saddleflow.problem.starts import deviation
 from saddleflow.width.projected import Leaks, ReducedNetwork, Snapshots, seen_inputs
 
@@ -152,6 +155,17 @@ class SampledNetwork(ReducedNetwork):
         )
 
 
+@takes(
+    key=readers.key,
+    depth=integer(2, MOST_DEPTH),
+    width=readers.width,
+    shape=readers.shape,
+    gamma=optional(number(example="1.5")),
+    variance=optional(number()),
+    tolerance=optional(number()),
+    levels=optional(integer(1)),
+    cost=optional(cost_reader),
+)
 @one_lapack_thread()
 def sample_reduced(
     key: PRNGKeyArray,
@@ -189,7 +203,6 @@ def sample_reduced(
             another shape.
     """
     sizes = layer_sizes(depth, width, shape, least=2)
-    require(max(sizes) <= 10**12, "width", "be at most 10^12", width, "Nothing changes beyond; scale the variance.")
     unit = deviation(width, gamma, variance)
     if tolerance is not None:
         require_positive("tolerance", tolerance)
