@@ -122,3 +122,17 @@ def test_symmetric_starts_of_models_are_told():
             objective, model, trainable=eqx.is_inexact_array, preconditioner="none", symmetric=False
         )
         assert has_symmetry(landscape, theta) == symmetric
+
+
+def test_a_valley_that_rounding_leaves_is_run_as_far_as_it_is_resolved():
+    """Of [[., 1], [1, 0]] from a balanced start of positive determinant the free entry grows without end, slowly.
+
+    The flow keeps the sign of the determinant; rounding lets it change, late, at a cost that no saddle fixes.
+    """
+    cost = sf.MatrixCompletion(np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([[False, True], [True, True]]))
+    start = sf.balanced(8e-3**2 * np.array([[1.0, 0.5], [-0.3, 0.8]]), depth=2, width=2)
+    run = sf.gradient_flow(cost, start, target_cost=6.7e-5, progress=False)
+    assert run.stop_reason == "below_resolution"
+    assert run.time[-1] > 100
+    assert run.train_cost[-1] < 0.01
+    assert run.singular_values[-1, 1] < 1e-4 * run.singular_values[-1, 0]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -27,7 +28,7 @@ from saddleflow.flow.landscape import Landscape, NetworkLandscape
 from saddleflow.flow.run import dips_of, end_of, numbers_of, rows_of, run, stats_of
 from saddleflow.flow.state import FlowState, Method, Settings, StopReason
 from saddleflow.flow.trajectory import Trajectory, assemble
-from saddleflow.flow.twin import Escape, escapes, first_unresolved, has_symmetry, perturbed, up_to
+from saddleflow.flow.twin import Escape, escapes, first_unresolved, has_symmetry, on_one_way, perturbed, up_to
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.problem.padding import padded, unpadded
@@ -125,7 +126,9 @@ def _unresolved(
     if not run or trajectory.stop_reason == out_of_time or not has_symmetry(network):
         return None
     twin, its_dips = _solved(cost, perturbed(network), replace(options, phase="check"))
-    return None if twin.stop_reason == out_of_time else first_unresolved(run, escapes(cost, twin, its_dips))
+    if twin.stop_reason == out_of_time:
+        return None
+    return first_unresolved(run, escapes(cost, twin, its_dips), partial(on_one_way, trajectory, twin))
 
 
 def _solved(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> tuple[Trajectory, Dips | None]:

@@ -6,13 +6,14 @@ tells. From a start whose entries differ by many roundings it then leaves at ano
 begin with. An escape that was above rounding does not notice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 
 from saddleflow._backend.arrays import on_device, on_host
 from saddleflow.flow.clock import SegmentedTime
@@ -50,11 +51,13 @@ class Escape:
         dip: number of the first dip of the gradient norm there.
         cost: train cost there.
         time: of the highest gradient norm after it.
+        since: time of that dip.
     """
 
     dip: int
     cost: float
     time: float
+    since: float
 
 
 def has_symmetry(network: DeepLinearNetwork) -> bool:
@@ -117,13 +120,23 @@ def escapes_between(costs: Sequence[float], dips: Dips) -> list[Escape]:
     for dip, peak in enumerate(np.asarray(dips.peaks)[:count]):
         fall = costs[dip] - costs[dip + 1]
         if fall > SHARE_OF_COST * abs(costs[0]) and fall > SHARE_OF_SLOPE * (falls[dip + 1] - falls[dip]):
-            found.append(Escape(first, costs[first], float(peak)))
+            found.append(Escape(first, costs[first], float(peak), float(np.asarray(dips.times)[first])))
             first = dip + 1
     return found
 
 
-def first_unresolved(run: Sequence[Escape], twin: Sequence[Escape]) -> Escape | None:
-    """The first escape that comes at another time in the twin, or to another saddle, or not at all."""
+def first_unresolved(
+    run: Sequence[Escape],
+    twin: Sequence[Escape],
+    together: Callable[[Escape, Escape], bool] = lambda here, other: False,
+) -> Escape | None:
+    """The first escape that comes at another time in the twin, or to another saddle, or not at all.
+
+    Args:
+        run: the escapes of the run.
+        twin: those of its twin.
+        together: whether both were still on one way when the first of them reached the dip before its escape.
+    """
     before = other_before = 0.0
     for index, here in enumerate(run):
         if index >= len(twin):
@@ -132,11 +145,27 @@ def first_unresolved(run: Sequence[Escape], twin: Sequence[Escape]) -> Escape | 
         stay, other_stay = here.time - before, other.time - other_before
         elsewhere = abs(other.cost - here.cost) > 10 * SHARE_OF_COST * abs(here.cost)
         if elsewhere:
-            return run[max(index - 1, 0)]
+            # in a valley that falls on and on the dip is wherever rounding grows large: the way there is one
+            return here if together(here, other) else run[max(index - 1, 0)]
         if abs(other_stay - stay) > SHARE_OF_STAY * stay:
             return here
         before, other_before = here.time, other.time
     return None
+
+
+def on_one_way(run: Trajectory, twin: Trajectory, here: Escape, other: Escape) -> bool:
+    """Whether a run and its twin had the same cost when the first of them reached the dip before its escape.
+
+    By the rows of the other, with the cubic through costs and the slopes `dC/dt = -|grad|^2`.
+    """
+    first, trajectory = (here, twin) if here.since <= other.since else (other, run)
+    row = int(np.searchsorted(trajectory.time, first.since))
+    if not 0 < row < len(trajectory.time):
+        return False
+    ends = slice(row - 1, row + 1)
+    slopes = -(trajectory.gradient_norm[ends] ** 2)
+    curve = scipy.interpolate.CubicHermiteSpline(trajectory.time[ends], trajectory.train_cost[ends], slopes)
+    return bool(abs(curve(first.since) - first.cost) <= 10 * SHARE_OF_COST * abs(first.cost))
 
 
 def up_to(
