@@ -6,6 +6,7 @@ expected, what came and what to do. What is good input, if of an unusual type, i
 
 import traceback
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import diffrax
@@ -494,3 +495,63 @@ def test_bad_input_is_refused_in_one_line(name):
     assert " but " in message
     last = traceback.extract_tb(error.value.__traceback__)[-1].filename
     assert Path(last).is_relative_to(Path(sf.__file__).parent), last
+
+
+def same(one: object, other: object) -> bool:
+    """Whether two pytrees hold the same arrays."""
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(first, second) for first, second in pairs)
+
+
+GOOD: dict[str, Callable[[], bool]] = {
+    "numpy integers": lambda: same(gaussian(depth=np.int64(2), width=np.int32(3)), gaussian()),
+    "arrays of no axes": lambda: same(gaussian(depth=np.array(2), gamma=jnp.array(1.0)), gaussian()),
+    "an array of widths": lambda: same(gaussian(depth=3, width=np.array([3, 3])), gaussian(depth=3, width=(3, 3))),
+    "a list as shape": lambda: same(gaussian(shape=[np.int64(4), 4]), gaussian()),
+    "an array as shape": lambda: same(gaussian(shape=np.array([4, 4])), gaussian()),
+    "a fraction": lambda: same(gaussian(gamma=Fraction(1, 1)), gaussian()),
+    "numbers of float32": lambda: same(gaussian(gamma=np.float32(1.0)), gaussian()),
+    "an array of scales": lambda: same(gaussian(layer_scales=np.ones(2)), gaussian()),
+    "a key of old": lambda: same(gaussian(key=jax.random.PRNGKey(0)), gaussian()),
+    "layers as lists": lambda: sf.DeepLinearNetwork([[[1.0, 2]], [[3], [4]]]).shape == (2, 2),
+    "lists as a target": lambda: sf.MeanSquaredError.teacher([[1, 2], [3, 4]]).shape == (2, 2),
+    "lists as a task": lambda: sf.MatrixCompletion([[1, 2], [3, 4]], [[True, False], [True, True]]).num_observed == 3,
+    "lists as a start": lambda: sf.balanced([[1, 2], [3, 4]], depth=np.int64(2), width=2).shape == (2, 2),
+    "a target of jax": lambda: sf.regression(lambda m, x: x, INPUTS, jnp.ones(6)).shape == (1, 6),
+    "numpy's counts": lambda: (
+        sf.MeanSquaredError.random(KEY, teacher=np.eye(2), num_samples=np.int64(5)).shape == (2, 2)
+    ),
+    "numpy's booleans": lambda: sf.MeanSquaredError(INPUTS.T, TARGETS.T, keep_samples=np.True_).num_samples == 6,
+    "numpy's factor": lambda: float((np.float64(2) * COST).factor) == 2.0,
+    "an array as alpha": lambda: same(np.array(2.0) * NETWORK, 2.0 * NETWORK),
+    "numpy's count": lambda: sf.observables.Alignment(np.int64(2)).count == 2,
+    "numpy's decay": lambda: float(sf.weight_decay(np.float32(0.5)).strength) == 0.5,
+    "arrays of rotations": lambda: same(sf.rotate(NETWORK, np.stack([np.eye(6)] * 2)), NETWORK),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_input_of_an_unusual_type(name):
+    assert GOOD[name]()
+
+
+def test_options_of_numpy_give_the_same_run():
+    plain = flow(t1=2.0, max_saves=50, save_networks=False, rtol=1e-5, max_steps=500, progress=False)
+    other = flow(
+        t1=np.float64(2),
+        max_saves=np.int64(50),
+        save_networks=np.False_,
+        rtol=jnp.asarray(1e-5),
+        max_steps=np.array(500),
+        progress=np.False_,
+    )
+    np.testing.assert_array_equal(plain.end_to_end, other.end_to_end)
+
+
+def test_tracers_pass():
+    def final(key, gamma, rtol, end):
+        network = sf.gaussian(key, **SHAPED, gamma=gamma, layer_scales=jnp.ones(2) * end)
+        return sf.integrate(COST, gamma * network, t1=end, rtol=rtol, max_saves=4).network.end_to_end()
+
+    shapes = jax.eval_shape(jax.vmap(final), jax.random.split(KEY, 3), *[jnp.ones(3)] * 3)
+    assert shapes.shape == (3, 4, 4)

@@ -352,7 +352,7 @@ def key(argument: str, value: Any) -> Any:
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if typed and form != ():
         remedy = "Of several keys take one, keys[0], or jax.vmap over them."
-    if not (typed and form == ()) and not (dtype == np.uint32 and form == (2,)):
+    if not (typed and form == ()) and not (dtype == np.uint32 and form in ((2,), (4,))):
         refuse(argument, "be one key of jax.random", value, remedy)
     return value
 

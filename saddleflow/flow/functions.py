@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 
 from saddleflow._backend.arguments import described, refuse
@@ -51,6 +52,8 @@ def _outline(argument: str, expected: str, function: Callable[..., Any], *argume
 
 def _as_array(given: Any) -> Any:
     """Numbers that are no array; None for what is neither."""
+    if any(isinstance(leaf, str | bytes | None) for leaf in jax.tree.leaves(given, is_leaf=lambda x: x is None)):
+        return None
     try:
         return eqx.filter_eval_shape(jnp.asarray, given)
     except (TypeError, ValueError):

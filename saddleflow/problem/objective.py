@@ -92,7 +92,7 @@ class Objective(eqx.Module):
     def __init__(self, cost: Any, outputs: Any = None, regulariser: Any = None, *, test: Any = None):
         if outputs is None:
             outputs = end_to_end
-            test = CostOfNetwork(cost.test) if test is None and cost.has_test else test
+            test = TestOfNetwork(cost) if test is None and cost.has_test else test
         self.cost, self.outputs, self.regulariser, self.test = cost, outputs, regulariser, test
 
     def __call__(self, model: Model) -> Float[Array, ""]:
@@ -159,14 +159,14 @@ def end_to_end(network: Any) -> Float[Array, "n_out n_in"]:
     return network.end_to_end()
 
 
-class CostOfNetwork(eqx.Module):
-    """A function of A as one of a deep linear network."""
+class TestOfNetwork(eqx.Module):
+    """The test cost of a deep linear network."""
 
-    function: Callable[[Array], Float[Array, ""]]
+    cost: Cost
 
     def __call__(self, network: Any) -> Float[Array, ""]:
         """Its value."""
-        return self.function(end_to_end(network))
+        return self.cost.test(end_to_end(network))
 
 
 class Predictions(eqx.Module):

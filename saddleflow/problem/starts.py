@@ -36,7 +36,7 @@ def gaussian(
     gamma: Any = None,
     variance: Any = None,
     fan_in: Any = None,
-    layer_scales: Sequence[Any] | None = None,
+    layer_scales: Any = None,
 ) -> DeepLinearNetwork:
     """A random start: every entry of every layer i.i.d. `N(0, variance)`, `variance = w^-gamma`.
 
@@ -75,7 +75,7 @@ def uniform(
     gamma: Any = None,
     variance: Any = None,
     fan_in: Any = None,
-    layer_scales: Sequence[Any] | None = None,
+    layer_scales: Any = None,
 ) -> DeepLinearNetwork:
     """A random start with i.i.d. uniform entries, on [-b, b] with `b^2 = 3 variance`: as wide as `gaussian` has them.
 
@@ -114,7 +114,7 @@ def orthogonal(
     width: Width | None = None,
     shape: tuple[int, int],
     scale: Any = 1.0,
-    layer_scales: Sequence[Any] | None = None,
+    layer_scales: Any = None,
 ) -> DeepLinearNetwork:
     """A random start with orthonormal rows or columns in every layer, uniformly distributed (Haar), times `scale`.
 
@@ -147,7 +147,7 @@ def identity(
     shape: tuple[int, int],
     scale: Any = 1.0,
     noise: Any = 0.0,
-    layer_scales: Sequence[Any] | None = None,
+    layer_scales: Any = None,
 ) -> DeepLinearNetwork:
     """Identity layers times `scale`, with Gaussian noise: `W_l = scale (1 + noise N(0, 1))`.
 
@@ -299,7 +299,7 @@ def _deviations(
     ]
 
 
-def _factors(scale: Any, depth: int, layer_scales: Sequence[Any] | None) -> list[Any]:
+def _factors(scale: Any, depth: int, layer_scales: Any) -> list[Any]:
     """What each layer is multiplied by, after checking it."""
     require_positive("scale", scale)
     if layer_scales is None:

@@ -5,7 +5,7 @@ distance between networks, so both commute with the gradient flow (arXiv 2106.15
 docs/theory.md, section 1).
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from saddleflow.problem.network import DeepLinearNetwork, Width, layer_sizes
 
 
 @takes(network=readers.network, rotations=sequence_of(as_float64, "[matrix]"))
-def rotate(network: DeepLinearNetwork, rotations: Sequence[Float[Array, "_ _"]]) -> DeepLinearNetwork:
+def rotate(network: DeepLinearNetwork, rotations: Any) -> DeepLinearNetwork:
     """Rotate every hidden space: `(O_1 W_1, O_2 W_2 O_1^T, ..., W_L O_{L-1}^T)`.
 
     Args:

@@ -427,10 +427,10 @@ def _orthonormal(basis: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 def _side_by_side(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """`source V / sqrt(S S_max)` with `target = U S V^T`, for every time, the times side by side."""
     _, s, vh = np.linalg.svd(target, full_matrices=False)
-    largest = np.maximum(s[:, :1], np.finfo(float).tiny)
-    weights = np.where(
-        s > ROUNDING * largest, 1 / (np.sqrt(np.maximum(s, ROUNDING * largest)) * np.sqrt(largest)), 0.0
-    )
+    largest = s[:, :1]
+    heard = (s > ROUNDING * largest) & (s >= np.finfo(float).tiny)  # none of a layer of zeros
+    roots = np.sqrt(np.where(heard, s, 1.0)) * np.sqrt(np.where(largest > 0, largest, 1.0))
+    weights = np.where(heard, 1 / np.where(heard, roots, 1.0), 0.0)
     weighted = (source @ vh.transpose(0, 2, 1)) * weights[:, None, :]
     times, rows, count = weighted.shape
     return weighted.transpose(1, 0, 2).reshape(rows, times * count) / np.sqrt(times)
