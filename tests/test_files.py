@@ -186,6 +186,9 @@ def test_a_vanished_array_of_a_finished_store_is_no_zeros(tmp_path):
     (store.path / "cost" / "c" / "0").unlink()
     with pytest.raises(ValueError, match="damaged: the dataset cannot be read"):
         store.load()
+    shutil.rmtree(store.path / "cost")
+    with pytest.raises(ValueError, match="damaged: the dataset cannot be read"):
+        store.load()
 
 
 class Killed(BaseException):

@@ -12,9 +12,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lazy_loader as lazy
 import numpy as np
@@ -137,8 +136,7 @@ class Store:
         path = self._chunk(number)
 
         def arrays() -> dict[str, np.ndarray]:
-            group: Any = zarr.open_group(path, mode="r")
-            members = [group[name] for name in group.attrs["arrays"]]
+            members = _members(path, "arrays")
             found = {array.basename: np.asarray(array[...]) for array in members}
             _require_whole(members)  # after reading: another process may remove chunks meanwhile
             return found
@@ -173,7 +171,8 @@ class Store:
                 _move(fresh / str(name), self.path / str(name))
             beside = " ".join(str(name) for name in data.coords if name not in data.dims)
             # by the conventions of the format: coordinates along a dim of another name
-            group.attrs.update(data.attrs | ({"coordinates": beside} if beside else {}) | {"complete": True})
+            names = {"complete": [str(name) for name in data.variables]}
+            group.attrs.update(data.attrs | ({"coordinates": beside} if beside else {}) | names)
             record = json.loads((fresh / RECORD).read_text())
             record["attributes"] = self._record()["attributes"] | record["attributes"]
             (fresh / RECORD).write_text(json.dumps(record, indent=2))
@@ -200,7 +199,7 @@ class Store:
         self._drop_chunks()  # left where a process was killed in between
 
         def dataset() -> "xr.Dataset":
-            _require_whole(array for _, array in zarr.open_group(self.path, mode="r").arrays())
+            _require_whole(_members(self.path, "complete"))
             return xr.open_zarr(self.path, consolidated=False, chunks=None).load()
 
         data = self._read(dataset, self.path, "the dataset")
@@ -225,7 +224,14 @@ class Store:
             ) from error
 
 
-def _require_whole(arrays: "Iterable[zarr.Array]") -> None:
+def _members(path: Path, attribute: str) -> "list[zarr.Array]":
+    """The arrays of a group that one of its attributes names: also those that have vanished, an error."""
+    group = zarr.open_group(path, mode="r")
+    names: Any = group.attrs[attribute]
+    return [cast("zarr.Array", group[name]) for name in names]
+
+
+def _require_whole(arrays: "list[zarr.Array]") -> None:
     """Refuse arrays whose files have vanished: of those zarr says zero."""
     for array in arrays:
         whole = array.nchunks_initialized == array.nchunks
