@@ -105,7 +105,7 @@ GROUPS = {
                 "bursts of one step: slower, with the same results",
             ),
             M("while active and not stopped.is_set():", "while False:"),
-            M("before = int(steps)", "before = 0"),
+            M("before = int(steps)", "before = 0", "the meter's count of steps in lanes longer than a burst"),
             M("ended = [number for number in slots if not active[number]]", "ended = list(slots)"),
             M(
                 "ended = [number for number in slots if not active[number]]",
