@@ -76,7 +76,7 @@ GROUPS = {
             M("(1.544,)", "(1.545,)"),
             M("(0.9466785280815826, 0.2557011698983284)", "(0.9466785280815826, 0.2577011698983284)"),
             M("(-5.6688,)", "(-5.6588,)"),
-            M("d=(0.25, -0.1043,", "d=(0.25, -0.1143,", "d enters fields that depend on time only"),
+            M("d=(0.25, -0.1043,", "d=(0.25, -0.1143,"),
             M(
                 "order=4,\n    gamma=0.25,\n    a=(\n        (),\n        (3.0,)",
                 "order=3,\n    gamma=0.25,\n    a=(\n        (),\n        (3.0,)",
@@ -105,7 +105,7 @@ GROUPS = {
                 "bursts of one step: slower, with the same results",
             ),
             M("while active and not stopped.is_set():", "while False:"),
-            M("before = int(steps)", "before = 0"),
+            M("before = int(steps)", "before = 0", "the meter's count of steps in lanes longer than a burst"),
             M("ended = [number for number in slots if not active[number]]", "ended = list(slots)"),
             M(
                 "ended = [number for number in slots if not active[number]]",
@@ -197,6 +197,7 @@ def main() -> None:
                 path.write_text(original.replace(mutant.old, mutant.new, 1))
                 if test(folder, group, arguments.seconds) == "killed":
                     killed += 1
+                    print(f"killed: {key}: {mutant.old!r} -> {mutant.new!r}", flush=True)
                 else:
                     survivors.append(f"{key}: {mutant.old!r} -> {mutant.new!r}. {mutant.excuse}")
                     print(f"survived: {survivors[-1]}", flush=True)

@@ -85,6 +85,11 @@ def test_slots_of_one_program_do_not_know_each_other(pairs):
     """Two slots under vmap: refilled as lanes end, the same whatever the order."""
     assert_same(pairs, sf.sweep(COST, **PAIR, gamma=[2.0, 1.0, 0.5], seed=[1, 0], chunk_size=3))
     assert 0.5 < pairs.attrs["lane_utilisation"] <= 1
+    ended = {"converged": pairs.end_time <= 10, "t1": pairs.end_time == 10}  # and none was read before
+    assert (
+        sum(((pairs.stop_reason == reason) & there).sum() for reason, there in ended.items())
+        == pairs.stop_reason.size
+    )
 
 
 def test_workers_divide_few_lanes(pairs, monkeypatch):
