@@ -145,7 +145,7 @@ def test_bad_continuations(both):
             "`trajectory` must have a row at its end, but got 'the last at",
         ),
         (lambda: sf.continue_flow(run.network, task(1)), "`trajectory` must be the trajectory of a network"),
-        (lambda: sf.continue_flow(run, None), "`cost` must be a saddleflow cost, but got 'NoneType'"),
+        (lambda: sf.continue_flow(run, None), "`cost` must be a saddleflow cost, but got None"),
         (lambda: sf.continue_flow(run, sf.MatrixCompletion.random(KEY)), "`network` must have the end-to-end shape"),
         (lambda: sf.continue_flow(run, task(1), reduce_width="auto"), "`reduce_width` must be left out"),
         (lambda: sf.after(None, sf.gaussian), "`cost` must be a saddleflow cost"),
@@ -153,7 +153,7 @@ def test_bad_continuations(both):
         (lambda: sf.after(task(0), sf.gaussian, t1=3.0), "`t1` must be left out"),
         (
             lambda: sf.after(task(0), sf.identity)(KEY, switch_time=-1.0, depth=1, shape=(5, 4)),
-            "`switch_time` must be a time, not negative, but got -1.0",
+            "`switch_time` must be finite and not negative, but got -1.0",
         ),
         (
             lambda: sf.after(task(0), sf.identity, max_steps=2)(KEY, switch_time=9.0, depth=1, shape=(5, 4)),

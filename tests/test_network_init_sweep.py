@@ -117,7 +117,7 @@ class TestAccept:
         ({"init": sf.orthogonal, **SIZES, "trainable": lambda x: True}, "`trainable` must come with an objective"),
         ({"init": sf.orthogonal, **SIZES, "reduce_width": "auto"}, "`reduce_width` must be left out where init is"),
         ({**SIZES, "accept": lambda network: True}, "`accept` must come with init"),
-        ({"init": sf.orthogonal, **SIZES, "accept": 3}, "`accept` must be a function of a start, or None, but got 3"),
+        ({"init": sf.orthogonal, **SIZES, "accept": 3}, r"`accept` must be a function \(start\), but got 3"),
         ({**SIZES, "gamma": 1.0, "variance": 0.1}, "`gamma, variance` must be given one and not both"),
         ({**SIZES, "variance": -0.1}, "`variance` must be finite and positive"),
         ({**SIZES, "seed": [0, 1], "together": "seed"}, "`together` must be two names of dims or more"),

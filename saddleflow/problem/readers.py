@@ -32,7 +32,7 @@ def _for_networks(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "Write sf.DeepLinearNetwork(layers), W_1 first."
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return "Of a single matrix write sf.DeepLinearNetwork([matrix])."
+        return "Of one matrix write sf.DeepLinearNetwork([matrix]); of another model sf.Objective(cost, outputs)."
     if hasattr(value, "frozen_squares"):
         return "Pass its small network, reduced.network."
     return "Of another model say what its outputs are: sf.Objective(cost, outputs)."
