@@ -151,7 +151,7 @@ print(len(jax.devices()))
 
 
 def test_an_import_is_quick():
-    """At most 1.3 times what the substrate takes, with the names of a first flow loaded; seconds of a core."""
+    """At most 1.4 times what the substrate takes, with the names of a first flow loaded; seconds of a core."""
 
     def seconds(code: str) -> float:
         before = os.times()
@@ -162,7 +162,7 @@ def test_an_import_is_quick():
     substrate = "import jax, diffrax, equinox, optax"
     ours = "import saddleflow as sf; sf.gradient_flow, sf.gaussian, sf.MatrixCompletion, sf.sweep"
     pairs = [(seconds(substrate), seconds(ours)) for _ in range(2)]
-    assert min(b for _, b in pairs) <= 1.3 * min(a for a, _ in pairs)
+    assert min(b for _, b in pairs) <= 1.4 * min(a for a, _ in pairs)
 
 
 def test_float64_is_on():

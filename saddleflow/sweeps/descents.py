@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from saddleflow._backend.checks import require
 from saddleflow.flow.trajectory import Trajectory
 from saddleflow.sweeps.chunk import Chunk, Starts, SweepOptions
 from saddleflow.sweeps.configuration import name_of
@@ -157,26 +156,3 @@ class DescentStarts(Starts):
     def described(self):
         """With the method."""
         return self.inner.described() | {"method": name_of(self.method), "num_steps": self.num_steps}
-
-
-def check_method(method: Any, num_steps: Any, given: dict[str, Any]) -> None:
-    """Refuse a method that is no function of a rate, and options of the other kind of sweep.
-
-    Args:
-        method: "flow", or what makes an optimiser of a learning rate.
-        num_steps: as given.
-        given: options that flows have and descents have not, where they are given.
-
-    Raises:
-        ValueError: which of them.
-    """
-    flow = isinstance(method, str) and method == "flow"
-    remedy = "Such as optax.sgd, or lambda rate: optax.sgd(rate, momentum=0.9)."
-    require(flow or callable(method), "method", "be 'flow' or a function: learning rate -> optimiser", method, remedy)
-    if flow:
-        expected = "come with a method other than 'flow'"
-        require(num_steps is None, "num_steps", expected, num_steps, "max_steps bounds flows.")
-        return
-    require(num_steps is not None, "num_steps", "be given with a method other than 'flow'", num_steps)
-    for name, value in given.items():
-        require(value is None, name, "be left out: descents have num_steps and learning_rate", value)

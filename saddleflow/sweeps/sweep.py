@@ -38,7 +38,7 @@ from saddleflow.flow.arguments import FLOW, FlowOptions
 from saddleflow.flow.history import versions as package_versions
 from saddleflow.flow.models import PRECONDITIONERS
 from saddleflow.problem.costs import Cost
-from saddleflow.sweeps import cluster, dataset, descents
+from saddleflow.sweeps import cluster, dataset
 from saddleflow.sweeps.chunk import Chunk, Starts, SweepOptions
 from saddleflow.sweeps.chunks import NETWORKS, cut, run_chunks
 from saddleflow.sweeps.configuration import describe
@@ -264,12 +264,14 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
     of_networks = {"reduce_width": reduce_width, "rank_tolerance": rank_tolerance}
     of_flows = {"t1": t1, "save_at": save_at, "solver": solver, "reduce_width": reduce_width}
     of_flows["rtol"] = None if np.ndim(rtol) == 0 and rtol == DEFAULT_RTOL else rtol
-    descents.check_method(method, num_steps, of_flows)
+    _check_method(method, num_steps, of_flows)
     starts, make_grid = _starts(cost, init, accept, axes, of_models, of_networks)
     common = {"together": together, "seed": seed, "rtol": rtol}
     if callable(method):
         assert num_steps is not None, "as it is checked"
-        starts = descents.DescentStarts(starts, method, num_steps, trainable)
+        from saddleflow.sweeps.descents import DescentStarts  # and the optimisers with it, where they are used
+
+        starts = DescentStarts(starts, method, num_steps, trainable)
         common |= {"learning_rate": learning_rate, "batch_size": batch_size, "batch_seed": batch_seed}
     grid = make_grid(cost, **common)
     t1, save_at = _times(t1, save_at)
@@ -304,6 +306,29 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
     if kept is not None and jax.process_index() == 0:
         kept.finish(data)
     return dataset.with_names(data)
+
+
+def _check_method(method: Any, num_steps: Any, given: dict[str, Any]) -> None:
+    """Refuse a method that is no function of a rate, and options of the other kind of sweep.
+
+    Args:
+        method: "flow", or what makes an optimiser of a learning rate.
+        num_steps: as given.
+        given: options that flows have and descents have not, where they are given.
+
+    Raises:
+        ValueError: which of them.
+    """
+    flow = isinstance(method, str) and method == "flow"
+    remedy = "Such as optax.sgd, or lambda rate: optax.sgd(rate, momentum=0.9)."
+    require(flow or callable(method), "method", "be 'flow' or a function: learning rate -> optimiser", method, remedy)
+    if flow:
+        expected = "come with a method other than 'flow'"
+        require(num_steps is None, "num_steps", expected, num_steps, "max_steps bounds flows.")
+        return
+    require(num_steps is not None, "num_steps", "be given with a method other than 'flow'", num_steps)
+    for name, value in given.items():
+        require(value is None, name, "be left out: descents have num_steps and learning_rate", value)
 
 
 def _starts(
