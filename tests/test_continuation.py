@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -69,7 +70,7 @@ class TestContinuedFlow:
         np.testing.assert_array_equal(again.train_cost, run.train_cost)
         assert [v.row for v in again.saddles()] == [v.row for v in run.saddles()]
         assert repr(again).splitlines()[1] == repr(run).splitlines()[1]
-        run.plot()
+        plt.close(run.plot())
 
     def test_a_clock_that_float64_does_not_resolve(self):
         """After a plateau of 1e18 a second flow is still resolved, by the segments of the clock."""

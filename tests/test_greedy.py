@@ -248,7 +248,7 @@ def test_files_of_something_else_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"missing\.nc"):
         load_path(tmp_path / "missing.nc")
     (tmp_path / "text.nc").write_text("no NetCDF")
-    with pytest.raises(ValueError, match=r"`path` must hold a greedy path, but got .*text.nc"):
+    with pytest.raises(ValueError, match=r"`path` must hold a greedy path.*text.nc"):
         load_path(tmp_path / "text.nc")
     path = quiet(diagonal(3.0, 2.0, 1.0), max_stages=1)
     with pytest.raises(ValueError, match=r"`path` must hold a greedy path.*stage.nc"):

@@ -39,11 +39,11 @@ def unchanged(monkeypatch):
     [
         pytest.param(2, 9, 1.5, id="two layers"),
         pytest.param(3, 1, 1.0, id="width one"),
-        pytest.param(3, (9, 10), None, id="two widths"),
+        pytest.param(3, (9, 10), None, id="two widths", marks=pytest.mark.slow),
         pytest.param(4, 9, 1.5, id="compressed"),
         pytest.param(3, 9, 5.0, id="graded"),
         pytest.param(7, 3, 1.0, id="in a stack"),
-        pytest.param(7, 9, 1.0, id="in a stack, compressed"),
+        pytest.param(7, 9, 1.0, id="in a stack, compressed", marks=pytest.mark.slow),
         pytest.param(9, 3, 2.0, id="in a stack, graded"),
     ],
 )
@@ -64,7 +64,7 @@ def test_a_padded_flow_is_the_flow(depth, width, gamma, unchanged):
     assert ours.dips[1].layers[0].shape == plain.dips[1].layers[0].shape
 
 
-@pytest.mark.parametrize(("depth", "width"), [(4, 9), (7, 3)])
+@pytest.mark.parametrize(("depth", "width"), [(4, 9), pytest.param(7, 3, marks=pytest.mark.slow)])
 def test_asked_times_are_padded(depth, width, unchanged):
     times = np.linspace(0, 3, 9)
     ours, plain = (solver(COST, start(depth, width), save_at=times) for solver in (sf.gradient_flow, unchanged))

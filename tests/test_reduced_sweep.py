@@ -57,7 +57,7 @@ def test_a_width_beyond_memory_is_drawn_in_law():
     assert data.train_cost.dims == ("seed", "sample")
     assert np.isfinite(data.train_cost).all()
     assert (data.reduction_error_estimate < 10 * 1e-3 * data.singular_values.max()).all()
-    with pytest.raises(ValueError, match="`width, save_at, slots` must fit the memory"):
+    with pytest.raises(ValueError, match="`width` must fit the memory"):
         sf.sweep(COST, depth=3, width=10**9, gamma=1.5, seed=0, t1=1.0)
 
 

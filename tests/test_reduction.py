@@ -57,7 +57,9 @@ def test_two_layers_reduce_exactly():
     assert error(run, network, 1e-10) < 1e-6
 
 
-@pytest.mark.parametrize(("depth", "gamma"), [(3, 1.0), pytest.param(4, 1.75, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("depth", "gamma"), [pytest.param(3, 1.0, marks=pytest.mark.slow), pytest.param(4, 1.75, marks=pytest.mark.slow)]
+)
 def test_the_error_meets_the_tolerance_and_the_estimate_is_honest(depth, gamma):
     """The estimate is one of the reduction's error: honest where that is larger than the solver's, as at 1e-3."""
     network = start(depth, gamma=gamma)

@@ -102,6 +102,7 @@ def test_no_rise_no_dip():
     assert find_dips(time[:2], time[:2], np.ones(1), np.array([0, 1])) == []
 
 
+@pytest.mark.slow
 def test_a_rank_is_that_of_the_stationary_point():
     """L = 5: on the second, short plateau the next direction has passed the rank tolerance already."""
     inputs = np.random.default_rng(0).standard_normal((5, 10_000))

@@ -84,7 +84,7 @@ def passes(value, time, network):
     return network.end_to_end()[0, 0] >= value
 
 
-@pytest.mark.parametrize("rtol", [1e-4, 1e-6])
+@pytest.mark.parametrize("rtol", [pytest.param(1e-4, marks=pytest.mark.slow), 1e-6])
 def test_so_it_is_on_a_tail(rtol):
     """A_00 passes the exact values at the exact times; between them time goes with a power of A_00."""
     values = dict(zip((1e4, 1e6, 1e9, 1e12), TAIL_VALUES[2], strict=True))
@@ -98,6 +98,7 @@ def test_so_it_is_on_a_tail(rtol):
         assert run.end_to_end[-1, 0, 0] == pytest.approx(value, rel=rtol)
 
 
+@pytest.mark.slow
 def test_a_cost_on_a_tail_is_reached_when_a_tighter_run_does():
     exact = sf.gradient_flow(TAIL, tail_start(2), rtol=1e-9, save_at=[0.0, 1e9])
     level = float(exact.train_cost[-1])
@@ -219,6 +220,7 @@ def test_rows_end_with_the_run():
     assert (fine.train_cost[:-1] > level).all()
 
 
+@pytest.mark.slow
 def test_the_pure_function_ends_there_too_in_a_batch_as_alone():
     levels = HIGHEST * np.array([0.8, 0.2, 1e-3])
 
@@ -256,6 +258,7 @@ def test_targets_that_will_not_do_are_refused(value):
 SWEEP = {"depth": 3, "width": 6, "gamma": 1.5, "seed": [1, 2, 3], "progress": False}
 
 
+@pytest.mark.slow
 def test_lanes_end_at_the_target_too():
     level = 0.2 * HIGHEST
     data = sf.sweep(COST, **SWEEP, target_cost=level)

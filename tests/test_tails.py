@@ -72,7 +72,7 @@ def test_the_exact_values_meet_the_law_of_the_tail():
         np.testing.assert_allclose(values[-1], law, rtol=3e-8)
 
 
-@pytest.mark.parametrize("rtol", [1e-4, 1e-6])
+@pytest.mark.parametrize("rtol", [pytest.param(1e-4, marks=pytest.mark.slow), 1e-6])
 def test_graded_coordinates_hold_it_too(rtol):
     trajectory = sf.gradient_flow(COST, start(4), rtol=rtol, save_at=TIMES, graded=True)
     assert np.abs(trajectory.end_to_end[:4, 0, 0] / EXACT[4] - 1).max() < 10 * rtol

@@ -206,7 +206,7 @@ WHOLE = sf.MeanSquaredError.teacher(TEACHER)
             lambda: sf.reduce_width([FIRST, np.nan * scipy.sparse.eye_array(WIDTH), LAST]),
             r"`layers\[1\]` must be finite",
         ),
-        (lambda: sf.reduce_width(SPARSE, cost=abs), "`cost` must be a saddleflow.Cost"),
+        (lambda: sf.reduce_width(SPARSE, cost=abs), "`cost` must be a saddleflow cost"),
         (
             lambda: sf.reduce_width(SPARSE, cost=sf.MeanSquaredError(np.eye(3), np.eye(3))),
             r"`cost` must take matrices of shape \(2, 60\)",

@@ -56,6 +56,7 @@ def test_saddles_lose_what_a_new_neuron_gains():
     assert all(f.holds for f in landscape.new_neuron("quick"))
 
 
+@pytest.mark.slow
 def test_the_plateau_s_length_grows_with_the_width():
     narrow, wide = (plateaus.first_plateaus(3, 2.0, width, range(2)) for width in (10**3, 10**5))
     np.testing.assert_allclose(np.log(wide / narrow) / np.log(100), 0.5, atol=0.02)  # (gamma-1)(L-2)/2
