@@ -198,7 +198,7 @@ def test_a_budget_ends_while_a_step_compiles(small_cost, monkeypatch):
         released.wait(60)
         return time > 1
 
-    monkeypatch.setattr("saddleflow.flow.solve.check_functions", lambda *arguments: None)  # it traces `stop`, too
+    monkeypatch.setattr("saddleflow.api.check_functions", lambda *arguments: None)  # it traces `stop`, too
     begin = time.perf_counter()
     short = sf.gradient_flow(small_cost, start, stop=stop, max_seconds=1.0)
     assert time.perf_counter() - begin < 20  # with all that a first call compiles
