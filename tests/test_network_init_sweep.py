@@ -40,6 +40,20 @@ def test_depths_from_one_on_and_users_own_starts():
     assert json.loads(data.attrs["configuration"])["init"].endswith("make")
 
 
+def test_a_start_that_is_not_finite_ends_its_own_lane():
+    def make(key, broken):
+        return (np.nan if broken else 1.0) * sf.gaussian(key, **SIZES, shape=COST.shape, variance=0.1)
+
+    def scaled(key, broken):
+        layers = sf.gaussian(key, **SIZES, shape=COST.shape, variance=0.1).layers
+        return sf.DeepLinearNetwork([np.nan * np.asarray(layers[0]) if broken else layers[0], *layers[1:]])
+
+    data = sf.sweep(COST, init=scaled, broken=[0, 1], **FAST)
+    assert data.stop_reason.values.tolist() == ["t1", "non_finite"]
+    with pytest.raises(ValueError, match="`alpha` must be finite"):  # what init refuses is named
+        sf.sweep(COST, init=make, broken=[0, 1], **FAST)
+
+
 def test_the_variance_is_a_dim():
     data = sf.sweep(COST, depth=3, width=[3, 5], variance=[0.01, 0.1], **FAST)
     assert data.train_cost.dims == ("variance", "width", "time")

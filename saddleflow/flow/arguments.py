@@ -200,6 +200,17 @@ def check_fit(cost: Cost, network: DeepLinearNetwork) -> None:
     Raises:
         ValueError: with value and remedy.
     """
+    check_shape(cost, network)
+    for index, layer in enumerate(network.layers):
+        require_finite(f"network.layers[{index}]", layer)
+
+
+def check_shape(cost: Cost, network: DeepLinearNetwork) -> None:
+    """Refuse a network of another end-to-end shape than its cost.
+
+    Raises:
+        ValueError: with value and remedy.
+    """
     require(
         tuple(network.shape) == tuple(cost.shape),
         "network",
@@ -207,8 +218,6 @@ def check_fit(cost: Cost, network: DeepLinearNetwork) -> None:
         tuple(network.shape),
         "Shapes are (n_out, n_in).",
     )
-    for index, layer in enumerate(network.layers):
-        require_finite(f"network.layers[{index}]", layer)
 
 
 def needs_symmetry(options: FlowOptions) -> bool:

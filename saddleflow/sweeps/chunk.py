@@ -78,6 +78,30 @@ class Chunk(abc.ABC):
     options: SweepOptions = field(repr=False)
 
     @abc.abstractmethod
+    def start(self, number: int) -> tuple[Any, Any]:
+        """Cost and network, or objective and model, that one of the lanes starts with."""
+
+    @abc.abstractmethod
+    def labelled(self) -> list[Labelled]:
+        """What makes each lane, with the label (chunk, number within the chunk)."""
+
+    @abc.abstractmethod
+    def group(self, labelled: Sequence[Labelled]) -> HostGroup | Program:
+        """What runs the lanes of its program, labelled: the host, one by one, or the scheduler, by a program.
+
+        Raises:
+            ValueError: what they cannot take.
+        """
+
+    @abc.abstractmethod
+    def arrays(self, result: LaneResult, number: int) -> dict[str, np.ndarray]:
+        """The result of one of the lanes, by the names of the dataset."""
+
+
+class FlowChunk(Chunk):
+    """Flows that the scheduler runs."""
+
+    @abc.abstractmethod
     def lane(self, number: int) -> Lane:
         """One of the lanes."""
 
@@ -89,22 +113,14 @@ class Chunk(abc.ABC):
             ValueError: what the program cannot take.
         """
 
-    @abc.abstractmethod
-    def arrays(self, result: LaneResult, number: int) -> dict[str, np.ndarray]:
-        """The result of one of the lanes, by the names of the dataset."""
-
-    @abc.abstractmethod
-    def start(self, number: int) -> tuple[Any, Any]:
-        """Cost and network, or objective and model, that one of the lanes starts with."""
-
-    def host_group(self, labelled: Sequence[Labelled]) -> HostGroup | None:
-        """The lanes, labelled, as runs of their own on the host; None: they are lanes of the scheduler."""
-        del labelled
-        return None
-
-    def labelled(self) -> list[Labelled]:
-        """What makes each lane, with the label (chunk, number within the chunk)."""
+    def labelled(self):
+        """Lanes, made as their turns come."""
         return [((self, number), partial(self.lane, number)) for number in range(len(self.index))]
+
+    def group(self, labelled):
+        """Their program."""
+        del labelled
+        return self.program()
 
 
 class Starts(abc.ABC):

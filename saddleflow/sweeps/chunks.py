@@ -14,6 +14,7 @@ from saddleflow._backend.devices import find_devices
 from saddleflow.sweeps import host_lanes, scheduler
 from saddleflow.sweeps.chunk import Chunk, Starts, SweepOptions
 from saddleflow.sweeps.grid import Grid
+from saddleflow.sweeps.host_lanes import HostGroup
 from saddleflow.sweeps.networks import NetworkStarts
 from saddleflow.sweeps.results import LaneResult
 from saddleflow.sweeps.workers import Report
@@ -93,11 +94,11 @@ def _run_lanes(
     whole, on_host = [], []
     for members in programs.values():
         labelled = [item for chunk in members for item in chunk.labelled()]
-        group = members[0].host_group(labelled)
-        if group is not None:
+        group = members[0].group(labelled)
+        if isinstance(group, HostGroup):
             on_host.append(group)
         else:
-            whole.append((members[0].program(), labelled))
+            whole.append((group, labelled))
     host_lanes.check_groups(on_host, workers)
     yield from scheduler.run(whole, devices=devices, slots=slots, workers=workers, report=report)
     yield from host_lanes.run(on_host, workers=workers, report=report)

@@ -92,14 +92,6 @@ class DescentChunk(Chunk):
         """That of the flow."""
         return self._inner().start(number)
 
-    def lane(self, number):
-        """There is none: a descent is no flow."""
-        raise NotImplementedError
-
-    def program(self):
-        """There is none."""
-        raise NotImplementedError
-
     def _descent(self, number: int) -> DescentLane:
         rate, size, seed = (self.coordinates[axis][number] for axis in AXES)
         return DescentLane(*self.start(number), float(rate), int(size), int(seed))
@@ -108,7 +100,7 @@ class DescentChunk(Chunk):
         """What makes each descent, with its label."""
         return [((self, number), partial(self._descent, number)) for number in range(len(self.index))]
 
-    def host_group(self, labelled):
+    def group(self, labelled):
         """All of them."""
         return DescentGroup(self.options, self.starts, labelled)
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from saddleflow._backend.checks import require
-from saddleflow.sweeps.chunk import Chunk, Starts, SweepOptions
+from saddleflow.sweeps.chunk import Chunk, FlowChunk, Starts, SweepOptions
 from saddleflow.sweeps.configuration import name_of
 from saddleflow.sweeps.lanes import Lane, signature
 
@@ -105,7 +105,7 @@ class MadeStarts(Starts):
 
 
 @dataclass(frozen=True, eq=False)
-class MadeChunk(Chunk):
+class MadeChunk(FlowChunk):
     """Starts of one structure."""
 
     starts: MadeStarts = field(repr=False)

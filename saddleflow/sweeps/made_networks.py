@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from saddleflow._backend.checks import require
-from saddleflow.flow.arguments import check_fit, check_problem, needs_grading
+from saddleflow.flow.arguments import check_problem, check_shape, needs_grading
 from saddleflow.flow.landscape import NetworkLandscape
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork, num_parameters
 from saddleflow.sweeps.lanes import Lane, num_coordinates
 from saddleflow.sweeps.made import MadeChunk, MadeStarts
-from saddleflow.sweeps.networks import network_arrays
+from saddleflow.sweeps.networks import narrow, network_arrays
 
 
 class MadeNetworkLane(Lane):
@@ -50,7 +50,7 @@ class MadeNetworkChunk(MadeChunk):
         """By the first of the networks."""
         lane: Any = self.lane(0)
         flow = self.options.lane_flow(self.graded)
-        check_problem(lane.cost, lane.network, flow)
+        check_problem(lane.cost, narrow(lane.cost, lane.network.depth), flow)
         return self.options.program(flow, NetworkLandscape(lane.cost))
 
     def arrays(self, result, number):
@@ -67,7 +67,7 @@ class MadeNetworkStarts(MadeStarts):
         is_network = isinstance(start, DeepLinearNetwork)
         remedy = "Of other models the cost is an objective."
         require(is_network, "init", "return a deep linear network where the cost is one of matrices", start, remedy)
-        check_fit(cost, start)
+        check_shape(cost, start)  # one that is not finite ends its own lane only
         return MadeNetworkLane(cost=cost, network=start, rtol=np.asarray(rtol, float))
 
     def chunks(self, lane, options):

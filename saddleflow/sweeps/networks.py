@@ -17,7 +17,7 @@ from saddleflow.flow.landscape import NetworkLandscape
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork, layer_sizes, num_parameters
 from saddleflow.problem.starts import gaussian
-from saddleflow.sweeps.chunk import Chunk, Starts, SweepOptions
+from saddleflow.sweeps.chunk import Chunk, FlowChunk, Starts, SweepOptions
 from saddleflow.sweeps.grid import Grid
 from saddleflow.sweeps.lanes import NetworkLane, signature
 from saddleflow.sweeps.reduced_lanes import ReducedGroup
@@ -29,7 +29,7 @@ LAWS = ("gamma", "variance", "alpha", "rtol")
 
 
 @dataclass(frozen=True, eq=False)
-class NetworkChunk(Chunk):
+class NetworkChunk(FlowChunk):
     """Networks of one size."""
 
     depth: int
@@ -56,18 +56,18 @@ class NetworkChunk(Chunk):
     def _flow(self) -> FlowOptions:
         """Options of the flows, checked against the cost."""
         flow, cost = self.options.lane_flow(self.graded), self.costs[0]
-        check_problem(cost, _narrow(cost, self.depth), flow)
+        check_problem(cost, narrow(cost, self.depth), flow)
         return flow
 
     def program(self):
         """By their cost."""
         return self.options.program(self._flow(), NetworkLandscape(self.costs[0]))
 
-    def host_group(self, labelled):
-        """Where the reduced width is so small that it is worth it."""
+    def group(self, labelled):
+        """Of reduced width where that is so small that it is worth it."""
         options = self.options
         if not self.reduced:
-            return None
+            return super().group(labelled)
         assert options.reduce_width is not None
         shape = self.costs[0].shape
         return ReducedGroup(
@@ -153,7 +153,7 @@ def _is_reduced(cost: Cost, depth: int, width: int) -> bool:
     return small < WORTHWHILE * num_parameters(layer_sizes(depth, width, cost.shape))
 
 
-def _narrow(cost: Cost, depth: int) -> DeepLinearNetwork:
+def narrow(cost: Cost, depth: int) -> DeepLinearNetwork:
     """A network of width 1: whether a cost will do depends on no width."""
     sizes = layer_sizes(depth, 1, cost.shape)
     return DeepLinearNetwork(jnp.ones(size) for size in zip(sizes[1:], sizes[:-1], strict=True))
