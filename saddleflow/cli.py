@@ -375,13 +375,12 @@ def _check_pictures(chosen: Sequence[str], out: Path | None, page: Path | None, 
     from saddleflow import gallery as cases
 
     if page is not None:
-        check_writable(page, force)
-    for folder in (out, page and page.with_suffix("")):
+        check_outputs([page], force, "page")
+    for argument, folder in (("out", out), ("page", page and page.with_suffix(""))):
+        if folder is not None:
+            check_folder(folder, argument)
         if folder is not None and folder.exists():
-            for name in chosen:
-                check_writable(cases.picture_path(folder, name), force)
-        elif folder is not None:
-            require(folder.parent.is_dir(), "out", "lie in an existing folder", str(folder), "Create that first.")
+            check_outputs([cases.picture_path(folder, name) for name in chosen], force, argument)
 
 
 def _require_netcdf(out: Path) -> None:

@@ -14,6 +14,8 @@ import lazy_loader as lazy
 import numpy as np
 from jaxtyping import Float, Int
 
+from saddleflow._backend import arguments
+from saddleflow._backend.arguments import takes
 from saddleflow._backend.files import check_writable, write_netcdf
 from saddleflow.flow.clock import SegmentedTime
 from saddleflow.flow.visits import Saddles, SaddleVisit
@@ -172,6 +174,7 @@ class History(abc.ABC):
 
         return plotting.draw_trajectory(self, axis)
 
+    @takes(path=arguments.path, force=arguments.boolean)
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the trajectory as NetCDF, whole or not at all.
 

@@ -38,7 +38,7 @@ def write_pictures(results: Sequence[Result], folder: str | Path, *, force: bool
     Raises:
         ValueError: a file that exists (without force), a folder that cannot be written to.
     """
-    Path(folder).mkdir(exist_ok=True)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     drawn = [result for result in results if not result.message]
     paths = [check_writable(picture_path(folder, result.case.name), force) for result in drawn]
     return [draw(result, path, force) for result, path in zip(drawn, paths, strict=True)]
