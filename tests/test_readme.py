@@ -70,7 +70,7 @@ def test_comments_are_read():
 
 
 def test_readme_states_numbers():
-    assert sum(len(stated(line)) for source in blocks(PAGES[0]) for line in source.splitlines()) == 6
+    assert sum(len(stated(line)) for source in blocks(PAGES[0]) for line in source.splitlines()) == 7
 
 
 @pytest.mark.parametrize(("before", "source"), list(cases()))
