@@ -9,6 +9,8 @@ A comment that begins with numbers states what the `print` on its line prints; t
 
     print(run.rank[-1], run.train_cost[-1])  # 2 1.3e-09   the rank, and a cost
 
+A comment that ends in "below" says that the text block after this one shows what the line prints.
+
 CI compares them with `pytest tests/test_readme.py`.
 """
 
@@ -27,6 +29,9 @@ from pathlib import Path
 PROJECT = Path(__file__).parents[1]
 NUMBER = r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
 STATED = re.compile(rf"^(print\(.*#\s*)((?:{NUMBER}[ ,]*)+)(\s{{2,}}.*)?$")
+
+SHOWN = re.compile(r"^print\(.*#.*\bbelow$")
+TOLERANCE = 1e-2  # of numbers in a text block: other machines round otherwise
 
 # Commands that write their tables and pictures into a page.
 WRITTEN = {
@@ -72,6 +77,28 @@ def stated(line: str) -> list[str]:
     return re.findall(NUMBER, found[2]) if found else []
 
 
+def shown_below(page: Path, source: str) -> str | None:
+    """The text block after a Python block, where a line of it says that its output is shown below."""
+    if not any(map(SHOWN.match, source.splitlines())):
+        return None
+    found = re.search(rf"{re.escape(source)}```\n.*?^```text\n(.*?)^```", page.read_text(), re.M | re.S)
+    assert found, f"{page}: no text block shows what is printed"
+    return found[1]
+
+
+def looks_different(text: str, printed: str) -> bool:
+    """Whether a text block is another one than the printed, but for rounding and spaces."""
+    words, found = text.split(), printed.split()
+    return len(words) != len(found) or any(map(_other_word, words, found))
+
+
+def _other_word(word: str, printed: str) -> bool:
+    try:
+        return abs(float(word) - float(printed)) > TOLERANCE * abs(float(word))
+    except ValueError:
+        return word != printed
+
+
 def imports(source: str) -> str:
     """The imports of a block: what the next ones may take for granted."""
     return "\n".join(ast.unparse(n) for n in ast.parse(source).body if isinstance(n, ast.Import | ast.ImportFrom))
@@ -81,21 +108,21 @@ def stating_blocks(page: Path) -> Iterator[tuple[int, str, str]]:
     """Of every block that states numbers its place on the page, the imports of those before it, and its source."""
     before = ""
     for number, source in enumerate(blocks(page)):
-        if any(map(stated, source.splitlines())):
+        if any(stated(line) or SHOWN.match(line) for line in source.splitlines()):
             yield number, before, source
         before += imports(source) + "\n"
 
 
-def run(source: str, names: dict) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Run a block statement by statement; of lines that state numbers the line, its numbers, and those printed."""
+def run(source: str, names: dict) -> Iterator[tuple[str, str]]:
+    """Run a block statement by statement; the lines that state or show what they print, and what that is."""
     lines = source.splitlines()
     for node in ast.parse(source).body:
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
             exec(compile(ast.Module([node], []), "<block>", "exec"), names)
         line = lines[(node.end_lineno or 1) - 1]
-        if numbers := stated(line):
-            yield line, numbers, output.getvalue().split()
+        if stated(line) or SHOWN.match(line):
+            yield line, output.getvalue()
 
 
 def to_the_digits_of(text: str, printed: str) -> str:
@@ -112,30 +139,44 @@ def differs(text: str, printed: str) -> bool:
     return Decimal(to_the_digits_of(text, printed)) != Decimal(text)
 
 
-def anew(line: str, numbers: list[str], printed: list[str]) -> str:
-    """The line with the numbers that its block prints today."""
+def anew(line: str, printed: str) -> str:
+    """The line with the numbers that it prints today.
+
+    Raises:
+        ValueError: it prints more numbers than it states, or fewer.
+    """
     found = STATED.match(line)
     assert found, line
-    texts = [n if not differs(n, p) else to_the_digits_of(n, p) for n, p in zip(numbers, printed, strict=True)]
+    pairs = zip(stated(line), printed.split(), strict=True)
+    texts = [n if not differs(n, p) else to_the_digits_of(n, p) for n, p in pairs]
     fresh = iter(texts)
     return found[1] + re.sub(NUMBER, lambda _: next(fresh), found[2]) + (found[3] or "")
 
 
 def rerun(page: Path, check: bool) -> int:
-    """Run the blocks of a page that state numbers; the count of lines that are others today."""
+    """Run the blocks of a page that state numbers; the count of lines and text blocks that are others today."""
     text, changed = page.read_text(), 0
     for number, before, source in stating_blocks(page):
         names: dict = {}
         exec(before, names)
-        for line, numbers, printed in run(source, names):
-            fresh = anew(line, numbers, printed)
-            changed += fresh != line
-            if fresh != line:
-                print(f"{page.relative_to(PROJECT)}, block {number}:\n  was {line}\n  now {fresh}", flush=True)
-                text = text.replace(line, fresh, 1)
+        for was, now in changes(page, source, names):
+            print(f"{page.relative_to(PROJECT)}, block {number}:\n  was {was}\n  now {now}", flush=True)
+            text, changed = text.replace(was, now, 1), changed + 1
     if changed and not check:
         page.write_text(text)
     return changed
+
+
+def changes(page: Path, source: str, names: dict) -> Iterator[tuple[str, str]]:
+    """Lines, and a text block, that state another thing than is printed: as they are, and as they should be."""
+    shown = shown_below(page, source)
+    for line, printed in run(source, names):
+        if stated(line):
+            fresh = anew(line, printed)
+            if fresh != line:
+                yield line, fresh
+        elif shown is not None and looks_different(shown, printed):
+            yield shown, "".join(f"{row.rstrip()}\n" for row in printed.splitlines())
 
 
 def measure() -> None:
