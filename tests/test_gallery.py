@@ -51,7 +51,7 @@ def test_verdicts_are_computed_from_the_numbers():
     good, bad = (Number.near("x", 1.0, value, within=0.1) for value in (1.05, 2.0))
     derived = Number.at_most("y", 1.0, 0.5, origin="derived")
     assert result(good, derived).verdict == "reproduced"
-    assert result(good, in_law=True).verdict == "reproduced in law"
+    assert result(good, in_law=True).verdict == "reproduced (other draws)"
     assert result(derived).verdict == "as derived"
     assert result(good, bad).verdict == "differs: x is 2, not 1"
     assert result().verdict == "differs: no number to compare"

@@ -13,12 +13,12 @@ from saddleflow.gallery.case import Result, short
 SIZE, RESOLUTION = (4.4, 2.7), 120  # inches, dots per inch: 15 to 40 kB
 
 ABOUT = """\
-Published experiments of this field, posed by the public API and held against what their sources printed. "Printed"
-numbers stand in a source's output, "stated" ones are its formulas or words, "derived" ones are ours, for its setting.
-Where a source says that something vanishes or grows, the bound that stands for it is ours. "Reproduced in law" means
-that the source's random data or starts cannot be rebuilt, so that its numbers are compared with those of other draws.
-Bounds stand in the cases, in `saddleflow/gallery/cases`; verdicts are computed from them. Seconds include
-compilation, where programs are not cached."""
+Published experiments of this field, repeated with the public API and compared with what their sources report. In
+the tables "printed" numbers stand in a source's output, "stated" ones are its formulas or words, and "derived" ones
+are ours, for the source's setting. Where a source only says that something vanishes or grows, we chose the bound.
+"Reproduced (other draws)" means that the source's random data or starts cannot be rebuilt, so its numbers are
+compared with those of other random draws. The bounds are in the cases, in `saddleflow/gallery/cases`, and the
+verdicts are computed from them. Seconds include compilation."""
 
 
 def picture_path(folder: str | Path, name: str) -> Path:
@@ -83,7 +83,9 @@ def write_page(results: Sequence[Result], path: str | Path, *, force: bool = Fal
         f"docs/gallery.md` in {sum(result.seconds for result in results):.0f} s, with "
         + ", ".join(f"{name} {version}" for name, version in versions().items())
         + ".",
-        "\n".join(["| case | | verdict | seconds | source's cost |", "|---|---|---|---|---|", *map(_row, results)]),
+        "\n".join(
+            ["| case | | verdict | seconds | what the source spent |", "|---|---|---|---|---|", *map(_row, results)]
+        ),
     ]
     for result in results:
         lines += _section(result, path)

@@ -74,7 +74,7 @@ CASE = Case(
         "Depth 4 on a teacher with singular values 50/i: plateaus of the population cost; full-batch training "
         "over exponents, widths, seeds and two levels of noise."
     ),
-    source_cost="up to 26,000 steps a run, on 128 to 192 CPU workers with the mini-batch runs",
+    source_cost="up to 26,000 steps per run, on 128 to 192 CPU workers with the mini-batch runs",
     pose=pose,
     judge=judge,
     draw=draw,

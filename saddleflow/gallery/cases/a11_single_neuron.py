@@ -73,8 +73,8 @@ CASE = Case(
     source="allanraventos/getrichquick, commit 5a3c250, single-neuron/Single_Neuron.ipynb",
     paper="Kunin et al., NeurIPS 2024, arXiv 2406.06158",
     computed=(
-        "Starts with one product a w and different a^2 - |w|^2 run to different solutions of one equation; a "
-        "formula of the paper says to which. (The notebook's two-layer ReLU grid is not posed.)"
+        "Starts with the same product a w and different a^2 - |w|^2 run to different solutions of one equation, "
+        "and a formula of the paper says to which. (The notebook's two-layer ReLU grid is not repeated.)"
     ),
     source_cost="seconds, by scipy's solve_ivp",
     pose=pose,

@@ -83,7 +83,7 @@ CASE = Case(
         "Chains of 2 to 128 scalar weights learn the product 0.5 from 0.1, at a learning rate that makes their "
         "times comparable."
     ),
-    source_cost="30 steps a chain",
+    source_cost="30 steps per chain",
     pose=pose,
     judge=judge,
     draw=draw,
