@@ -78,17 +78,25 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
     only the gradient in theta vanishes, never ends a run that way. With `save_at` the run always goes on to the last
     of the times.
 
-        cost = sf.MatrixCompletion.random(jax.random.key(0))
-        start = sf.gaussian(jax.random.key(1), depth=3, width=50, shape=cost.shape, gamma=1.5)
-        trajectory = sf.gradient_flow(cost, start)
+    >>> cost = sf.MatrixCompletion.random(jax.random.key(0))
+    >>> start = sf.gaussian(jax.random.key(1), depth=3, width=50, shape=cost.shape, gamma=1.5)
+    >>> trajectory = sf.gradient_flow(cost, start)
+    >>> trajectory.stop_reason
+    'converged'
+    >>> print(f"{trajectory.time[-1]:.0f}")
+    3447
 
     So does a run of a model, by grad C in its outputs f. Without that certificate (a minimum that does not fit the
     data, a regulariser, a bare loss) it ends "stationary" where its gradient is zero up to rounding and its Hessian
     has no negative eigenvalue, else "stationary_saddle".
 
-        objective = sf.regression(lambda model, x: model(x), inputs, targets)     # (N, 5) and (N, 1)
-        model = eqx.nn.MLP(5, 1, 10, 1, jnp.tanh, key=jax.random.key(0))
-        trajectory = sf.gradient_flow(objective, model, t1=1e3)
+    >>> inputs = np.random.default_rng(0).standard_normal((20, 5))
+    >>> targets = np.sin(inputs[:, :1])
+    >>> objective = sf.regression(lambda model, x: model(x), inputs, targets)
+    >>> model = eqx.nn.MLP(5, 1, 10, 1, jnp.tanh, key=jax.random.key(0))
+    >>> trajectory = sf.gradient_flow(objective, model, t1=10.0)
+    >>> trajectory.stop_reason
+    't1'
 
     Args:
         cost: the convex cost C of a network; an `Objective`, or a function from the model to a number.
@@ -185,10 +193,12 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
 def continue_flow(trajectory: Any, cost: Any, **options: Any) -> Trajectory:
     """The flow of a network goes on where it has ended, on another cost: a switch of tasks, or more observations.
 
-        first = sf.gradient_flow(task, start, t1=500.0)
-        both = sf.continue_flow(first, other_task, t1=3000.0)      # ends at t = 3500
-        both.plot()
-        [visit.cost for visit in both.saddles()]                   # of both
+    >>> task, other = (sf.MatrixCompletion.random(jax.random.key(seed)) for seed in (0, 2))
+    >>> start = sf.gaussian(jax.random.key(1), depth=3, width=50, shape=task.shape, gamma=1.5)
+    >>> first = sf.gradient_flow(task, start, t1=50.0)
+    >>> both = sf.continue_flow(first, other, t1=100.0)
+    >>> float(both.time[-1])
+    150.0
 
     The balancedness that the start has is kept over the switch: no cost changes it.
 
@@ -232,9 +242,13 @@ def stationary_point(
     minima: whatever is near. (Of a deep linear network near a plateau `Trajectory.saddles` does it better, by the
     symmetries.)
 
-        run = sf.gradient_flow(objective, model, t1=1e3)
-        point = sf.stationary_point(objective, run.model)
-        print(point.loss, point.index, point.hessian_range)
+    >>> def loss(theta):
+    ...     return (1 - theta["a"] * theta["b"]) ** 2
+    >>> point = sf.stationary_point(loss, {"a": jnp.array(0.1), "b": jnp.array(-0.1)})
+    >>> point.converged, point.index
+    (True, 1)
+    >>> print(point.loss, point.hessian_range)
+    1.0 (-2.0, 2.0)
 
     Args:
         objective: an `Objective`, or a function from the model to a number.
@@ -296,11 +310,13 @@ def integrate(
     there; rtol, t1, target_cost, gradient_tolerance and the leaves of cost and network may be traced. It is not for
     reverse-mode differentiation.
 
-        def final(key):
-            start = sf.gaussian(key, depth=3, width=20, shape=cost.shape, gamma=1.5)
-            return sf.integrate(cost, start, t1=100.0).network.end_to_end()
-
-        matrices = jax.jit(jax.vmap(final))(jax.random.split(jax.random.key(0), 8))   # (8, n_out, n_in)
+    >>> cost = sf.MatrixCompletion.random(jax.random.key(0))
+    >>> def final(key):
+    ...     start = sf.gaussian(key, depth=3, width=20, shape=cost.shape, gamma=1.5)
+    ...     return sf.integrate(cost, start, t1=100.0).network.end_to_end()
+    >>> matrices = jax.jit(jax.vmap(final))(jax.random.split(jax.random.key(0), 3))
+    >>> matrices.shape
+    (3, 10, 10)
 
     Where the start is traced its size is not known: `graded=None` then means False, so pass `graded=True` for starts
     as tiny as alpha = 1e-4 or less. `max_saves` is smaller than that of `gradient_flow`, as every lane holds so many.

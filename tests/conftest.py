@@ -49,6 +49,8 @@ QUICK = (
     "test_clock.py",
     "test_costs.py::",
     "test_curvature.py",
+    "test_docs.py::test_every_name",
+    "test_docs.py::test_wrong_examples",
     "test_exact.py::test_two_layer_modes",
     "test_flow.py::test_converges_with_a_certificate",
     "test_flow.py::test_invariants",

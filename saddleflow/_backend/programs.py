@@ -192,7 +192,9 @@ def cache_programs(folder: str | Path | None = None, *, min_seconds: float = MIN
     JAX keys its cache by program, versions and machine. Programs with a check at run time, such as a `Rosenbrock()`
     that tests for symmetry, are not kept by JAX. Whoever may write to the folder may run code in your processes.
 
-        sf.cache_programs("/scratch/me/programs")    # at the start of a script
+    At the start of a script::
+
+        sf.cache_programs("/scratch/me/programs")
 
     Args:
         folder: the folder; made if need be, and never pruned. None: what is configured, or the default.

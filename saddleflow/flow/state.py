@@ -24,8 +24,10 @@ class StopReason(IntEnum):
     The number is what arrays and stores hold; the name is what `Trajectory.stop_reason` and datasets say. Each member
     has a `meaning`, one sentence.
 
-        sf.StopReason(1).name                  # 'converged'
-        sf.StopReason.converged.meaning
+    >>> sf.StopReason(1).name
+    'converged'
+    >>> sf.StopReason.max_steps.meaning
+    'The steps allowed are used up.'
     """
 
     meaning: str

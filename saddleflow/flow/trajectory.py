@@ -348,6 +348,13 @@ def _costs(cost: Cost, matrices: Float[Array, "rows n_out n_in"]) -> tuple[Array
 def load(path: str | Path, cost: Cost | None = None) -> Trajectory:
     """Read a trajectory that `Trajectory.save` wrote.
 
+    >>> cost = sf.MatrixCompletion.random(jax.random.key(0))
+    >>> start = sf.gaussian(jax.random.key(1), depth=3, width=50, shape=cost.shape, gamma=1.5)
+    >>> run = sf.gradient_flow(cost, start)
+    >>> file = run.save("run.nc")
+    >>> bool(np.all(sf.load(file).train_cost == run.train_cost))
+    True
+
     Args:
         path: the file.
         cost: the cost of the run, which files do not hold; needed only for the stationary points of `saddles`.

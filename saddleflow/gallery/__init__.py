@@ -1,7 +1,7 @@
 """The gallery: published experiments of this field, posed by the public API, timed and held against their sources.
 
-    sf.gallery.names()
-    print(sf.gallery.run("A13"))
+>>> sf.gallery.names()[:3]
+('A01', 'A02', 'A03')
 
 `saddleflow gallery all` does them all; docs/gallery.md shows them.
 """

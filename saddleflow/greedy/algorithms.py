@@ -127,6 +127,13 @@ def saddle_to_saddle(
     Where s_1 is a multiple singular value (`Saddle.multiplicity` > 1), the escape directions form a continuum, `(U a,
     V a)` for unit vectors a; that of the first singular pair is followed, the other branches differ by a rotation.
 
+    >>> cost = sf.MatrixCompletion(np.diag([2.0, 1.0]), np.ones((2, 2), bool))
+    >>> path = sf.saddle_to_saddle(cost, depth=3)
+    >>> path.stop_reason, [point.rank for point in path.points]
+    ('converged', [0, 1, 2])
+    >>> [round(point.cost, 4) for point in path.points]
+    [1.25, 0.25, 0.0]
+
     Args:
         cost: the convex cost C.
         depth: number of layers L >= 2.
@@ -259,6 +266,11 @@ def greedy_descent(
     The stages are trajectories in time `step * learning_rate`; the `saddles` are where stages begin, as the algorithm
     leaves them, neither polished nor certified. The path ends "converged" (the stop test), "max_stages" or
     "non_finite".
+
+    >>> cost = sf.MatrixCompletion(np.diag([2.0, 1.0]), np.ones((2, 2), bool))
+    >>> path = sf.greedy_descent(cost, depth=2, epsilon=0.05, num_steps=5000, learning_rate=0.05)
+    >>> path.stop_reason, len(path.stages)
+    ('converged', 2)
 
     Args:
         cost: the convex cost C.

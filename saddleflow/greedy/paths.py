@@ -185,9 +185,11 @@ class GreedyPath:
 def load_path(path: str | Path, cost: Cost | None = None) -> GreedyPath:
     """Read a greedy path that `GreedyPath.save` wrote, bit for bit.
 
-        limit = sf.saddle_to_saddle(cost, depth=3)
-        limit.save("path.nc")
-        again = sf.load_path("path.nc", cost)
+    >>> cost = sf.MatrixCompletion(np.diag([2.0, 1.0]), np.ones((2, 2), bool))
+    >>> limit = sf.saddle_to_saddle(cost, depth=3)
+    >>> file = limit.save("path.nc")
+    >>> sf.load_path(file, cost).stop_reason == limit.stop_reason
+    True
 
     Args:
         path: the file.

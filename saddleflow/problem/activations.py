@@ -14,15 +14,13 @@ nowhere is.
 network that is scaled by c in one layer and by 1/c in the next computes the same function only if the epsilon between
 them is scaled with it: a fixed epsilon breaks the homogeneity of ReLU networks, the less the smaller it is.
 
-An example, which is a network of smooth functions::
+A network of smooth functions:
 
-    import equinox as eqx
-    import jax
-    from functools import partial
-    import saddleflow as sf
-
-    activation = partial(sf.activations.relu, epsilon=1e-2)
-    model = eqx.nn.MLP(5, "scalar", 10, 1, activation=activation, key=jax.random.key(0))
+>>> from functools import partial
+>>> activation = partial(sf.activations.relu, epsilon=1e-2)
+>>> model = eqx.nn.MLP(5, "scalar", 10, 1, activation=activation, key=jax.random.key(0))
+>>> model(jnp.zeros(5)).shape
+()
 """
 
 import jax
@@ -58,9 +56,8 @@ def relu(x: Preactivation, epsilon: Number) -> Float[Array, "..."]:
     Raises:
         ValueError: epsilon is not finite and positive.
 
-    Example::
-
-        sf.activations.relu(jnp.array([-1.0, 0.0, 1.0]), epsilon=1e-2)  # 0, 0.00693, 1
+    >>> sf.activations.relu(jnp.array([-1.0, 0.0, 1.0]), epsilon=1e-2).tolist()
+    [3.7e-46, 0.00693, 1.0]
     """
     _check(epsilon)
     x = jnp.asarray(x)
@@ -85,9 +82,8 @@ def leaky_relu(x: Preactivation, epsilon: Number, slope: Number = 0.01) -> Float
     Raises:
         ValueError: epsilon is not finite and positive, or slope lies outside 0 to 1.
 
-    Example::
-
-        sf.activations.leaky_relu(jnp.array([-1.0, 1.0]), epsilon=1e-2, slope=0.1)  # -0.1, 1
+    >>> sf.activations.leaky_relu(jnp.array([-1.0, 1.0]), epsilon=1e-2, slope=0.1).tolist()
+    [-0.1, 1.0]
     """
     _check(epsilon)
     if is_concrete(slope):
@@ -114,9 +110,8 @@ def absolute(x: Preactivation, epsilon: Number) -> Float[Array, "..."]:
     Raises:
         ValueError: epsilon is not finite and positive.
 
-    Example::
-
-        sf.activations.absolute(jnp.array([-1.0, 0.0]), epsilon=1e-2)  # 1, 0.0139
+    >>> sf.activations.absolute(jnp.array([-1.0, 0.0]), epsilon=1e-2).tolist()
+    [1.0, 0.0139]
     """
     _check(epsilon)
     x = jnp.asarray(x)
@@ -141,9 +136,8 @@ def hard_tanh(x: Preactivation, epsilon: Number) -> Float[Array, "..."]:
     Raises:
         ValueError: epsilon is not finite and positive.
 
-    Example::
-
-        sf.activations.hard_tanh(jnp.array([-2.0, 0.0, 1.0]), epsilon=1e-2)  # -1, 0, 0.99307
+    >>> sf.activations.hard_tanh(jnp.array([-2.0, 0.0, 1.0]), epsilon=1e-2).tolist()
+    [-1.0, 0.0, 0.99307]
     """
     _check(epsilon)
     x = jnp.asarray(x)

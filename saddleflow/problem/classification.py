@@ -153,9 +153,12 @@ class Classification(Cost):
         `y f` for labels y of two signs; of classes the logit of the label less the largest other. For the margins
         along a run:
 
-            run = sf.gradient_flow(
-                cost, network, observables={"margins": lambda cost, network: cost.margins(network.end_to_end())}
-            )
+        >>> cost = sf.Logistic([1, -1], inputs=[[2.0, -1.0]])
+        >>> start = sf.balanced([[1e-3]], depth=2, width=1)
+        >>> margins = lambda cost, network: cost.margins(network.end_to_end())
+        >>> run = sf.gradient_flow(cost, start, t1=10.0, observables={"margins": margins})
+        >>> run.observables["margins"][-1]
+        array([5.06, 2.53])
         """
         return self.output_margins(self.train_set.outputs(matrix), self.train_set.labels)
 
@@ -253,9 +256,11 @@ class Logistic(_TwoSided):
     With inputs it is a cost of A, shape (1, n_in), with `f = A X`; without, of a model's outputs f, shape (1, N). On
     data that are separable it has no minimum: flows diverge, A like log t in the direction of the largest margin.
 
-        x = np.random.default_rng(0).standard_normal((2, 50))
-        cost = sf.Logistic(np.sign(x[0] + 0.3), inputs=np.vstack([x, np.ones(50)]))
-        run = sf.gradient_flow(cost, sf.gaussian(jax.random.key(0), depth=2, width=10, shape=cost.shape, gamma=1.5))
+    >>> x = np.random.default_rng(0).standard_normal((2, 50))
+    >>> cost = sf.Logistic(np.sign(x[0] + 0.3), inputs=np.vstack([x, np.ones(50)]))
+    >>> start = sf.gaussian(jax.random.key(0), depth=2, width=10, shape=cost.shape, gamma=1.5)
+    >>> sf.gradient_flow(cost, start).stop_reason
+    'diverges'
 
     Args:
         labels: N numbers -1 or 1.
@@ -286,6 +291,10 @@ class ExponentialLoss(_TwoSided):
     As `Logistic`, of A (with inputs) or of a model's outputs. A margin below -709 makes it infinite, and with it the
     gradient: such a start is refused by a flow as not finite.
 
+    >>> cost = sf.ExponentialLoss([1, -1], inputs=[[2.0, -1.0]])
+    >>> print(f"{cost([[1.0]]):.4f}")  # (exp(-2) + exp(-1)) / 2
+    0.2516
+
     Args:
         labels: N numbers -1 or 1.
         inputs: X, shape (n_in, N), float64 or a list; None: a cost of outputs.
@@ -310,6 +319,10 @@ class CrossEntropy(Classification):
     With inputs it is a cost of A, shape (K, n_in), with `F = A X`; without, of a model's logits F, shape (K, N), one
     sample a column: `sf.classification` makes an objective of it. On data that the map or the model can separate it
     has no minimum: the flow diverges.
+
+    >>> cost = sf.CrossEntropy([0, 1, 2], inputs=np.eye(3))
+    >>> cost.shape, round(float(cost(np.zeros((3, 3)))), 4)  # log 3
+    ((3, 3), 1.0986)
 
     Args:
         labels: N integers from 0.

@@ -46,20 +46,24 @@ class Cost(eqx.Module):
     A cost of your own subclasses this with `shape` and `__call__`, and `test` where there is a test set. The gradient
     comes from automatic differentiation; override `gradient` where a closed form is cheaper.
 
-        class HuberCompletion(sf.Cost):
-            target: jax.Array            # (n_out, n_in)
-            observed: jax.Array          # booleans, (n_out, n_in)
-
-            @property
-            def shape(self):
-                return self.target.shape
-
-            def __call__(self, matrix):
-                return jnp.sum(optax.huber_loss(matrix, self.target) * self.observed) / self.observed.sum()
-
-            def test(self, matrix):
-                held_out = ~self.observed
-                return jnp.sum(optax.huber_loss(matrix, self.target) * held_out) / held_out.sum()
+    >>> class HuberCompletion(sf.Cost):
+    ...     target: jax.Array  # (n_out, n_in)
+    ...     observed: jax.Array  # booleans, (n_out, n_in)
+    ...
+    ...     @property
+    ...     def shape(self):
+    ...         return self.target.shape
+    ...
+    ...     def __call__(self, matrix):
+    ...         return jnp.sum(optax.huber_loss(matrix, self.target) * self.observed) / self.observed.sum()
+    ...
+    ...     def test(self, matrix):
+    ...         held_out = ~self.observed
+    ...         return jnp.sum(optax.huber_loss(matrix, self.target) * held_out) / held_out.sum()
+    >>> cost = HuberCompletion(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[True, True], [True, False]]))
+    >>> start = sf.gaussian(jax.random.key(0), depth=2, width=5, shape=cost.shape, gamma=1.5)
+    >>> sf.gradient_flow(cost, start).stop_reason
+    'converged'
 
     `2 * cost` and `cost * 0.5` are costs as well, of other units (see `Scaled`).
     """
@@ -167,7 +171,9 @@ class Scaled(Cost):
     The flow of `c C` is that of C in other units of time: at time t it is where that of C is at `c t`. So it follows
     papers with other conventions, such as half the sum of squares (docs/costs.md).
 
-        half = 0.5 * sf.MeanSquaredError(inputs, outputs)
+    >>> cost = sf.MeanSquaredError([[1.0, 2.0]], [[2.0, 4.0]])
+    >>> float(cost(np.ones((1, 1)))), float((0.5 * cost)(np.ones((1, 1))))
+    (2.5, 1.25)
 
     Args:
         cost: the cost C.
@@ -250,6 +256,14 @@ class MatrixCompletion(Cost):
 
     `test` is the same mean over the held-out entries.
 
+    >>> observed = np.array([[True, True], [True, False]])
+    >>> cost = sf.MatrixCompletion([[1.0, 2.0], [3.0, 0.0]], observed, held_out=~observed)
+    >>> float(cost([[1.0, 2.0], [0.0, 7.0]]))  # one of three observed entries is off by 3
+    3.0
+    >>> cost = sf.MatrixCompletion.random(jax.random.key(0), shape=(10, 10), rank=3, observed=0.8)
+    >>> cost.num_observed, int(cost.held_out.sum())
+    (80, 20)
+
     Args:
         target: the matrix A*, shape (n_out, n_in), float64 or a list; finite wherever observed or held out.
         observed: booleans of that shape, True where the entry trains.
@@ -331,8 +345,11 @@ class MatrixCompletion(Cost):
         A matrix of ratings or of pixels is near its mean, which a flow from a small start learns first, as a
         direction of its own; without it the flow starts with what is left to tell.
 
-            centered, mean = cost.centered()
-            completed = sf.gradient_flow(centered, start).end_to_end[-1] + mean
+        >>> ratings = np.array([[4.0, 5.0], [3.0, np.nan]])
+        >>> cost = sf.MatrixCompletion(np.nan_to_num(ratings), ~np.isnan(ratings))
+        >>> centered, mean = cost.centered()
+        >>> mean, np.asarray(centered.target * centered.observed).tolist()
+        (4.0, [[0.0, 1.0], [-1.0, 0.0]])
         """
         target, observed = np.asarray(self.target), np.asarray(self.observed)
         mean = float(target[observed].mean())
@@ -417,6 +434,11 @@ class MeanSquaredError(Cost):
 
     The N samples are condensed once, by an orthogonal factorisation, into at most n_in columns, so a
     gradient costs the same for ten samples and a million.
+
+    >>> inputs, outputs = [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], [[2.0, 3.0, 5.0]]  # three samples
+    >>> cost = sf.MeanSquaredError(inputs, outputs)
+    >>> cost.shape, round(float(cost(np.array([[2.0, 3.0]]))), 9)
+    ((1, 2), 0.0)
 
     Args:
         inputs: X, shape (n_in, N), float64 or a list.
@@ -667,6 +689,10 @@ class SquaredError(Cost):
     """Mean squared error of predictions: `C(F) = (1/N) |F - Y|_F^2`, per sample and summed over outputs.
 
     F holds a model's predictions for N samples, one a column; `sf.regression` makes an objective of it.
+
+    >>> cost = sf.SquaredError([[1.0, 2.0]])  # one output, two samples
+    >>> float(cost(np.zeros((1, 2))))
+    2.5
 
     Args:
         targets: Y, shape (n_out, N), float64 or a list; finite.

@@ -30,7 +30,10 @@ class LinearMeasurements(Cost):
     Matrix sensing, masked regression and any other linear equations on A. More measurements than A has entries are
     condensed once, by an orthogonal factorisation.
 
-        cost = sf.LinearMeasurements.sensing(jax.random.key(0), target, num_measurements=60)
+    >>> target = np.outer([1.0, 2.0, 3.0], [1.0, -1.0, 0.5])
+    >>> cost = sf.LinearMeasurements.sensing(jax.random.key(0), target, num_measurements=8)
+    >>> cost.shape, bool(cost(target) < 1e-20)
+    ((3, 3), True)
 
     Args:
         matrices: the M_i, shape (N, n_out, n_in), float64 or a list.

@@ -32,6 +32,12 @@ class DeepLinearNetwork(eqx.Module):
     `vmap` the layers carry leading batch axes, and `end_to_end` still works on them. `alpha * network`
     scales every layer.
 
+    >>> network = sf.DeepLinearNetwork([[[1.0, 2.0]], [[3.0], [4.0]]])  # W_1 of shape (1, 2), W_2 of shape (2, 1)
+    >>> network.end_to_end().tolist()
+    [[3.0, 6.0], [4.0, 8.0]]
+    >>> (2 * network).end_to_end()[0].tolist()
+    [12.0, 24.0]
+
     Args:
         layers: `W_1` first; layer l has shape (n_l, n_{l-1}); float64. A single one is A itself, the convex case.
 

@@ -46,8 +46,15 @@ def read_matrix(
 ) -> MatrixCompletion:
     """Read a matrix with gaps and set a share of its known entries aside as the test set.
 
-        cost = sf.read_matrix("matrix.csv")
-        cost = sf.read_matrix("ratings.csv", triplets=("user", "item", "rating"), held_out=0.2)
+    >>> np.savetxt("matrix.csv", [[1.0, 2.0, np.nan], [2.0, np.nan, 6.0]], delimiter=",")
+    >>> cost = sf.read_matrix("matrix.csv", held_out=0.25)
+    >>> cost.shape, cost.num_observed, int(cost.held_out.sum())
+    ((2, 3), 3, 1)
+    >>> import pandas as pd
+    >>> ratings = {"user": ["ann", "bob", "bob"], "item": ["film", "book", "film"], "rating": [4, 3, 5]}
+    >>> pd.DataFrame(ratings).to_csv("ratings.csv", index=False)
+    >>> sf.read_matrix("ratings.csv", triplets=("user", "item", "rating"), held_out=0).shape
+    (2, 2)
 
     The held-out entries are drawn uniformly, `round(held_out * known)` of them: the first ones in the permutation
     that `numpy.random.default_rng(seed)` draws of the known entries, in row-major order. (So the order of the lines
@@ -82,8 +89,12 @@ def read_table(
 ) -> "pd.DataFrame":
     """Read a matrix with gaps as a table, NaN at the gaps: that of `read_matrix`, with its labels.
 
-        table = sf.read_table("ratings.csv", triplets=("user", "item", "rating"))
-        filled = pd.DataFrame(run.end_to_end[-1], index=table.index, columns=table.columns)
+    >>> import pandas as pd
+    >>> ratings = {"user": ["ann", "bob", "bob"], "item": ["film", "book", "film"], "rating": [4, 3, 5]}
+    >>> pd.DataFrame(ratings).to_csv("ratings.csv", index=False)
+    >>> table = sf.read_table("ratings.csv", triplets=("user", "item", "rating"))
+    >>> list(table.index), list(table.columns), float(table.loc["bob", "film"])
+    (['ann', 'bob'], ['book', 'film'], 5.0)
 
     Args:
         path: as in `read_matrix`.

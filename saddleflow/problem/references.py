@@ -19,9 +19,9 @@ REFINEMENTS = 3
 def minimum_norm_solution(cost: Any) -> Float[np.ndarray, "n_out n_in"]:
     """The minimiser of a quadratic cost with the least Frobenius norm: where the flow of one layer from zero ends.
 
-        run = sf.gradient_flow(
-            cost, network, observables={"away": sf.observables.Distance(sf.minimum_norm_solution(cost))}
-        )
+    >>> cost = sf.MeanSquaredError([[1.0], [2.0]], [[5.0]])  # one sample of two inputs
+    >>> sf.minimum_norm_solution(cost).tolist()
+    [[1.0, 2.0]]
 
     Args:
         cost: a `MatrixCompletion`, `MeanSquaredError`, `LinearMeasurements` or `SquaredError`, or c times one.
@@ -55,6 +55,8 @@ def nuclear_norm_solution(
 
     The convex baseline of matrix completion and sensing (Recht, Fazel and Parrilo 2010): a semidefinite program of
     size n_out + n_in, seconds for 20 x 20 and minutes for 100 x 100, there best with `solver="SCS"`.
+
+    ::
 
         baseline = sf.nuclear_norm_solution(cost, tolerance=1e-3)
         print(float(cost.test(baseline)))

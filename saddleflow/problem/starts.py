@@ -44,8 +44,12 @@ def gaussian(
     (arXiv 2106.15933). One key draws one `theta_0`: `gamma` and `variance` only scale it, so a network
     with exponent gamma is `alpha * theta_0` of the one with gamma = 1, at alpha = w^(-(gamma - 1)/2).
 
-        sf.gaussian(jax.random.key(0), depth=3, width=100, shape=(10, 10), gamma=1.5)
-        sf.gaussian(jax.random.key(0), depth=3, width=100, shape=(10, 10), fan_in=1.0)    # LeCun's
+    >>> start = sf.gaussian(jax.random.key(0), depth=3, width=100, shape=(10, 10), gamma=1.5)
+    >>> print(f"{jnp.std(start.layers[1]):.4f}")  # 100^(-1.5 / 2) = 0.0316
+    0.0320
+    >>> lecun = sf.gaussian(jax.random.key(0), depth=3, width=100, shape=(10, 10), fan_in=1.0)
+    >>> print(f"{jnp.std(lecun.layers[1]):.4f}")  # (1 / 100)^(1/2) = 0.1
+    0.1012
 
     Args:
         key: `jax.random.key(seed)`.
@@ -81,7 +85,9 @@ def uniform(
 
     PyTorch's default for linear layers is `fan_in=1/3`.
 
-        sf.uniform(jax.random.key(0), depth=3, width=100, shape=(10, 10), fan_in=1 / 3)
+    >>> start = sf.uniform(jax.random.key(0), depth=3, width=100, shape=(10, 10), fan_in=1 / 3)
+    >>> print(f"{jnp.abs(start.layers[1]).max():.3f}")  # b = (3 / 300)^(1/2) = 0.1
+    0.100
 
     Args:
         key: `jax.random.key(seed)`.
@@ -121,7 +127,10 @@ def orthogonal(
     All singular values of every layer are `scale`. Where all spaces are equally wide the start is balanced, and so
     are its hidden spaces wherever both layers beside them are square or widen towards them.
 
-        sf.orthogonal(jax.random.key(0), depth=3, width=100, shape=(100, 100), scale=1e-2)
+    >>> start = sf.orthogonal(jax.random.key(0), depth=3, width=10, shape=(10, 10), scale=0.1)
+    >>> singular_values = jnp.linalg.svd(start.layers[0])[1]
+    >>> print(f"{singular_values.min():.6f} {singular_values.max():.6f}")
+    0.100000 0.100000
 
     Args:
         key: `jax.random.key(seed)`.
@@ -153,8 +162,11 @@ def identity(
 
     Layers that are not square have ones on their diagonal from the upper left on.
 
-        sf.identity(depth=3, width=4, shape=(4, 4), scale=0.1)
-        sf.identity(jax.random.key(0), depth=2, width=6, shape=(6, 6), scale=1e-2, noise=0.1)
+    >>> sf.identity(depth=3, width=2, shape=(2, 2), scale=0.1).end_to_end().tolist()
+    [[0.001, 0.0], [0.0, 0.001]]
+    >>> noisy = sf.identity(jax.random.key(0), depth=2, width=6, shape=(6, 6), scale=1e-2, noise=0.1)
+    >>> print(f"{jnp.diag(noisy.layers[0]).mean():.4f}")
+    0.0102
 
     Args:
         key: `jax.random.key(seed)`; needed where there is noise.
@@ -188,7 +200,12 @@ def balanced(matrix: Any, *, depth: int, width: Width | None = None, imbalance: 
     `a_1 ... a_L = s` (for two layers the lambda-balanced starts of arXiv 2409.14623). Balanced layers have
     `a_l = s^(1/L)`, the least parameter norm of all factorisations, `|theta|^2 = L sum_i s_i^(2/L)`.
 
-        sf.balanced(1e-3 * jnp.eye(5), depth=2, width=5, imbalance=10.0)
+    >>> start = sf.balanced(1e-3 * np.eye(5), depth=2, width=5)
+    >>> print(f"{start.layers[0][0, 0]:.4f} {start.layers[1][0, 0]:.4f}")  # both 1e-3^(1/2)
+    0.0316 0.0316
+    >>> lazier = sf.balanced(1e-3 * np.eye(5), depth=2, width=5, imbalance=10.0)
+    >>> print(f"{sf.balancedness(lazier)[0][0, 0]:.4f}")
+    10.0000
 
     Args:
         matrix: the end-to-end matrix, shape (n_out, n_in), float64 or a list of lists.
@@ -238,7 +255,10 @@ def aligned(
 
     With the cost's own matrix (the target of a teacher) all modes evolve on their own (Saxe et al., arXiv 1312.6120).
 
-        sf.aligned(target, values=1e-3, depth=3, width=10)
+    >>> start = sf.aligned(np.diag([3.0, 2.0, 1.0]), values=1e-3, depth=3, width=10)
+    >>> singular_values = jnp.linalg.svd(start.end_to_end())[1]
+    >>> print(f"{singular_values[0]:.6f} {singular_values[2]:.6f}")
+    0.001000 0.001000
 
     Args:
         matrix: gives U and V, shape (n_out, n_in), float64 or a list of lists.

@@ -23,6 +23,11 @@ from saddleflow.problem.network import DeepLinearNetwork, Width, layer_sizes
 def rotate(network: DeepLinearNetwork, rotations: Any) -> DeepLinearNetwork:
     """Rotate every hidden space: `(O_1 W_1, O_2 W_2 O_1^T, ..., W_L O_{L-1}^T)`.
 
+    >>> network = sf.gaussian(jax.random.key(0), depth=2, width=2, shape=(3, 3), gamma=1.0)
+    >>> turned = sf.rotate(network, [np.array([[0.0, -1.0], [1.0, 0.0]])])
+    >>> bool(jnp.allclose(turned.end_to_end(), network.end_to_end()))
+    True
+
     Args:
         network: the network.
         rotations: L - 1 orthogonal matrices, the l-th of shape (n_l, n_l).
@@ -54,6 +59,13 @@ def rotate(network: DeepLinearNetwork, rotations: Any) -> DeepLinearNetwork:
 def include(network: DeepLinearNetwork, width: Width) -> DeepLinearNetwork:
     """Include the network into wider ones, by dead neurons: zero rows and columns.
 
+    >>> network = sf.gaussian(jax.random.key(0), depth=3, width=2, shape=(4, 4), gamma=1.0)
+    >>> wider = sf.include(network, 5)
+    >>> [layer.shape for layer in wider.layers]
+    [(5, 4), (5, 5), (4, 5)]
+    >>> bool(jnp.allclose(wider.end_to_end(), network.end_to_end()))
+    True
+
     Args:
         network: the network.
         width: new hidden width(s), none below the present ones.
@@ -82,6 +94,13 @@ def balancedness(network: DeepLinearNetwork) -> tuple[Float[Array | np.ndarray, 
     """The conserved matrices `D_l = W_{l+1}^T W_{l+1} - W_l W_l^T`, l = 1, ..., L - 1.
 
     Constant along every gradient flow, whatever the cost; all zero for a balanced network.
+
+    >>> cost = sf.MatrixCompletion.random(jax.random.key(0))
+    >>> start = sf.gaussian(jax.random.key(1), depth=3, width=50, shape=cost.shape, gamma=1.5)
+    >>> end = sf.gradient_flow(cost, start).network
+    >>> before, after = sf.balancedness(start), sf.balancedness(end)
+    >>> all(bool(jnp.allclose(one, other, atol=1e-6)) for one, other in zip(before, after))
+    True
     """
     return tuple(
         above.mT @ above - below @ below.mT for below, above in zip(network.layers, network.layers[1:], strict=False)

@@ -130,8 +130,14 @@ class PredictiveController(AbstractAdaptiveStepSizeController):
     With `k` the order of the error estimate, the elementary choice is `h (1/e)^(1/k)`; the predictive one
     multiplies it by `(h/h_prev) (e_prev/e)^(1/k)`. The smaller is taken (Hairer and Wanner II, section IV.8).
 
-        controller = PredictiveController(rtol=1e-6, atol=1e-8)
-        diffrax.diffeqsolve(term, diffrax.Tsit5(), 0.0, 1.0, None, y0, stepsize_controller=controller)
+    >>> import diffrax
+    >>> from saddleflow.solvers import PredictiveController
+    >>> term, controller = diffrax.ODETerm(lambda t, y, args: -y), PredictiveController(rtol=1e-6, atol=1e-8)
+    >>> solution = diffrax.diffeqsolve(
+    ...     term, diffrax.Tsit5(), 0.0, 1.0, None, jnp.ones(2), stepsize_controller=controller
+    ... )
+    >>> print(f"{solution.ys[0, 0]:.5f}")  # exp(-1)
+    0.36788
 
     Args:
         rtol: relative tolerance, one number.

@@ -272,8 +272,12 @@ def conjugate_solve(
     A direction with `p^T A p <= 0` (indefinite matrix), or not finite, ends the solve as not converged;
     nothing is divided by it.
 
-        basis = ConjugateBasis.empty(32, rhs)
-        x, basis, report = conjugate_solve(basis, lambda v: a @ v, None, rhs, jnp.linalg.norm, 1e-8, 200)
+    >>> from saddleflow.solvers import ConjugateBasis, conjugate_solve
+    >>> a, rhs = jnp.array([[2.0, 1.0], [1.0, 3.0]]), jnp.array([3.0, 4.0])
+    >>> basis = ConjugateBasis.empty(32, rhs)
+    >>> x, basis, report = conjugate_solve(basis, lambda v: a @ v, None, rhs, jnp.linalg.norm, 1e-8, 200)
+    >>> print(f"{x[0]:.6f} {x[1]:.6f} {report.products}")
+    1.000000 1.000000 2
 
     Args:
         basis: directions of earlier solves with the same matrix.

@@ -84,10 +84,17 @@ class PlainModel(LocalModel):
 class Plain(eqx.Module):
     """Builds a `PlainModel` at each step.
 
-        def diagonal(t, y, args):
-            return lambda shift: lambda v: v / (1 + shift * rates)
-
-        solver = Rosenbrock(rtol=1e-6, atol=1e-8, local_model=Plain(diagonal))
+    >>> import diffrax
+    >>> from saddleflow.solvers import Plain, PredictiveController, Rosenbrock
+    >>> rates = 10.0 ** jnp.arange(6)
+    >>> term, y0 = diffrax.ODETerm(lambda t, y, args: -rates * y), jnp.ones(6)
+    >>> def diagonal(t, y, args):
+    ...     return lambda shift: lambda v: v / (1 + shift * rates)
+    >>> solver = Rosenbrock(rtol=1e-6, atol=1e-8, local_model=Plain(diagonal))
+    >>> controller = PredictiveController(rtol=1e-6, atol=1e-8)
+    >>> solution = diffrax.diffeqsolve(term, solver, 0.0, 1.0, 1e-3, y0, stepsize_controller=controller)
+    >>> print(f"{solution.ys[0, 0]:.5f}")  # exp(-1)
+    0.36788
 
     Args:
         preconditioner: `(t, y, args) -> prepare`, or None where there is none; `prepare(shift)` returns `apply`, and

@@ -68,8 +68,14 @@ class Rosenbrock(CountingSolver):
     under `jax.vmap`, with events and dense output, and in forward mode (`diffrax.ForwardMode`); for reverse mode
     set `scan_kind` to "bounded", and keep `max_products` and the number of steps small.
 
-        solver, controller = Rosenbrock(rtol=1e-6, atol=1e-8), PredictiveController(rtol=1e-6, atol=1e-8)
-        diffrax.diffeqsolve(term, solver, 0.0, 1.0, 1e-3, y0, stepsize_controller=controller)
+    >>> import diffrax
+    >>> from saddleflow.solvers import PredictiveController, Rosenbrock
+    >>> rates = 10.0 ** jnp.arange(6)
+    >>> term, y0 = diffrax.ODETerm(lambda t, y, args: -rates * y), jnp.ones(6)
+    >>> solver, controller = Rosenbrock(rtol=1e-6, atol=1e-8), PredictiveController(rtol=1e-6, atol=1e-8)
+    >>> solution = diffrax.diffeqsolve(term, solver, 0.0, 1.0, 1e-3, y0, stepsize_controller=controller)
+    >>> print(f"{solution.ys[0, 0]:.5f}")  # exp(-1)
+    0.36788
 
     Args:
         rtol: the step controller's relative tolerance, a scalar (a traced one too). Stages are solved in its

@@ -72,13 +72,15 @@ def after(cost: Any, init: Any, **options: Any) -> After:
 
     Critical periods, for example: what does a task leave of the one before, by the time of the switch?
 
-        data = sf.sweep(
-            second_task,
-            init=sf.after(first_task, sf.orthogonal),
-            switch_time=[0.0, 100.0, 500.0, 1000.0],
-            depth=3, width=100, scale=1e-2, seed=range(4),
-        )
-        data.test_cost.isel(sample=-1).mean("seed")       # dims (switch_time,)
+    >>> first, second = (sf.MatrixCompletion.random(jax.random.key(seed), shape=(4, 4), rank=1) for seed in (0, 1))
+    >>> data = sf.sweep(
+    ...     second,
+    ...     init=sf.after(first, sf.orthogonal),
+    ...     switch_time=[0.0, 10.0, 50.0],
+    ...     depth=2, width=4, scale=0.1, seed=range(2),
+    ... )
+    >>> dict(data.test_cost.isel(sample=-1).mean("seed").sizes)
+    {'switch_time': 3}
 
     Times of the dataset count from the switch. Each lane runs the flow before by itself, so that its numbers do not
     depend on the others.

@@ -157,24 +157,28 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
     values, its order, the chunks, the devices or the machines. (CPUs and accelerators agree to rtol only: see
     `solver`.)
 
-        cost = sf.MatrixCompletion.random(jax.random.key(0))
-        data = sf.sweep(cost, depth=3, width=[10, 100], gamma=[1.0, 1.5], seed=range(10))
-        data.test_cost.isel(sample=-1).mean("seed")    # dims (gamma, width)
+    >>> cost = sf.MatrixCompletion.random(jax.random.key(0), shape=(5, 5), rank=1)
+    >>> data = sf.sweep(cost, depth=3, width=[5, 10], gamma=[1.0, 1.5], seed=range(3))
+    >>> dict(data.test_cost.isel(sample=-1).mean("seed").sizes)
+    {'gamma': 2, 'width': 2}
 
     Other starts are what a function returns, `init(jax.random.key(seed), ...)`: of networks, with a cost, one of
     `sf.gaussian`, `sf.orthogonal`, `sf.identity` and so on, or a function of yours; of other models, with an
     objective, a function of yours. Its keywords are given to sweep; those that are sequences become dims, in the
     order of the call, after `cost` and before seed and rtol. Where it takes a `shape`, that is the cost's.
 
-        data = sf.sweep(cost, init=sf.orthogonal, depth=3, width=100, scale=[1e-1, 1e-2], seed=range(4))
-        data.rank.isel(sample=-1)                      # dims (scale, seed)
+    >>> data = sf.sweep(cost, init=sf.orthogonal, depth=3, width=5, scale=[0.5, 0.1], seed=range(2))
+    >>> dict(data["rank"].isel(sample=-1).sizes)
+    {'scale': 2, 'seed': 2}
 
-        def make(key, width, scale=1.0):
-            model = eqx.nn.MLP(5, 1, width, 1, jnp.tanh, key=key)
-            return jax.tree.map(lambda x: scale * x if eqx.is_inexact_array(x) else x, model)
-
-        data = sf.sweep(objective, init=make, width=[10, 50], scale=[1.0, 1e-2], seed=range(4), t1=1e3)
-        data.train_cost.isel(sample=-1)                # dims (width, scale, seed)
+    >>> inputs = np.random.default_rng(0).standard_normal((20, 5))
+    >>> objective = sf.regression(lambda model, x: model(x), inputs, np.sin(inputs[:, :1]))
+    >>> def make(key, width, scale=1.0):
+    ...     model = eqx.nn.MLP(5, 1, width, 1, jnp.tanh, key=key)
+    ...     return jax.tree.map(lambda x: scale * x if eqx.is_inexact_array(x) else x, model)
+    >>> data = sf.sweep(objective, init=make, width=[5, 10], scale=[1.0, 1e-2], seed=range(2), t1=10.0)
+    >>> dict(data.train_cost.isel(sample=-1).sizes)
+    {'width': 2, 'scale': 2, 'seed': 2}
 
     `init` is called on the host, outside of `jit`, when a lane's turn comes, and a few times more to see the
     structure of starts; several threads may call it. Models of one structure (shapes, and all that is no array) share
@@ -183,11 +187,12 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
     With `method=optax.sgd`, or another function from a learning rate to an optax optimiser, starts are trained step
     by step (`gradient_descent`), at several rates, batch sizes and seeds of the batches:
 
-        data = sf.sweep(
-            cost, depth=3, width=50, gamma=1.5, seed=range(4),
-            method=optax.sgd, num_steps=10_000, learning_rate=[1e-3, 1e-2], batch_size=[None, 20],
-        )
-        data.train_cost.isel(sample=-1)                # dims (seed, learning_rate, batch_size)
+    >>> data = sf.sweep(
+    ...     cost, depth=3, width=5, gamma=1.5, seed=range(2),
+    ...     method=optax.sgd, num_steps=1000, learning_rate=[1e-3, 1e-2], batch_size=[None, 5],
+    ... )
+    >>> dict(data.train_cost.isel(sample=-1).sizes)
+    {'seed': 2, 'learning_rate': 2, 'batch_size': 2}
 
     Three defaults differ from those of `gradient_flow`, because a sweep has many lanes. `rtol` is 1e-4, not 1e-6: a
     sweep is drawn as a picture, and A is held to 10 rtol, a tenth of a percent. `max_saves` is 64, not 1000: so many

@@ -20,10 +20,17 @@ def balanced_vector_field(
 ) -> Float[np.ndarray, "n_out n_in"]:
     r"""Velocity of the end-to-end matrix A of a balanced network of depth L.
 
+    ::
+
         dA/dt = - sum_{l=1}^{L} (A A^T)^{(L-l)/L} G (A^T A)^{(l-1)/L},     G = grad C(A)
 
     Powers of exponent 0 are the identity, on the kernel too. In the singular bases of A the sum is an
     entrywise product, so A may be rectangular and of any rank.
+
+    >>> matrix, gradient = np.diag([4.0, 1.0]), np.eye(2)
+    >>> sf.theory.balanced_vector_field(matrix, gradient, depth=2)  # minus twice the matrix
+    array([[-8.,  0.],
+           [ 0., -2.]])
 
     Args:
         matrix: A, shape (n_out, n_in).
@@ -68,6 +75,11 @@ def balanced_flow(
     The velocity is not Lipschitz where a singular value vanishes and L > 2, and unlearned directions grow
     exponentially for L = 2. A start of exact rank r < min(n_out, n_in) stays of rank r in exact arithmetic;
     here rounding acts as a start of size 1e-16 in the other directions, which long flows bring up.
+
+    >>> target = np.diag([2.0, 1.0])
+    >>> matrices = sf.theory.balanced_flow(lambda a: a - target, 0.01 * np.eye(2), 2, np.array([0.0, 1.0]))
+    >>> np.diag(matrices[-1]), sf.theory.two_layer_mode(np.array([1.0]), 2.0, 0.01)
+    (array([0.430588, 0.069453]), array([0.430588]))
 
     Args:
         cost_gradient: the function A -> grad C(A), shapes (n_out, n_in) to (n_out, n_in).

@@ -51,12 +51,20 @@ class NearestPoint(NamedTuple):
 def distance_exponents(depth: int, gamma: float) -> tuple[DistanceBound, DistanceBound]:
     r"""Laws of the distances d_m to the global minima and d_s to the nearest saddle, starts of variance w^-gamma.
 
+    ::
+
         gamma < 1:  d_m = O(w^{-(1-gamma)(L-1)/2}),  d_s = Omega(w^{(1-gamma)/2})
         gamma = 1:  d_m = Theta(1),                  d_s = Theta(1)
         gamma > 1:  d_m = Omega(1),                  d_s = O(w^{-(gamma-1)/2})
 
     for every differentiable convex cost whose set of minimisers is not empty, has measure zero and does not
     contain 0.
+
+    >>> minima, saddle = sf.theory.distance_exponents(depth=3, gamma=1.5)
+    >>> print(minima)
+    DistanceBound(exponent=0.0, kind='Omega')
+    >>> print(saddle)
+    DistanceBound(exponent=-0.25, kind='O')
 
     Args:
         depth: L >= 2, the number of layers.
@@ -85,7 +93,7 @@ def distance_to_minima(
 ) -> NearestPoint:
     r"""Distance from theta_0 to the set {A_theta = S}: an upper bound, attained by the point returned.
 
-    The iteration
+    The iteration ::
 
         theta <- theta_0 + J^T (J J^T)^{-1} [S - A_theta + J (theta - theta_0)]
 
@@ -93,6 +101,10 @@ def distance_to_minima(
     steps. It starts from theta_0 where its first step is short (large starts, gamma < 1), else from theta_0
     plus the factorisation of S of least norm, hidden frames turned towards theta_0. Newton steps of least
     length put the result on the set. Nothing larger than the layers and the n_out n_in square J J^T is formed.
+
+    >>> layers = [np.array([[0.1]]), np.array([[0.1]])]
+    >>> print(f"{sf.theory.distance_to_minima(layers, np.array([[1.0]])).distance:.4f}")  # to (1, 1): 2^(1/2) 0.9
+    1.2728
 
     Args:
         layers: theta_0, W_1, ..., W_L, of any hidden widths, L >= 2.
@@ -131,6 +143,10 @@ def distance_to_saddle(
     The first and the last are near for gamma > 1, the second are for gamma < 1, at about
     sqrt(2) w^{(1-gamma)/2}. A candidate is passed over where ||S||_2 <= (sum_l (||W_l||_2 + d_l))^L / L^L
     keeps it farther than the best so far.
+
+    >>> layers = [np.array([[0.1]]), np.array([[0.1]])]
+    >>> print(f"{sf.theory.distance_to_saddle(layers, np.array([[1.0]])).distance:.4f}")  # to the origin
+    0.1414
 
     Args:
         layers: theta_0, W_1, ..., W_L, of any hidden widths, L >= 2.

@@ -19,9 +19,14 @@ from saddleflow.theory.arrays import as_matrix, as_times, as_vector
 def escape_speed(gradient: Float[np.ndarray, "n_out n_in"], depth: int) -> float:
     r"""Speed of the fastest escape.
 
+    ::
+
         s* = L^{-(L-2)/2} s_1(G)
 
     with s_1 the largest singular value. It is the maximum of -L H(rho) over the unit sphere, for every width.
+
+    >>> sf.theory.escape_speed(np.diag([3.0, 1.0]), depth=4)  # 3 / 4
+    0.75
 
     Args:
         gradient: G = grad C at the saddle, shape (n_out, n_in).
@@ -49,11 +54,17 @@ def optimal_speed(strength: float | np.floating, depth: int) -> float:
 def escape_direction(gradient: Float[np.ndarray, "n_out n_in"], depth: int) -> list[Float[np.ndarray, "_ _"]]:
     r"""Direction of the fastest escape, as the layers of a network of width 1.
 
+    ::
+
         rho_1 = L^{-1/2} (-v_1^T, 1, ..., 1, u_1)
 
     with u_1, v_1 the top singular vectors of G = grad C(0). In width w the optimal directions are exactly the
     rotations of rho_1 padded with zeros. Of the two signs of (u_1, v_1), one such rotation apart, the one is
     returned that makes the largest entry of u_1 positive.
+
+    >>> first, last = sf.theory.escape_direction(np.diag([3.0, 1.0]), depth=2)
+    >>> first.shape, last.shape, float(last[0, 0])  # 2^(-1/2)
+    ((1, 2), (2, 1), 0.7071)
 
     Args:
         gradient: G, shape (n_out, n_in), its largest singular value simple.
@@ -89,11 +100,16 @@ def escape_norm(
 ) -> Float[np.ndarray, " time"]:
     r"""Norm of the parameters along an escape direction of the homogeneous model H.
 
+    ::
+
         d||theta||/dt = s ||theta||^{L-1}
         ||theta(t)|| = ||theta(0)|| e^{s t},                                           L = 2
         ||theta(t)|| = (||theta(0)||^{-(L-2)} - (L-2) s t)^{-1/(L-2)},                 L > 2
 
     For the loss itself this is the leading order while ||theta|| is small.
+
+    >>> sf.theory.escape_norm(np.array([0.0, 5.0, 9.0]), initial_norm=0.1, speed=1.0, depth=3)  # 1 / (10 - t)
+    array([0.1, 0.2, 1. ])
 
     Args:
         time: times in units of the flow of C; negative ones follow the path back towards the saddle. For
@@ -125,7 +141,7 @@ def measured_escape_speed(
 ) -> float:
     r"""Speed of an escape from the growth of the gradient norm g = ||grad L(theta)||, by least squares.
 
-    Along an escape direction g = s ||theta||^{L-1}, and the law of `escape_norm` becomes a straight line in t:
+    Along an escape direction g = s ||theta||^{L-1}, and the law of `escape_norm` becomes a straight line in t::
 
         log g(t) = log g(0) + s t,                                                     L = 2
         g(t)^{-(L-2)/(L-1)} = g(0)^{-(L-2)/(L-1)} - (L-2) s^{1/(L-1)} t,               L > 2
@@ -160,11 +176,16 @@ def measured_escape_speed(
 def blow_up_time(initial_norm: float, speed: float, depth: int) -> float:
     r"""Time in which the homogeneous model H reaches infinity along an escape direction.
 
+    ::
+
         T = 1 / ((L-2) s ||theta(0)||^{L-2})
 
     At the optimal speed s*, T is a lower bound for a start of this norm in any direction, attained on the
     optimal directions only. For the loss itself, starts alpha theta_0 escape after
     alpha^{-(L-2)} T_blow(theta_0) to leading order in alpha, T_blow the blow-up time of H from theta_0.
+
+    >>> sf.theory.blow_up_time(initial_norm=0.1, speed=1.0, depth=3)
+    10.0
 
     Args:
         initial_norm: ||theta(0)|| > 0.
@@ -193,6 +214,9 @@ def waiting_time_ratio(singular_values: Float[np.ndarray, " mode"]) -> Float[np.
     The limit of small equal initial strengths of modes that are balanced and aligned with the target, for the
     cost (1/2) ||A - S||_F^2; a ratio of times, so a constant factor in front of the cost is of no matter. The
     approach is as a_0^{1-2/L} for L > 2, as 1 / log(1 / a_0) for L = 2.
+
+    >>> sf.theory.waiting_time_ratio(np.array([4.0, 2.0, 1.0]))
+    array([1., 2., 4.])
 
     Args:
         singular_values: those of S, positive, in any order.

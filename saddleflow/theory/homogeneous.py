@@ -1,7 +1,7 @@
 r"""The homogeneous model of the loss at the origin, from any start: when it blows up, and which way it goes.
 
 Near the origin the loss is C(0) + H(theta) + O(||theta||^{2L}) with H(theta) = Tr(G^T A_theta), G = grad C(0),
-homogeneous of degree L. Write r = ||theta||, u = theta / r and d tau = r^{L-2} dt. The flow of H becomes
+homogeneous of degree L. Write r = ||theta||, u = theta / r and d tau = r^{L-2} dt. The flow of H becomes ::
 
     du/dtau = -grad H(u) - s(u) u,     d log r / dtau = s(u) = -<grad H(u), u> = -L H(u),
 
@@ -49,6 +49,8 @@ def homogeneous_escape(
 ) -> HomogeneousEscape:
     r"""Blow-up time and final direction of the flow of H(theta) = Tr(G^T A_theta) from given layers.
 
+    ::
+
         T = int_0^infinity ||theta||^{-(L-2)} dtau
 
     along the flow on the sphere (see the module), by SciPy's DOP853. The speed s never falls, so where it is
@@ -61,6 +63,11 @@ def homogeneous_escape(
     be on it, the optimal one or another. If the speed there is zero or negative, or has not become positive
     by tau = 2000 / s*, the time is infinite. For L > 3 some critical directions of speed zero attract at no
     exponential rate.
+
+    >>> start = sf.theory.escape_direction(np.diag([3.0, 1.0]), depth=3)
+    >>> escape = sf.theory.homogeneous_escape(np.diag([3.0, 1.0]), [0.1 * layer for layer in start])
+    >>> print(f"{escape.time:.4f} {escape.speed:.4f}")
+    5.7735 1.7321
 
     Args:
         gradient: G = grad C(0), shape (n_out, n_in), not zero.
@@ -120,6 +127,9 @@ def misalignment_rate(gradient: Float[np.ndarray, "n_out n_in"]) -> float:
     depth L, and with them sup_t ||A_alpha - A|| (at matched times): on the sphere the direction contracts at
     rate (s_1 - s_2) L^{-(L-2)/2}, while log ||theta|| grows at rate s_1 L^{-(L-2)/2}. The second singular
     values of the layers, at a given A, go as alpha^{1 - s_2/s_1} for L = 2 but as alpha for L > 2.
+
+    >>> sf.theory.misalignment_rate(np.diag([4.0, 1.0]))
+    0.75
 
     Args:
         gradient: G = grad C(0), shape (n_out, n_in), not zero.

@@ -4,7 +4,7 @@ Cost C(A) = (1/2) ||A - S||_F^2 (whitened inputs). For C = (1/N) ||A X - Y||_F^2
 runs twice as fast: multiply times by 2 before passing them in, divide the returned ones by 2.
 
 With all layers balanced (W_{l+1}^T W_{l+1} = W_l W_l^T) and aligned with the singular vectors of S, the modes
-decouple. The strength a(t) of the mode of singular value s obeys, at depth L,
+decouple. The strength a(t) of the mode of singular value s obeys, at depth L, ::
 
     da/dt = L a^{2-2/L} (s - a),     a(0) = a_0.
 """
@@ -22,9 +22,14 @@ def two_layer_mode(
 ) -> Float[np.ndarray, " time"]:
     r"""Strength of a mode of a two-layer network: the sigmoid of Saxe et al.
 
+    ::
+
         a(t) = s / (1 + (s / a_0 - 1) e^{-2 s t})
 
     Half of s is reached at t = log(s / a_0 - 1) / (2 s).
+
+    >>> sf.theory.two_layer_mode(np.array([0.0, 1.0, 5.0]), singular_value=2.0, initial=0.01)
+    array([0.01, 0.430588, 1.999999])
 
     Args:
         time: times, ascending, at least 0, in units of the flow of (1/2) ||A - S||_F^2.
@@ -51,12 +56,17 @@ def mode_time(
 ) -> Float[np.ndarray, " strength"]:
     r"""Time a mode needs to grow from a_0 to a, at any depth L >= 2.
 
+    ::
+
         t = (1/L) int_{a_0}^{a} x^{-(2-2/L)} / (s - x) dx
           = (1/(L s)) [ -x^{-b}/b 2F1(1, -b; 1-b; x/s) ]_{a_0}^{a},     b = 1 - 2/L, L > 2
           = (1/(2 s)) log( a (s - a_0) / (a_0 (s - a)) ),               L = 2
 
     Evaluated in neither form, but as a sum of elementary functions without cancellation (see the source),
     equal to both and good from a = a_0 to a one rounding below s.
+
+    >>> sf.theory.mode_time(np.array([0.1, 1.0]), singular_value=2.0, initial=0.01, depth=3)
+    array([1.26525, 1.97756])
 
     Args:
         strength: the strengths a to reach, a_0 <= a <= s.
@@ -84,6 +94,10 @@ def deep_mode(
     time: Float[np.ndarray, " time"], singular_value: float, initial: float, depth: int
 ) -> Float[np.ndarray, " time"]:
     r"""Strength of a mode at any depth L >= 2: the inverse of `mode_time`, by a bracketing root find.
+
+    >>> times = sf.theory.mode_time(np.array([0.1, 1.0]), singular_value=2.0, initial=0.01, depth=3)
+    >>> sf.theory.deep_mode(times, singular_value=2.0, initial=0.01, depth=3)
+    array([0.1, 1. ])
 
     Args:
         time: times, ascending, at least 0, in units of the flow of (1/2) ||A - S||_F^2.
@@ -128,10 +142,16 @@ def infinite_depth_mode_time(
 ) -> Float[np.ndarray, " strength"]:
     r"""Limit of depth times `mode_time` as the depth goes to infinity.
 
+    ::
+
         lim_{L -> inf} L t = int_{a_0}^{a} dx / (x^2 (s - x))
                            = log( a (s - a_0) / (a_0 (s - a)) ) / s^2 + (1/a_0 - 1/a) / s
 
     At finite depth, L t differs from the limit by O(1/L) at fixed a_0, a and s.
+
+    >>> limit = sf.theory.infinite_depth_mode_time(np.array([1.0]), singular_value=2.0, initial=0.1)
+    >>> 1000 * sf.theory.mode_time(np.array([1.0]), singular_value=2.0, initial=0.1, depth=1000) / limit
+    array([0.997])
 
     Args:
         strength: the strengths a to reach, a_0 <= a <= s.

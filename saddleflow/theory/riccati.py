@@ -41,7 +41,7 @@ def riccati_flow(
 ) -> RiccatiSolution:
     r"""Exact flow of a two-layer network from lambda-balanced layers.
 
-    With Q = [W_1^T; W_2] and F = [[-lambda/2 I, S^T], [S, lambda/2 I]],
+    With Q = [W_1^T; W_2] and F = [[-lambda/2 I, S^T], [S, lambda/2 I]], ::
 
         d(Q Q^T)/dt = F Q Q^T + Q Q^T F - (Q Q^T)^2
         Q Q^T(t) = e^{Ft} Q_0 [I + Q_0^T (e^{2Ft} - I) F^{-1} Q_0 / 2]^{-1} Q_0^T e^{Ft}
@@ -49,6 +49,11 @@ def riccati_flow(
     F may be singular (then (e^{2Ft} - I) F^{-1} means 2t on its kernel) and t large: nothing is inverted but
     a triangular factor, no square of a condition number is taken, and times beyond 300 / ||F|| go in
     substeps.
+
+    >>> first, second = sf.theory.lambda_balanced_layers(np.random.default_rng(0), (2, 2), 2, 1.0, 0.1)
+    >>> solution = sf.theory.riccati_flow(np.array([0.0, 10.0]), first, second, np.diag([2.0, 1.0]))
+    >>> np.diag(solution.end_to_end[-1])
+    array([2.000, 1.000])
 
     Args:
         time: times, ascending, at least 0, in units of the flow of (1/2) ||A - S||_F^2. The cost of the last
@@ -100,6 +105,8 @@ def lambda_balanced_layers(
     rng: np.random.Generator, shape: tuple[int, int], width: int, imbalance: float, scale: float
 ) -> tuple[Float[np.ndarray, "width n_in"], Float[np.ndarray, "n_out width"]]:
     r"""Draw random layers with W_2^T W_2 - W_1 W_1^T = lambda I.
+
+    ::
 
         W_1 = H diag(sqrt(c^2 + max(-lambda, 0))) V^T,     W_2 = U diag(sqrt(c^2 + max(lambda, 0))) H^T
 
@@ -161,7 +168,7 @@ def _imbalance(first_layer: np.ndarray, second_layer: np.ndarray, tolerance: flo
 def _advance(rows: np.ndarray, exponents: np.ndarray, interval: float) -> np.ndarray:
     """Advance Q, in the eigenbasis of F and up to a rotation of the hidden space, by one interval.
 
-    With Y = Phi^{1/2} Q_0, Phi = (e^{2Ft} - I) F^{-1} / 2 and the QR factorisation [Y; I] = [B; R^{-1}] R,
+    With Y = Phi^{1/2} Q_0, Phi = (e^{2Ft} - I) F^{-1} / 2 and the QR factorisation [Y; I] = [B; R^{-1}] R, ::
 
         Q Q^T(t) = e^{Ft} Q_0 (I + Y^T Y)^{-1} Q_0^T e^{Ft} = Q_t Q_t^T,
         Q_t = e^{Ft} Q_0 R^{-1} = e^{Ft} Phi^{-1/2} B.

@@ -32,6 +32,8 @@ class SaddleHessian(NamedTuple):
 def saddle_hessian(singular_values: Float[np.ndarray, " mode"], rank: int, width: int, depth: int) -> SaddleHessian:
     r"""Ends of the spectrum of the Hessian at the balanced saddle of rank k, and its index.
 
+    ::
+
         L = 2:  least -s_{k+1},  index (r-k)(w-k),  largest 2 s_1 (k >= 1), s_1 (k = 0)
         L > 2:  least 0,         index 0,           largest L s_1^{2-2/L} (k >= 1), 0 (k = 0)
 
@@ -40,6 +42,9 @@ def saddle_hessian(singular_values: Float[np.ndarray, " mode"], rank: int, width
     s_i^{1-2/L} (s_i +- s_j), never negative, for every L; two modes i, j in use give
     sum_l s_i^{2(L-l)/L} s_j^{2(l-1)/L}; the rest is zero. Without a dead neuron (w = k), or for k = r, which is
     a global minimum, least and index are 0.
+
+    >>> sf.theory.saddle_hessian(np.array([3.0, 2.0, 1.0]), rank=1, width=4, depth=2)
+    SaddleHessian(least=-2.0, index=6, largest=6.0)
 
     Args:
         singular_values: those of S, non-negative, not all zero, in any order.
@@ -66,10 +71,15 @@ def saddle_hessian(singular_values: Float[np.ndarray, " mode"], rank: int, width
 def saddle_escape_speed(singular_values: Float[np.ndarray, " mode"], rank: int, depth: int) -> float:
     r"""Speed of the fastest escape from the balanced saddle of rank k by a dead neuron.
 
+    ::
+
         s*_k = L^{-(L-2)/2} s_{k+1}
 
     It is `saddleflow.theory.escape_speed` of grad C(A_k) = A_k - S; the norm of the neuron that grows follows
     `saddleflow.theory.escape_norm` as long as it is small.
+
+    >>> sf.theory.saddle_escape_speed(np.array([3.0, 2.0, 1.0]), rank=1, depth=4)  # 2 / 4
+    0.5
 
     Args:
         singular_values: those of S, non-negative, not all zero, in any order.
@@ -93,10 +103,15 @@ def saddle_escape_speed(singular_values: Float[np.ndarray, " mode"], rank: int, 
 def minimal_norm(matrix: Float[np.ndarray, "n_out n_in"], depth: int) -> float:
     r"""Least norm of the parameters of any network that realises A.
 
+    ::
+
         min ||theta|| = sqrt( L sum_i s_i(A)^{2/L} )
 
     over all widths of at least the rank of A; attained where the layers are balanced. Up to the root it is L
     times the Schatten quasi-norm of exponent 2/L.
+
+    >>> sf.theory.minimal_norm(np.diag([3.0, 1.0]), depth=2)  # (2 (3 + 1))^(1/2)
+    2.8284
 
     Args:
         matrix: A, shape (n_out, n_in).

@@ -21,11 +21,16 @@ def lazy_flow(
 ) -> Float[np.ndarray, "time n_out n_in"]:
     r"""End-to-end matrix where the tangent kernel is a constant multiple of the identity.
 
+    ::
+
         A(t) = S + e^{-rate t} (A_0 - S)
 
     the limit of infinite width for gamma < 1, with the rate of `ntk_rate`. At finite width the relative
     error is that of the kernel: fluctuations of order w^{-1/2}, and its motion during training, which is small
     only where ||S - A_0|| is small beside w^{(1-gamma) L/2}.
+
+    >>> sf.theory.lazy_flow(np.array([0.0, 1.0]), np.zeros((1, 1)), np.eye(1), rate=2.0)[-1]  # 1 - exp(-2)
+    array([[0.8647]])
 
     Args:
         times: ascending, at least 0, in units of the flow of C.
@@ -50,7 +55,12 @@ def lazy_flow(
 def ntk_rate(depth: int, width: int, gamma: float) -> float:
     r"""Multiple of the identity that the tangent kernel of a wide Gaussian network is at the start.
 
+    ::
+
         K -> L (w sigma^2)^{L-1} Id = L w^{(1-gamma)(L-1)} Id,     dA/dt = -K[grad C(A)]
+
+    >>> print(f"{sf.theory.ntk_rate(depth=3, width=100, gamma=0.75):.4f}")  # 3 * 100^(0.25 * 2)
+    30.0000
 
     Args:
         depth: L >= 2, the number of layers.
@@ -79,6 +89,8 @@ def wide_two_layer_flow(
 ) -> Float[np.ndarray, "time n_out n_in"]:
     r"""End-to-end matrix of a wide two-layer network from Gaussian layers, lazy or not.
 
+    ::
+
         dA/dt = -( sqrt(A A^T + c^2 I) G + G sqrt(A^T A + c^2 I) ),     G = A - S,     c = sigma^2 w
 
     For c large beside ||A|| it is lazy, at rate 2 c; for c -> 0 it is the balanced flow. Integrated by SciPy's
@@ -87,6 +99,10 @@ def wide_two_layer_flow(
     Not exact at finite width: the largest distance in A along the flow, relative to the largest ||A||, came to
     .050, .016 and .004 at w = 50, 400 and 3200 in the example of docs/theory.md, section 7.6, and to .020 to
     .073, .005 to .034 and .002 to .009 over nine starts of a 2 x 3 target (gamma = .75, 1 and 1.5).
+
+    >>> matrices = sf.theory.wide_two_layer_flow(np.array([0.0, 5.0]), np.zeros((2, 2)), np.eye(2), scale=0.1)
+    >>> np.diag(matrices[-1])
+    array([0.999, 0.999])
 
     Args:
         times: ascending, at least 0, in units of the flow of C.
@@ -121,12 +137,17 @@ def wide_two_layer_flow(
 def plateau_exponent(depth: int, gamma: float) -> float:
     r"""Exponent of the width in the time a Gaussian start needs to leave the origin.
 
+    ::
+
         gamma >= 1, L > 2:  T ~ w^{(gamma-1)(L-2)/2}
         gamma >= 1, L = 2:  T ~ ((gamma-1)/2) log(w) / s_1(S): exponent 0
         gamma < 1:          T ~ w^{-(1-gamma)(L-1)}, the inverse of `ntk_rate`: no plateau, only a time scale
 
     For gamma >= 1 the start is alpha theta_0 with alpha = w^{-(gamma-1)/2} and theta_0 the one of gamma = 1,
     whose escape time does not depend on the width to leading order; escape times scale as alpha^{-(L-2)}.
+
+    >>> sf.theory.plateau_exponent(depth=4, gamma=2.0)
+    1.0
 
     Args:
         depth: L >= 2, the number of layers.

@@ -43,7 +43,9 @@ def batch_indices(key: PRNGKeyArray, num_samples: int, batch_size: int, num_step
     `batch_size` of it. Where they do not divide the number of samples, a batch may hold the end of an epoch and the
     beginning of the next.
 
-        batches = sf.training.batch_indices(jax.random.key(0), 80, 20, 4)    # one epoch: each of 80 samples once
+    >>> batches = sf.training.batch_indices(jax.random.key(0), 80, 20, 4)  # one epoch: each of 80 samples once
+    >>> batches.shape, len(np.unique(batches))
+    ((4, 20), 80)
 
     Args:
         key: `jax.random.key(seed)`.

@@ -18,9 +18,11 @@ else:
 def plot_descent(descent: Any, flow: Any, *, theme: str = "transparent", width: str = "screen") -> Figure:
     """The distance to the flow above, the sharpness against 2 / learning rate below; returns the figure.
 
-        descent = sf.gradient_descent(cost, start, optax.sgd(1e-2), num_steps=5000, observables=["sharpness"])
-        flow = sf.gradient_flow(cost, start, rtol=1e-8, save_at=descent.time)
-        sf.training.plot_descent(descent, flow).savefig("descent.png")
+    >>> cost = sf.MatrixCompletion.random(jax.random.key(0))
+    >>> start = sf.gaussian(jax.random.key(1), depth=3, width=50, shape=cost.shape, gamma=1.5)
+    >>> descent = sf.gradient_descent(cost, start, optax.sgd(1e-2), num_steps=1000, observables=["sharpness"])
+    >>> flow = sf.gradient_flow(cost, start, rtol=1e-8, save_at=descent.time)
+    >>> sf.training.plot_descent(descent, flow).savefig("descent.png")
 
     Args:
         descent: a trajectory of `gradient_descent` with the observable "sharpness".

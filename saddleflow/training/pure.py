@@ -84,12 +84,13 @@ def descend(
     Cost, network, key, target_cost and, of plain gradient descent (`optimizer=None`), the learning rate may be
     traced; so lanes may differ in them.
 
-        def final(rate, key):
-            return sf.training.descend(
-                cost, start, learning_rate=rate, num_steps=1000, batch_size=20, key=key
-            ).network.end_to_end()
-
-        matrices = jax.vmap(final)(jnp.array([1e-3, 1e-2]), jax.random.split(jax.random.key(0), 2))
+    >>> cost = sf.MatrixCompletion.random(jax.random.key(0))
+    >>> start = sf.gaussian(jax.random.key(1), depth=3, width=50, shape=cost.shape, gamma=1.5)
+    >>> def final(rate, key):
+    ...     descent = sf.training.descend(cost, start, learning_rate=rate, num_steps=100, batch_size=20, key=key)
+    ...     return descent.network.end_to_end()
+    >>> jax.vmap(final)(jnp.array([1e-3, 1e-2]), jax.random.split(jax.random.key(0), 2)).shape
+    (2, 10, 10)
 
     Args:
         cost: as in `gradient_descent`.

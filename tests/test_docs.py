@@ -1,0 +1,98 @@
+"""The API pages have every public name once, and the examples in docstrings print what they say."""
+
+import ast
+import doctest
+import re
+import types
+from collections import Counter
+from decimal import Decimal
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+import pytest
+
+import saddleflow as sf
+
+PROJECT = Path(__file__).parents[1]
+NUMBER = r"(\d+\.?\d*(?:e[-+]?\d+)?)"
+
+# What docs/api/index.md says that every example takes as given.
+GIVEN = {"eqx": eqx, "jax": jax, "jnp": jnp, "np": np, "optax": optax, "sf": sf}
+
+
+def documented():
+    """What the directives of the API pages name."""
+    directive = re.compile(r"^\.\. auto(?:class|data|function|module):: saddleflow\.(\S+)$", re.M)
+    return Counter(
+        name for page in (PROJECT / "docs/api").glob("*.md") for name in directive.findall(page.read_text())
+    )
+
+
+def public():
+    """The names that users call: those of saddleflow, and of its packages."""
+    yield from sf.__all__
+    for name in sf.__all__:
+        package = getattr(sf, name)
+        if isinstance(package, types.ModuleType):
+            yield from (f"{name}.{inner}" for inner in getattr(package, "__all__", ()))
+
+
+def test_every_name_of_saddleflow_has_one_page():
+    pages = documented()
+    assert {name: pages[name] for name in sf.__all__} == dict.fromkeys(sf.__all__, 1)
+
+
+def examples():
+    """Every docstring with an example: (module and name, docstring, file, line)."""
+    for path in sorted((PROJECT / "saddleflow").rglob("*.py")):
+        source = path.read_text()
+        if ">>>" not in source:
+            continue
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ">>>" in (
+                ast.get_docstring(node) or ""
+            ):
+                name = f"{path.relative_to(PROJECT).with_suffix('')}:{getattr(node, 'name', 'module')}"
+                yield pytest.param(ast.get_docstring(node), path, node.body[0].lineno, id=name)
+
+
+class Digits(doctest.OutputChecker):
+    """Numbers are compared to the digits that are written down."""
+
+    def check_output(self, want, got, optionflags):
+        if super().check_output(want, got, optionflags):
+            return True
+        wanted, found = (re.split(NUMBER, " ".join(text.split())) for text in (want, got))
+        return [part.strip() for part in wanted[::2]] == [part.strip() for part in found[::2]] and all(
+            Decimal(number).quantize(Decimal(1).scaleb(Decimal(written).as_tuple().exponent)) == Decimal(written)
+            for written, number in zip(wanted[1::2], found[1::2], strict=True)
+        )
+
+
+def failures(docstring, path, line):
+    test = doctest.DocTestParser().get_doctest(docstring, dict(GIVEN), path.name, str(path), line)
+    report = []
+    doctest.DocTestRunner(Digits(), verbose=False, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).run(
+        test, out=report.append
+    )
+    return "".join(report)
+
+
+def test_wrong_examples_are_seen():
+    assert not failures(">>> 1 / 3, 20.04\n(0.333, 20.0)\n", PROJECT, 0)
+    assert failures(">>> 1 / 3\n0.334\n", PROJECT, 0)
+    assert failures(">>> 1 / 0\n0.334\n", PROJECT, 0)
+    assert failures(">>> print('a 1')\nb 1\n", PROJECT, 0)
+    assert failures(">>> 1, 2\n(1,)\n", PROJECT, 0)
+
+
+@pytest.mark.parametrize(("docstring", "path", "line"), list(examples()))
+def test_examples_print_what_they_say(docstring, path, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not (report := failures(docstring, path, line)), report
+    plt.close("all")
