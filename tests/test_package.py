@@ -32,6 +32,7 @@ ORDER = (
     "figures",
     "claims",
     "gallery",
+    "explorer",
     "cli",
 )
 ALONE = ("solvers",)
