@@ -482,13 +482,9 @@ def _parse_triplets(text: str) -> tuple[str, str, str]:
 
 def _draw(trajectory: sf.Trajectory, stem: Path, force: bool) -> list[Path]:
     """The trajectory's picture as PNG and PDF."""
-    import matplotlib.pyplot as plt
-
-    from saddleflow.flow.plotting import save_figure
-
     figure = trajectory.plot()
-    paths = save_figure(figure, stem, force)
-    plt.close(figure)
+    paths = sf.plotting.save_figure(figure, stem, force)
+    sf.plotting.close(figure)
     return paths
 
 

@@ -121,7 +121,7 @@ def test_cases_use_the_public_interface_alone():
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             ours = [name for name in names if name.split(".")[0] == "saddleflow"]
-            allowed = {"saddleflow", "saddleflow.gallery.case", "saddleflow.gallery.drawing"}
+            allowed = {"saddleflow", "saddleflow.gallery.case", "saddleflow.plotting"}
             assert set(ours) <= allowed, f"{path.name} imports {ours}"
             private = isinstance(node, ast.Attribute) and re.match(r"_[a-z]", node.attr)
             assert not private, f"{path.name} uses {ast.unparse(node)}"

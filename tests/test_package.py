@@ -20,6 +20,7 @@ PROJECT = Path(__file__).parents[1]  # of this checkout
 # Data flows one way: a package imports only from those before it; `solvers` stands alone.
 ORDER = (
     "_backend",
+    "plotting",
     "solvers",
     "problem",
     "theory",

@@ -2,17 +2,10 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import lazy_loader as lazy
-
+from saddleflow import plotting
 from saddleflow._backend.files import written_whole
 from saddleflow.claims.ledger import Entry, Finding, Ledger
-
-if TYPE_CHECKING:
-    from saddleflow.flow import plotting
-else:
-    plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
 
 MARKS = {"holds": "holds", "fails": "**fails**", "error": "**ended in an error**"}
 

@@ -5,10 +5,12 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from saddleflow import plotting
 from saddleflow._backend.files import check_writable, written_whole
 from saddleflow.flow.history import versions
 from saddleflow.gallery.case import Result, short
-from saddleflow.gallery.drawing import draw
+
+SIZE, RESOLUTION = (4.4, 2.7), 120  # inches, dots per inch: 15 to 40 kB
 
 ABOUT = """\
 Published experiments of this field, posed by the public API and held against what their sources printed. "Printed"
@@ -42,6 +44,19 @@ def write_pictures(results: Sequence[Result], folder: str | Path, *, force: bool
     drawn = [result for result in results if not result.message]
     paths = [check_writable(picture_path(folder, result.case.name), force) for result in drawn]
     return [draw(result, path, force) for result, path in zip(drawn, paths, strict=True)]
+
+
+def draw(result: Result, path: Path, force: bool = False) -> Path:
+    """Write the picture of a case as PNG, whole or not at all."""
+    with plotting.style():
+        figure, axes = plotting.subplots(figsize=SIZE)
+        try:
+            result.case.draw(axes, result.runs)
+            with written_whole(path, force) as temporary:
+                figure.savefig(temporary, dpi=RESOLUTION, facecolor="none")
+        finally:
+            plotting.close(figure)
+    return path
 
 
 def write_page(results: Sequence[Result], path: str | Path, *, force: bool = False) -> list[Path]:

@@ -5,7 +5,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_point
+from saddleflow.plotting import name_point
 
 SPECTRUM = 50 / np.arange(1, 6)
 PLATEAUS = (731.8, 231.8, 106.8, 51.25, 20.0)  # the source's: per sample and output

@@ -6,7 +6,7 @@ import optax
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 RATES = (1e-4, 3.6e-3, 6e-3)  # of the source: smallest, largest that converges, smallest that does not
 

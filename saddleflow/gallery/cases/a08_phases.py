@@ -5,7 +5,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve, name_point
+from saddleflow.plotting import name_curve, name_point
 
 SIZE, RANK, SMALL = 200, 5, -2.2  # d, k, exponent of the variance in d
 PRINTED = {

@@ -5,7 +5,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 SIZE, RANK, DEPTH, SCALE = 100, 5, 3, 1e-2
 

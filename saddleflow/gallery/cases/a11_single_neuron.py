@@ -5,7 +5,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 DELTAS = (-4, -2, -1, 0, 1, 2, 4)  # a^2 - |w|^2
 INPUT = np.array([0.5, 1.0])

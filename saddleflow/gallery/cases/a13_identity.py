@@ -5,7 +5,7 @@ import optax
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 EIGENVALUES = (-20.0, -10.0, 8.0, 4.0)
 

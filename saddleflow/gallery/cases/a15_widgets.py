@@ -5,7 +5,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number, first_time
-from saddleflow.gallery.drawing import name_point
+from saddleflow.plotting import name_point
 
 VALUES = np.array([6.0, 4.0, 3.0, 2.0, 1.0, 0.5])
 

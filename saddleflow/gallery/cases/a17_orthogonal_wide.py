@@ -6,7 +6,7 @@ import optax
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 WIDTH, OUTPUTS, SAMPLES, DEPTH = 128, 10, 1000, 4
 STEPS = 100

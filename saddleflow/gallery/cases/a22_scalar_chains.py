@@ -6,7 +6,7 @@ import scipy
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 DEPTHS = (2, 8, 32, 128)
 TARGET, START = 0.5, 0.1  # of the product

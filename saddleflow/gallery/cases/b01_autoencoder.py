@@ -6,7 +6,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 SIZE, HIDDEN, SAMPLES, DECAY = 20, 5, 100, 10.0
 

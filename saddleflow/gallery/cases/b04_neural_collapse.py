@@ -6,7 +6,7 @@ import scipy
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 CLASSES, PER_CLASS, HIDDEN, DECAY, HEADS = 4, 5, 16, 5e-3, (1, 3)
 SAMPLES = CLASSES * PER_CLASS

@@ -6,7 +6,7 @@ import scipy
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 SIZE, SAMPLES, DEPTHS = 10, 40, (1, 2, 3)
 
