@@ -1,4 +1,4 @@
-"""The command line: `saddleflow flow`, `sweep`, `figure`, `verify`, `gallery`. It parses, calls, and prints."""
+"""The command line: `flow`, `sweep`, `figure`, `verify`, `gallery`, `explore`. It parses, calls, and prints."""
 
 import difflib
 import inspect
@@ -368,6 +368,32 @@ def gallery(
         typer.echo(f"written: {', '.join(map(str, written))}")
     if not all(result.reproduced for result in results):
         raise typer.Exit(1)
+
+
+@app.command()
+def explore(
+    host: Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1 is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes any free one.")] = 2106,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Open no browser; the address is printed.")
+    ] = False,
+) -> None:
+    """Serve a page with sliders: gradient flows from small starts, live, with theory laid over.
+
+    Needs marimo: `pip install "saddleflow[explore]"`. It runs until Ctrl-C.
+
+    Examples:
+    * `saddleflow explore`
+
+    * `saddleflow explore --port 0 --no-browser`
+    """
+    from saddleflow.explorer import server
+
+    server.check_marimo()
+    port = server.free_port(host) if port == 0 else port
+    server.check_address(host, port)
+    typer.echo(f"saddleflow explorer: http://{host}:{port}/ (Ctrl-C ends it)")
+    server.serve(host, port, browser=not no_browser)
 
 
 def _check_pictures(chosen: Sequence[str], out: Path | None, page: Path | None, force: bool) -> None:

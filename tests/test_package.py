@@ -33,6 +33,7 @@ ORDER = (
     "figures",
     "claims",
     "gallery",
+    "explorer",
     "cli",
 )
 ALONE = ("solvers",)
