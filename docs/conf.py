@@ -86,8 +86,9 @@ nitpick_ignore_regex = [
 exclude_patterns = ["_generated", "_build"]
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence"]
 myst_heading_anchors = 4
-myst_dmath_double_inline = True
-suppress_warnings = ["misc.highlighting_failure"]
+myst_fence_as_directive = ["math"]  # ```math, which GitHub shows as a formula, too
+suppress_warnings = ["misc.highlighting_failure"]  # of plain text that is no Python
+smartquotes = False  # `--data` in running text is an option, no dash
 
 # Notebooks are run by `run_notebooks`, and shown with what they print. One that fails, or prints a warning, fails the
 # build. `-D notebooks=copy` leaves them as they are.
@@ -121,6 +122,7 @@ html_theme_options = {
     "show_toc_level": 2,
     "use_download_button": False,
     "use_fullscreen_button": False,
+    "navbar_persistent": [],
 }
 pygments_style = "tango"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
@@ -168,7 +170,7 @@ def write_command_line(app: Sphinx) -> None:
 
     command = typer.main.get_command(commands)
     context = typer.Context(command, info_name="saddleflow")
-    text = typer.cli.get_docs_for_click(obj=command, ctx=context, name="saddleflow")
+    text = typer.cli.get_docs_for_click(obj=command, ctx=context, name="saddleflow", indent=1)
     folder = HERE / "_generated"
     folder.mkdir(exist_ok=True)
     (folder / "cli.md").write_text(text)
@@ -255,7 +257,9 @@ def around(node: nodes.Node) -> list[str]:
 
 
 def link_code(app: Sphinx, doctree: nodes.document, page: str) -> None:
-    """Code that is a public name becomes a link to it: in docstrings, and in pages."""
+    """Code that is a public name becomes a link to it: in docstrings, and in pages but that of the command line."""
+    if page == "cli":
+        return
     for node in list(doctree.findall(nodes.literal)):
         name = node.astext().removesuffix("()").removeprefix("sf.").removeprefix("saddleflow.")
         if not re.fullmatch(r"[A-Za-z]\w*(\.\w+)*", name) or isinstance(node.parent, nodes.reference):
