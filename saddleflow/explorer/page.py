@@ -294,7 +294,8 @@ def notes(found: runs.Result) -> list[str]:
         sizes = ", ".join(map(str, run.configuration["reduced_widths"]))
         lines.append(
             f"Width {settings.width} is above {WIDEST_FULL}: the start is drawn in law "
-            f"(saddleflow.sample_reduced), with {sizes} directions of its hidden spaces. The error of that is not estimated here."
+            f"(saddleflow.sample_reduced), with {sizes} directions of its hidden spaces. "
+            "The error of that is not estimated here."
         )
     return lines + list(found.predictions.notes)
 
