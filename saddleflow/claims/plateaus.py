@@ -1,4 +1,4 @@
-"""Claims on the length of the first plateau, in networks of any width, reduced and drawn in law."""
+"""Claims on the length of the first plateau, in reduced networks of any width."""
 
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -68,7 +68,7 @@ WIDTHS: dict[Size, tuple[int, ...]] = {
 
 
 def _lengths(depth: int, gamma: float, size: Size) -> np.ndarray:
-    """Times to 60 % of the cost at A = 0, in reduced networks drawn in law: (seed, width)."""
+    """Times to 60 % of the cost at A = 0, in reduced networks: (seed, width)."""
     seeds = range({"quick": 5, "full": 10}[size])
     return np.array([first_plateaus(depth, gamma, width, seeds) for width in WIDTHS[size]]).T
 
@@ -116,8 +116,8 @@ CLAIMS: Sequence[Claim] = (
     ),
     Claim(
         "lazy-width",
-        "Below gamma = 1 the time in which the cost falls to 60 % is proportional to the inverse rate of the kernel, and its "
-        "spread over seeds vanishes",
+        "Below gamma = 1 the time in which the cost falls to 60 % is proportional to the inverse rate of the kernel, "
+        "and its spread over seeds vanishes",
         "T ~ w^((gamma-1)(L-1))",
         "ours",
         lazy_times,

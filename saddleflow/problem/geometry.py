@@ -155,7 +155,7 @@ def gradient_flow_field(time: Any, network: DeepLinearNetwork, cost: Cost) -> De
 
 @takes(cost=readers.cost, network=readers.network, direction=readers.network)
 def hessian_vector_product(cost: Cost, network: DeepLinearNetwork, direction: DeepLinearNetwork) -> DeepLinearNetwork:
-    """Hessian of the loss `C(A(theta))` at the network, applied to a direction: the sweeps' tangents."""
+    """The Hessian of the loss `C(A(theta))` at a network, applied to a direction."""
     return jax.jvp(lambda theta: gradient(cost, theta), (network,), (direction,))[1]
 
 
