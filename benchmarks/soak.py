@@ -18,7 +18,7 @@ and coordinates; `benchmarks/soak_flows.py` draws them. Of each run this is chec
 
 Here rtol is relative to the largest |A| so far, or to the |A| that Gaussian layers of the same norms would have.
 Escapes amplify errors. So each start is also solved with its entries changed by rtol (relatively). If that flow ends
-further away than rtol, the same distance is allowed; if it is more than a tenth of |A|, nothing is compared.
+further away than rtol, that much more is allowed; if it is a tenth of |A| or more, nothing is compared.
 
 Most of the time goes into compilation, so flows run program by program, and programs are kept for the next time; with
 XLA_FLAGS="--xla_backend_optimization_level=0" they compile faster. `--only N` runs one flow again; `--write` writes
