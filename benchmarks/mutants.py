@@ -97,6 +97,8 @@ GROUPS = {
             "tests/test_sweep.py::test_slots_of_one_program_do_not_know_each_other",
             "tests/test_sweep.py::test_workers_divide_few_lanes",
             "tests/test_sweep.py::test_who_stops_listening_stops_the_workers",
+            "tests/test_sweep.py::test_what_a_burst_is_worth",
+            "tests/test_model_sweep.py::test_a_bare_loss_and_the_saddle_it_rests_at",
         ),
         (
             M(
@@ -124,7 +126,11 @@ GROUPS = {
     ),
     "certificate": Group(
         "saddleflow/flow/landscape.py",
-        ("tests/test_flow.py::test_converges_with_a_certificate", "tests/test_flow.py::test_named_ends"),
+        (
+            "tests/test_flow.py::test_converges_with_a_certificate",
+            "tests/test_flow.py::test_named_ends",
+            "tests/test_flow.py::test_a_start_on_a_saddle_is_named",
+        ),
         (
             M(
                 "return jnp.linalg.norm(self.cost.gradient(outputs))",

@@ -14,9 +14,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from saddleflow import theory
+from saddleflow import plotting, theory
 from saddleflow.claims.plateaus import LEVELS, SHAPE, first_plateaus, lane
-from saddleflow.flow import plotting
 
 DEPTH, SEEDS = 4, 10
 GAMMAS = (0.75, 1.0, 1.5, 2.0)

@@ -332,7 +332,7 @@ def table_of(name: str, folder: Path) -> str:
 
 def draw_photograph(folder: Path, path: Path) -> None:
     """What is known, what the flow and the best other method make of it, and the original."""
-    from saddleflow.flow import plotting
+    from saddleflow import plotting
 
     problem, original = photograph_problem(), photograph()
     known = np.where(np.isnan(problem.train), problem.validation, problem.train)
@@ -354,7 +354,7 @@ def draw_photograph(folder: Path, path: Path) -> None:
 
 def draw_ratings(folder: Path, path: Path) -> None:
     """Errors and rank against the time of the flow."""
-    from saddleflow.flow import plotting
+    from saddleflow import plotting
 
     run = np.load(_file(folder, "ratings", "flow"))
     best, shown = int(run["best"]), run["time"] > 0

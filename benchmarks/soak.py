@@ -7,18 +7,18 @@ Flows differ in depth (2 to 7), widths, shape, cost (also without a minimiser, c
 and coordinates; `benchmarks/soak_flows.py` draws them. Of each run this is checked (`benchmarks/soak_checks.py`):
 
 - the end is documented, and true as far as NumPy can tell: "converged" has a small gradient and a cost as near to the
-  infimum as a convex cost's certificate says (least squares, or BFGS on A); "stationary_saddle" is no minimum;
-- rows are at the asked times, complete where the end is "t1"; costs are NumPy's; the cost never rises, and
-  balancedness is kept, but for errors of 10 rtol;
-- on three runs in ten one symmetry: the transposed, rotated, included or scaled flow has the same A(t), at the asked
-  times or at t1, within 20 rtol;
-- on four in ten A(t) at up to eight rows within 10 rtol of SciPy's LSODA at 1e-12 (confirmed by Radau), where that
-  takes at most 150,000 evaluations;
-- on one in ten the file: saved and loaded bit for bit.
+  infimum as the certificate of a convex cost says (by least squares, or BFGS on A); "stationary_saddle" is no minimum;
+- rows are at the times asked for, and complete if the end is "t1"; costs agree with NumPy; the cost never rises, and
+  balancedness is kept, up to errors of 10 rtol;
+- in three runs of ten, one symmetry: the transposed, rotated, included or scaled flow has the same A(t), at the times
+  asked for or at t1, within 20 rtol;
+- in four of ten, A(t) at up to eight rows agrees within 10 rtol with SciPy's LSODA at 1e-12 (confirmed by Radau), if
+  that takes at most 150,000 evaluations;
+- in one of ten, the file is saved and loaded bit for bit.
 
-rtol is of the largest |A| so far, or of what Gaussian layers of the start's norms would make. Escapes amplify errors:
-where a start whose entries are changed by rtol (relatively) ends up further away than rtol, so much more is allowed,
-and nothing is compared where that is a tenth of |A|.
+Here rtol is relative to the largest |A| so far, or to the |A| that Gaussian layers of the same norms would have.
+Escapes amplify errors. So each start is also solved with its entries changed by rtol (relatively). If that flow ends
+further away than rtol, the same distance is allowed; if it is more than a tenth of |A|, nothing is compared.
 
 Most of the time goes into compilation, so flows run program by program, and programs are kept for the next time; with
 XLA_FLAGS="--xla_backend_optimization_level=0" they compile faster. `--only N` runs one flow again; `--write` writes

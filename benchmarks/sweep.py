@@ -23,7 +23,7 @@ from rich.table import Table
 from timing import in_turn
 
 import saddleflow as sf
-from saddleflow.flow import plotting
+from saddleflow import plotting
 from saddleflow.problem import geometry
 
 CONSOLE = Console()

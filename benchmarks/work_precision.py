@@ -24,8 +24,8 @@ from jaxtyping import Float
 from problems import DENSE_SIZE, Problem, problems, unit_costs
 from rich.console import Console
 
+from saddleflow import plotting
 from saddleflow._backend.files import written_whole
-from saddleflow.flow import plotting
 from saddleflow.flow.landscape import local_model
 from saddleflow.solvers import RODAS5P, Rosenbrock
 

@@ -1,6 +1,7 @@
 from . import claims as claims
 from . import figures as figures
 from . import gallery as gallery
+from . import plotting as plotting
 from . import solvers as solvers
 from . import theory as theory
 from . import training as training

@@ -1,4 +1,4 @@
-"""The command line: `saddleflow flow`, `sweep`, `figure`, `verify`, `gallery`. It parses, calls, and prints."""
+"""The command line: `flow`, `sweep`, `figure`, `verify`, `gallery`, `explore`. It parses, calls, and prints."""
 
 import difflib
 import inspect
@@ -370,18 +370,43 @@ def gallery(
         raise typer.Exit(1)
 
 
+@app.command()
+def explore(
+    host: Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1 is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes any free one.")] = 2106,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Open no browser; the address is printed.")
+    ] = False,
+) -> None:
+    """Serve a page with sliders: gradient flows from small starts, live, with theory laid over.
+
+    Needs marimo: `pip install "saddleflow[explore]"`. It runs until Ctrl-C.
+
+    Examples:
+    * `saddleflow explore`
+
+    * `saddleflow explore --port 0 --no-browser`
+    """
+    from saddleflow.explorer import server
+
+    server.check_marimo()
+    port = server.free_port(host) if port == 0 else port
+    server.check_address(host, port)
+    typer.echo(f"saddleflow explorer: http://{host}:{port}/ (Ctrl-C ends it)")
+    server.serve(host, port, browser=not no_browser)
+
+
 def _check_pictures(chosen: Sequence[str], out: Path | None, page: Path | None, force: bool) -> None:
     """Refuse a page or pictures that cannot be written."""
     from saddleflow import gallery as cases
 
     if page is not None:
-        check_writable(page, force)
-    for folder in (out, page and page.with_suffix("")):
+        check_outputs([page], force, "page")
+    for argument, folder in (("out", out), ("page", page and page.with_suffix(""))):
+        if folder is not None:
+            check_folder(folder, argument)
         if folder is not None and folder.exists():
-            for name in chosen:
-                check_writable(cases.picture_path(folder, name), force)
-        elif folder is not None:
-            require(folder.parent.is_dir(), "out", "lie in an existing folder", str(folder), "Create that first.")
+            check_outputs([cases.picture_path(folder, name) for name in chosen], force, argument)
 
 
 def _require_netcdf(out: Path) -> None:
@@ -456,13 +481,9 @@ def _parse_triplets(text: str) -> tuple[str, str, str]:
 
 def _draw(trajectory: sf.Trajectory, stem: Path, force: bool) -> list[Path]:
     """The trajectory's picture as PNG and PDF."""
-    import matplotlib.pyplot as plt
-
-    from saddleflow.flow.plotting import save_figure
-
     figure = trajectory.plot()
-    paths = save_figure(figure, stem, force)
-    plt.close(figure)
+    paths = sf.plotting.save_figure(figure, stem, force)
+    sf.plotting.close(figure)
     return paths
 
 

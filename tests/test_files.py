@@ -87,7 +87,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         ("folder", "be a file"),
         ("none/run.nc", "lie in an existing folder"),
         ("n" * 300, "be a path that a file can have.*too long"),
-        ("run\0.nc", "path that a file can have"),
+        ("run\0.nc", "the name of a file or a folder"),
     ],
 )
 def test_paths_that_cannot_be_written(tmp_path, run, name, message):

@@ -1,11 +1,15 @@
 """What a caller may take for granted: nothing left changed, no warning from inside, copies, threads."""
 
 import copy
+import itertools
 import os
 import pickle
+import re
 import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -200,3 +204,19 @@ def test_flows_in_two_threads_are_as_alone():
         np.testing.assert_array_equal(one.time, other.time)
         np.testing.assert_array_equal(one.end_to_end, other.end_to_end)
         assert one.stats["num_steps"] == other.stats["num_steps"]
+
+
+def test_a_clock_that_is_set_anew_changes_nothing(monkeypatch):
+    """Budgets and meters run on a clock that nobody sets."""
+    plain = flow(max_seconds=1e3, progress=True)
+    now, jumps = time.time, itertools.cycle([0.0, 1e9, -1e9])
+    monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
+    found = flow(max_seconds=1e3, progress=True)
+    np.testing.assert_array_equal(found.end_to_end, plain.end_to_end)
+    assert found.stop_reason == plain.stop_reason
+    package = Path(sf.__file__).parent
+    ages_of_files = Path("_backend", "programs.py")
+    sources = {path.relative_to(package): path.read_text() for path in package.rglob("*.py")}
+    assert [path for path, text in sources.items() if re.search(r"\btime\.time\(|\bdatetime\b", text)] == [
+        ages_of_files
+    ]

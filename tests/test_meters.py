@@ -4,6 +4,7 @@ import re
 import sys
 import threading
 import time
+import types
 from contextlib import contextmanager
 
 import jax
@@ -46,6 +47,36 @@ def test_lines_of_a_log_say_what_is_done_and_for_how_long(fast, bare, capsys):
     assert lines[0] == "saddleflow: compiling   0 s"
     assert lines[-1].startswith("saddleflow: 3 of 7 lanes   no failure   ")
     assert all(re.fullmatch(r"saddleflow: .*   \d s", line) for line in lines)
+
+
+def test_a_line_in_a_notebook_changes_in_place_and_goes(fast, monkeypatch):
+    """Without ipywidgets, and without a warning."""
+    shown = []
+
+    class Handle:
+        def update(self, data, raw):
+            shown.append(data["text/plain"])
+
+    def display(data, raw, display_id):
+        shown.append(data["text/plain"])
+        return Handle()
+
+    for name in ("IPython", "IPython.display"):
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(display=display))
+    monkeypatch.setattr(meters, "Console", lambda **_: Console(file=io.StringIO(), force_jupyter=True))
+    monkeypatch.setattr(meters, "NOTEBOOK_FIRST", 0.1)
+    monkeypatch.setattr(meters, "NOTEBOOK_EVERY", 0.1)
+    with meters.meter(True, total=7, unit="lanes") as report:
+        time.sleep(0.2)
+        report(lambda: "no failure", 3)
+        time.sleep(0.3)
+    assert shown[0] == "compiling   0 s"
+    assert shown[-2].startswith("3 of 7 lanes   no failure   ")
+    assert shown[-1] == ""
+    shown.clear()
+    with meters.meter(True):
+        pass
+    assert shown == []
 
 
 def test_short_work_leaves_no_line(bare, capsys):

@@ -14,6 +14,7 @@ import pytest
 import xarray as xr
 
 import saddleflow as sf
+from saddleflow.sweeps import scheduler
 from saddleflow.sweeps.store import Store
 
 INPUTS = np.linspace(-1.0, 1.0, 6)
@@ -129,8 +130,11 @@ def on_the_axis(key, x):
     return {"x": jnp.asarray(float(x)), "y": jax.random.normal(key, (), float)}
 
 
-def test_a_bare_loss_and_the_saddle_it_rests_at():
-    found = sf.sweep(well, init=on_the_axis, x=[0.0, 0.5, 1e200], seed=0, rtol=1e-6, progress=False)
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_bare_loss_and_the_saddle_it_rests_at(slots, monkeypatch):
+    monkeypatch.setattr(scheduler, "cores", lambda: 1)  # all lanes are one worker's
+    options = {"rtol": 1e-6, "slots": slots, "progress": False}
+    found = sf.sweep(well, init=on_the_axis, x=[0.0, 0.5, 1e200], seed=0, **options)
     assert found.stop_reason.values.tolist() == ["stationary_saddle", "stationary", "non_finite"]
     np.testing.assert_allclose(found.train_cost.isel(sample=-1)[:2], [0.25, 0.0], atol=1e-6)
     assert "outputs" not in sf.sweep(well, init=on_the_axis, x=0.5, t1=1.0, save_matrices=True, progress=False)

@@ -240,7 +240,7 @@ def test_pictures(plateaus):
         assert isinstance(plateaus.plot(axis=axis), Figure)
     top, bottom = plateaus.plot().axes
     assert bottom.get_ylabel() == "singular values of the outputs"
-    assert [text.get_text() for text in top.texts] == ["origin", "rank 1"]
+    assert [text.get_text() for text in top.texts] == ["origin", "rank 1", "train", "test"]
     assert top.get_yscale() == "log"
     # a vector of outputs has one singular value: the gradient norm says more
     _, bottom = solve(model_problems.regression(), model_problems.tanh_net()).plot().axes

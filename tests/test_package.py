@@ -20,6 +20,7 @@ PROJECT = Path(__file__).parents[1]  # of this checkout
 # Data flows one way: a package imports only from those before it; `solvers` stands alone.
 ORDER = (
     "_backend",
+    "plotting",
     "solvers",
     "problem",
     "theory",
@@ -32,6 +33,7 @@ ORDER = (
     "figures",
     "claims",
     "gallery",
+    "explorer",
     "cli",
 )
 ALONE = ("solvers",)

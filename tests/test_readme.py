@@ -1,87 +1,72 @@
-"""The Python blocks of README.md and the pages: what they print is what their comments say, to the digits shown.
+"""The Python blocks of README.md and the pages: what they print is what their comments say (`docs/numbers.py`)."""
 
-A comment that begins with numbers states what the `print` on its line prints; two spaces part them from words.
-"""
-
-import ast
-import contextlib
-import io
 import re
-from decimal import Decimal
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
 
 PROJECT = Path(__file__).parents[1]
-PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
-NUMBER = r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
-
-
-def blocks(page):
-    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
-
-
-def stated(line):
-    """The numbers that a line's comment begins with, as they are written."""
-    found = re.search(rf"^print\(.*#\s*((?:{NUMBER}[ ,]*)+)(?:\s{{2,}}.*)?$", line)
-    return re.findall(NUMBER, found[1]) if found else []
-
-
-def imports(source):
-    return "\n".join(ast.unparse(n) for n in ast.parse(source).body if isinstance(n, ast.Import | ast.ImportFrom))
-
-
-def run(source, names):
-    """Run a block statement by statement: pairs of (what a line states, what it prints)."""
-    lines, pairs = source.splitlines(), []
-    for node in ast.parse(source).body:
-        output = io.StringIO()
-        with contextlib.redirect_stdout(output):
-            exec(compile(ast.Module([node], []), "<block>", "exec"), names)
-        if numbers := stated(lines[node.end_lineno - 1]):
-            pairs.append((numbers, output.getvalue().split()))
-    return pairs
-
-
-def to_the_digits_of(text, printed):
-    return Decimal(printed).quantize(Decimal(1).scaleb(Decimal(text).as_tuple().exponent))
+sys.path.insert(0, str(PROJECT))
+from docs import numbers  # noqa: E402
 
 
 def cases():
     """Every block that states numbers, after the imports of those before it on its page."""
-    for page in PAGES:
-        before = ""
-        for number, source in enumerate(blocks(page)):
-            if any(map(stated, source.splitlines())):
-                yield pytest.param(before, source, id=f"{page.relative_to(PROJECT)}-{number}")
-            before += imports(source) + "\n"
+    for page in numbers.pages():
+        for number, before, source in numbers.stating_blocks(page):
+            yield pytest.param(page, before, source, id=f"{page.relative_to(PROJECT)}-{number}")
 
 
 def test_comments_are_read():
-    assert stated("print(a)  # 5.97     the zero predictor") == ["5.97"]
-    assert stated("print(a, b)  # 0.0040 4   the flow, and its rank") == ["0.0040", "4"]
-    assert stated("print(a)  # 1e-06, -2.5e3") == ["1e-06", "-2.5e3"]
-    assert stated("print(traj)  # a card: how it ended") == []
-    assert stated("print(a)  # 3 plateaus are met") == []
-    assert to_the_digits_of("0.0040", "0.004023170361986106") == Decimal("0.0040")
-    assert to_the_digits_of("1.2e-06", "1.249e-06") == Decimal("1.2e-06")
-    assert to_the_digits_of("3", "4") != Decimal("3")
+    assert numbers.stated("print(a)  # 5.97     the zero predictor") == ["5.97"]
+    assert numbers.stated("print(a, b)  # 0.0040 4   the flow, and its rank") == ["0.0040", "4"]
+    assert numbers.stated("print(a)  # 1e-06, -2.5e3") == ["1e-06", "-2.5e3"]
+    assert numbers.stated("print(traj)  # a card: how it ended") == []
+    assert numbers.stated("print(a)  # 3 plateaus are met") == []
+    assert not numbers.differs("0.0040", "0.004023170361986106")
+    assert not numbers.differs("1.2e-06", "1.249e-06")
+    assert not numbers.differs("1.2e-06", "0.000001249")
+    assert numbers.differs("3", "4")
 
 
 def test_readme_states_numbers():
-    assert sum(len(stated(line)) for source in blocks(PAGES[0]) for line in source.splitlines()) == 6
+    source = "\n".join(numbers.blocks(PROJECT / "README.md"))
+    assert sum(len(numbers.stated(line)) for line in source.splitlines()) == 7
 
 
-@pytest.mark.parametrize(("before", "source"), list(cases()))
-def test_blocks_print_what_their_comments_say(before, source):
+@pytest.mark.parametrize(("page", "before", "source"), list(cases()))
+def test_blocks_print_what_their_comments_say(page, before, source):
     names = {}
     exec(before, names)
-    pairs = run(source, names)
-    assert pairs
-    for numbers, printed in pairs:
-        assert len(printed) == len(numbers), (numbers, printed)
-        assert [to_the_digits_of(n, p) for n, p in zip(numbers, printed, strict=True)] == list(map(Decimal, numbers))
+    assert list(numbers.changes(page, source, names)) == []
+
+
+def test_numbers_are_written_anew(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    block = "x = 2.5\nprint(1 / 3, 2e-7)  # 0.25 1.0e-06   two of them\nprint(x)  # below\n"
+    page.write_text(f"```python\n{block}```\n\n```text\n2.6\n```\n")
+    monkeypatch.setattr(numbers, "PROJECT", tmp_path)
+    before = page.read_text()
+    assert numbers.rerun(page, check=True) == 2
+    assert page.read_text() == before
+    assert numbers.rerun(page, check=False) == 2
+    assert "print(1 / 3, 2e-7)  # 0.33 2.0e-7   two of them\n" in page.read_text()
+    assert "```text\n2.5\n```" in page.read_text()
+    assert numbers.rerun(page, check=True) == 0
+
+
+def test_the_command_behind_a_page_is_there_and_named_on_it():
+    """And every benchmark that a page names is there."""
+    listed = numbers.WRITTEN | numbers.PRINTED
+    for page, command in listed.items():
+        program = command.split()[1]
+        assert program in (PROJECT / page).read_text(), (page, program)
+        assert not program.endswith(".py") or (PROJECT / program).is_file()
+    named = {name for page in numbers.pages() for name in re.findall(r"benchmarks/\w+\.py", page.read_text())}
+    assert named
+    assert [name for name in named if not (PROJECT / name).is_file()] == []
 
 
 @pytest.mark.slow
@@ -92,11 +77,9 @@ def test_all_blocks_run(page, tmp_path, monkeypatch):
     """In order, in one process; without those that need a cluster, or take minutes at a width of a million."""
     monkeypatch.chdir(tmp_path)
     names = {}
-    runnable = [source for source in blocks(PROJECT / page) if "cluster" not in source and "10**6" not in source]
+    sources = numbers.blocks(PROJECT / page)
+    runnable = [source for source in sources if "cluster" not in source and "10**6" not in source]
     assert runnable
     for source in runnable:
-        for numbers, printed in run(source, names):
-            assert [to_the_digits_of(n, p) for n, p in zip(numbers, printed, strict=True)] == list(
-                map(Decimal, numbers)
-            )
+        assert list(numbers.changes(PROJECT / page, source, names)) == []
     plt.close("all")

@@ -93,6 +93,14 @@ def test_slots_of_one_program_do_not_know_each_other(pairs):
     )
 
 
+def test_what_a_burst_is_worth():
+    """Three slots, one of them idle, go on while the longest lane does: eight steps of each are paid for."""
+    slots = {0: scheduler._Slot("a", steps=2), 2: scheduler._Slot("b", steps=10, computed=5.0)}
+    tally = scheduler._account(slots, np.array([5, 0, 18]), 3)
+    assert (tally.useful, tally.computed) == (3 + 8, 3 * 8)
+    assert [(slot.steps, slot.computed) for slot in slots.values()] == [(5, 12.0), (18, 17.0)]
+
+
 def test_workers_divide_few_lanes(pairs, monkeypatch):
     working, advance = set(), lanes.advance_slots
 

@@ -284,7 +284,7 @@ def path(argument: str, value: Any) -> Any:
     """The name of a file or a folder."""
     name = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(name, str) or not name or "\0" in name:
-        refuse(argument, "be the name of a file or a folder", value, "A string or a pathlib.Path.")
+        refuse(argument, "be the name of a file or a folder", name, "A string or a pathlib.Path.")
     return value
 
 

@@ -1,12 +1,14 @@
 """Progress meters: one line that moves, on terminals and in notebooks; or a line now and then, for logs."""
 
+import abc
 import contextvars
 import logging
+import math
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
@@ -26,8 +28,8 @@ _inside: contextvars.ContextVar[bool] = contextvars.ContextVar("inside", default
 # Seconds between two lines of a log, and to the first of them: what ends before needs none.
 LOG_EVERY, LOG_FIRST = 5.0, 1.0
 
-# Seconds between two pictures of a moving line.
-REFRESH = 0.1
+# Seconds between two pictures of a moving line; of one in a notebook, and to the first of them.
+REFRESH, NOTEBOOK_EVERY, NOTEBOOK_FIRST = 0.1, 0.5, 1.0
 
 LOGGER = logging.getLogger("saddleflow")
 
@@ -83,8 +85,10 @@ def meter(
 def _shown(progress: bool | str, total: int | None, unit: str, description: str) -> Iterator[Report]:
     console = Console(stderr=True)
     if progress == "log":
-        shown: Any = _Lines(total, unit, description)
-    elif progress and (console.is_terminal or console.is_jupyter):
+        shown: Any = _Lines(total, unit, description, LOG_FIRST, LOG_EVERY)
+    elif progress and console.is_jupyter:
+        shown = _NotebookLine(total, unit, description, NOTEBOOK_FIRST, NOTEBOOK_EVERY)
+    elif progress and console.is_terminal:
         shown = _MovingLine(console, total, unit, description)
     else:
         yield lambda text, done: None
@@ -128,36 +132,67 @@ class _MovingLine:
             self.line.update(self._task, description=text(), completed=done)
 
 
-class _Lines:
-    """Lines for a log, with the seconds since the beginning."""
+class _Texts(abc.ABC):
+    """A text now and then, with the seconds since the beginning."""
 
-    def __init__(self, total: int | None, unit: str, description: str):
-        self.line = nullcontext()
+    def __init__(self, total: int | None, unit: str, description: str, first: float, every: float):
+        self.line: Any = nullcontext()
         self._total, self._unit, self._latest = total, unit, description
-        self._begin = time.perf_counter()
-        self._due, self._lock = self._begin + LOG_FIRST, threading.Lock()
+        self._begin, self._every = time.perf_counter(), every
+        self._due, self._lock = self._begin + first, threading.Lock()
 
     def report(self, text: Callable[[], str], done: int) -> None:
-        """Take a new text, and print it where a line is due."""
+        """Take a new text, and show it where one is due."""
         with self._lock:
             count = "" if self._total is None else f"{done} of {self._total} {self._unit}   "
             self._latest = count + text()
-            self._print_if_due()
+            self._show_if_due()
 
     def tick(self) -> None:
-        """Print the latest text where a line is due."""
+        """Show the latest text where one is due."""
         with self._lock:
-            self._print_if_due()
+            self._show_if_due()
 
     def close(self) -> None:
-        """Nothing is left to clean up."""
+        """Show nothing more."""
+        self._due = math.inf
 
-    def _print_if_due(self) -> None:
+    def _show_if_due(self) -> None:
         now = time.perf_counter()
-        if now < self._due:
-            return
-        self._due = now + LOG_EVERY
-        line = f"{self._latest}   {now - self._begin:.0f} s"
+        if now >= self._due:
+            self._due = now + self._every
+            self._show(f"{self._latest}   {now - self._begin:.0f} s")
+
+    @abc.abstractmethod
+    def _show(self, line: str) -> None: ...
+
+
+class _NotebookLine(_Texts):
+    """A line below a cell, which changes in place. Rich would need ipywidgets, and warn where they are missing."""
+
+    def __init__(self, *how: Any):
+        super().__init__(*how)
+        self._handle: Any = None
+        self.line = ExitStack()
+        self.line.callback(self._clear)
+
+    def _show(self, line: str) -> None:
+        from IPython.display import display  # which a notebook has
+
+        if self._handle is None:
+            self._handle = display({"text/plain": line}, raw=True, display_id=True)
+        else:
+            self._handle.update({"text/plain": line}, raw=True)
+
+    def _clear(self) -> None:
+        if self._handle is not None:
+            self._handle.update({"text/plain": ""}, raw=True)
+
+
+class _Lines(_Texts):
+    """Lines for a log."""
+
+    def _show(self, line: str) -> None:
         if LOGGER.hasHandlers():
             LOGGER.info(line)
         else:

@@ -18,6 +18,8 @@ import numpy as np
 import scipy
 from rich.table import Table
 
+from saddleflow._backend import arguments
+from saddleflow._backend.arguments import takes
 from saddleflow._backend.checks import require
 from saddleflow._backend.files import readable, written_whole
 from saddleflow._backend.meters import Report, meter
@@ -163,6 +165,7 @@ class Ledger:
                 table.add_row(entry.id, entry.standing, entry.message, "", "", "", "ERROR")
         return table
 
+    @takes(path=arguments.path, force=arguments.boolean)
     def save_json(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the ledger as JSON, whole or not at all; infinities and NaN as strings."""
         content = {
@@ -175,6 +178,7 @@ class Ledger:
         return Path(path)
 
     @classmethod
+    @takes(path=arguments.path)
     def load_json(cls, path: str | Path) -> "Ledger":
         """Read what `save_json` wrote.
 

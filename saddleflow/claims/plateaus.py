@@ -116,8 +116,8 @@ CLAIMS: Sequence[Claim] = (
     ),
     Claim(
         "lazy-width",
-        "Below gamma = 1 the time in which the cost falls to 60 % goes with the inverse rate of the kernel, and its "
-        "spread over seeds vanishes",
+        "Below gamma = 1 the time in which the cost falls to 60 % is proportional to the inverse rate of the kernel, "
+        "and its spread over seeds vanishes",
         "T ~ w^((gamma-1)(L-1))",
         "ours",
         lazy_times,

@@ -1,6 +1,6 @@
 """What all figures have in common: verdicts as lines, the task, the sequential panel, three files for each."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ import lazy_loader as lazy
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from saddleflow import plotting
 from saddleflow._backend.files import check_writable, write_netcdf
 from saddleflow.greedy.algorithms import saddle_to_saddle
 from saddleflow.greedy.paths import GreedyPath
@@ -18,10 +19,8 @@ from saddleflow.problem.costs import MatrixCompletion
 if TYPE_CHECKING:
     import xarray as xr
 
-    from saddleflow.flow import plotting
 else:
     xr = lazy.load("xarray")
-    plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
 
 
 def stage_colour(index: int | np.integer) -> str:
@@ -100,25 +99,3 @@ def draw_stages(axes: "plotting.Axes", data: "xr.Dataset") -> None:
     axes.set_xticks(ticks, [rf"$\theta^{k + 1}$" for k in range(len(ticks))])
     axes.tick_params(axis="x", length=0)
     axes.set(xlabel="stages of the greedy path", ylabel="cost", title="limit: the greedy paths")
-
-
-def label(
-    axes: "plotting.Axes",
-    text: str,
-    at: Sequence[float],
-    colour: str,
-    offset: Sequence[float | int] = (3, 0),
-    **how: Any,
-) -> None:
-    """A word beside a curve or point, in its colour."""
-    how = {"ha": "left", "va": "center", **how}
-    axes.annotate(
-        text,
-        (at[0], at[1]),
-        xytext=(offset[0], offset[1]),
-        textcoords="offset points",
-        color=colour,
-        annotation_clip=False,
-        fontsize=7,
-        **how,
-    )

@@ -19,6 +19,7 @@ import jax
 import lazy_loader as lazy
 import numpy as np
 
+from saddleflow import plotting
 from saddleflow._backend.checks import require, require_integer
 from saddleflow._backend.waiting import interruptible
 from saddleflow.api import gradient_flow
@@ -33,10 +34,8 @@ from saddleflow.problem.symmetry import include
 if TYPE_CHECKING:
     import xarray as xr
 
-    from saddleflow.flow import plotting
 else:
     xr = lazy.load("xarray")
-    plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
 
 
 @interruptible
@@ -96,6 +95,8 @@ def compute(
         "visit_rank": ("visit", [v.rank for v in visits]),
         "visit_cost": ("visit", [v.cost for v in visits], {"units": "cost"}),
         "visit_time": ("visit", [v.time for v in visits], {"units": "time of the flow"}),
+        "visit_enter": ("visit", [v.enter for v in visits], {"units": "time of the flow"}),
+        "visit_leave": ("visit", [v.leave for v in visits], {"units": "time of the flow"}),
         "path_plane": (("row", "axis"), np.concatenate([_project(s, plane) for s in stages]), {"units": "parameter"}),
         "point_plane": (
             ("point", "axis"),
@@ -192,47 +193,37 @@ def draw(data: "xr.Dataset") -> "plotting.Figure":
     return figure
 
 
-def _draw_plane(axes, data):
-    x, y = data.plane.values.T
-    axes.plot(x, y, color=plotting.BLUE, lw=2.2)
+def _draw_plane(axes: "plotting.Axes", data: "xr.Dataset") -> None:
+    points = data.point_plane.values
+    ranks = [f"rank {rank}" for rank in data.point_rank.values[1:-1]]
+    names = ["origin", *ranks, "minimum"]
+    plotting.draw_plane(axes, data.plane.values, points, names, lw=2.2)
     for index in np.unique(data.path_stage):
         colour = common.stage_colour(index)
-        rows = np.flatnonzero(data.path_stage == index)
-        curve = data.path_plane.values[rows]
-        ends = data.point_plane.values[index : index + 2]
-        curve = np.concatenate([ends[:1], curve, ends[1:]])
+        curve = data.path_plane.values[np.flatnonzero(data.path_stage == index)]
+        curve = np.concatenate([points[index : index + 1], curve, points[index + 1 : index + 2]])
         axes.plot(*curve.T, color=colour, lw=1.2)
-        middle = 0.5 * (curve[0] + curve[-1])
-        at = tuple(curve[np.argmin(np.linalg.norm(curve - middle, axis=1))])
+        middle = curve[np.argmin(np.linalg.norm(curve - 0.5 * (curve[0] + curve[-1]), axis=1))]
         flat = np.ptp(curve[:, 0]) > np.ptp(curve[:, 1])
         beside: dict[str, Any] = {"offset": (0, -3), "ha": "center", "va": "top"} if flat else {"offset": (5, 0)}
-        common.label(axes, rf"$\theta^{index + 1}$", at, colour, **beside)
-    points = data.point_plane.values
-    axes.plot(*points[0], "+", ms=9, mew=1.5, color=plotting.INK)
-    axes.plot(*points[1:-1].T, "o", ms=4.5, color=plotting.INK)
-    axes.plot(*points[-1], "*", ms=8, color=plotting.INK)
-    common.label(axes, "origin", tuple(points[0]), plotting.INK, (6, -6), va="top")
-    for rank, point in zip(data.point_rank.values[1:-1], points[1:-1], strict=True):
-        common.label(axes, f"rank {rank}", tuple(point), plotting.INK, (7, -1))
-    common.label(axes, "minimum", tuple(points[-1]), plotting.INK, (-7, 2), ha="right")
-    half = int(np.argmax(x > 0.5 * points[1, 0]))
-    common.label(axes, r"flow $\theta_\alpha$", (x[half], y[half]), plotting.BLUE, (0, 4), ha="center", va="bottom")
+        plotting.name_point(axes, middle, rf"$\theta^{index + 1}$", colour, **beside)
+    flow = data.plane.values
+    half = flow[np.argmax(flow[:, 0] > 0.5 * points[1, 0])]
+    above: dict[str, Any] = {"offset": (0, 4), "ha": "center", "va": "bottom"}
+    plotting.name_point(axes, half, r"flow $\theta_\alpha$", plotting.BLUE, **above)
     axes.set(xlabel=r"along $\vartheta^1$", ylabel=r"along the rest of $\vartheta^3$", title="flow and greedy paths")
     axes.margins(0.14)
 
 
-def _draw_costs(axes, data):
-    time = data.time.values
-    curves = [(data.train_cost.values, "-", "train")]
-    if "test_cost" in data:
-        curves.append((data.test_cost.values, "--", "test"))
-    for values, line, name in curves:
-        axes.semilogy(time, values, line, color=plotting.BLUE)
-        common.label(axes, name, (time[-1], values[-1]), plotting.BLUE)
-    for rank, at, height in zip(data.visit_rank.values, data.visit_time.values, data.visit_cost.values, strict=True):
-        name, where = ("origin", "left") if rank == 0 else (f"rank {rank}", "right")
-        common.label(axes, name, (at, height), plotting.INK, (2, -3) if rank == 0 else (-2, -6), ha=where, va="top")
-    axes.set(xlabel="time t of the flow", ylabel="cost", title="train and test cost", xlim=(0, time[-1]))
+def _draw_costs(axes: "plotting.Axes", data: "xr.Dataset") -> None:
+    visits = (data[f"visit_{name}"].values for name in ("enter", "leave", "cost", "rank"))
+    plateaus = [
+        plotting.Plateau(begin, end, cost, f"rank {rank}" if rank else "origin")
+        for begin, end, cost, rank in zip(*visits, strict=True)
+    ]
+    test = data.test_cost if "test_cost" in data else None
+    plotting.draw_costs(axes, data.time, data.train_cost, test, plateaus, colour=plotting.BLUE)
+    axes.set(xlabel="time t of the flow", title="train and test cost", xlim=(0, data.time.values[-1]))
 
 
 def write(data: "xr.Dataset", folder: Path, force: bool = False) -> list[Path]:

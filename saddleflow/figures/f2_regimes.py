@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import lazy_loader as lazy
 import numpy as np
 
+from saddleflow import plotting
 from saddleflow._backend.waiting import interruptible
 from saddleflow.figures.common import verdict_lines, write_files
 from saddleflow.flow import crossings
@@ -26,10 +27,8 @@ from saddleflow.theory import plateau_exponent
 if TYPE_CHECKING:
     import xarray as xr
 
-    from saddleflow.flow import plotting
 else:
     xr = lazy.load("xarray")
-    plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
 
 NAMES = {0: "NTK", 1: "mean-field", 2: "saddle-to-saddle"}  # of the gammas below, at and above 1
 

@@ -13,6 +13,7 @@ import jax
 import lazy_loader as lazy
 import numpy as np
 
+from saddleflow import plotting
 from saddleflow._backend.waiting import interruptible
 from saddleflow.figures.common import verdict_lines, write_files
 from saddleflow.problem.costs import MatrixCompletion
@@ -21,10 +22,8 @@ from saddleflow.sweeps.sweep import sweep
 if TYPE_CHECKING:
     import xarray as xr
 
-    from saddleflow.flow import plotting
 else:
     xr = lazy.load("xarray")
-    plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
 
 
 @interruptible

@@ -14,12 +14,13 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import lazy_loader as lazy
 import numpy as np
 
+from saddleflow import plotting
 from saddleflow._backend.checks import require
 from saddleflow._backend.waiting import interruptible
 from saddleflow.api import gradient_flow
@@ -30,10 +31,8 @@ from saddleflow.problem.starts import gaussian
 if TYPE_CHECKING:
     import xarray as xr
 
-    from saddleflow.flow import plotting
 else:
     xr = lazy.load("xarray")
-    plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
 
 
 @interruptible
@@ -169,36 +168,37 @@ def draw(data: "xr.Dataset") -> "plotting.Figure":
     return figure
 
 
-def _draw_costs(axes, data):
+def _draw_costs(axes: "plotting.Axes", data: "xr.Dataset") -> None:
     for index, alpha in enumerate(data.alpha.values):
-        flow = _flow(data, index)
-        time, colour = flow.time.values[1:], _colour(index)
-        axes.loglog(time, flow.train_cost[1:], color=colour)
-        axes.loglog(time, flow.test_cost[1:], "--", color=colour)
-        at = int(np.argmin(np.abs(np.log(flow.train_cost.values[1:] / (5e-3 * flow.train_cost.values[0])))))
-        where = (time[at], float(flow.train_cost[1 + at]))
-        common.label(axes, rf"$\alpha={alpha:g}$", where, colour, (-4, -2), ha="right")
-    axes.set(xlabel="time t of the flow", ylabel="cost", title="train (solid) and test (dashed)")
+        flow, colour = (
+            _flow(data, index).isel(step=slice(1, None)),
+            _colour(index),
+        )  # a logarithm of time has no start
+        plotting.draw_costs(axes, flow.time, flow.train_cost, flow.test_cost, colour=colour, names=("", ""))
+        falls = np.abs(np.log(flow.train_cost.values / (5e-3 * float(_flow(data, index).train_cost[0]))))
+        at = int(np.argmin(falls))
+        point = (float(flow.time[at]), float(flow.train_cost[at]))
+        plotting.name_point(axes, point, rf"$\alpha={alpha:g}$", colour, (-4, -2), ha="right")
+    axes.set(xscale="log", xlabel="time t of the flow", title="train (solid) and test (dashed)")
 
 
-def _draw_plane(axes, data):
+def _draw_plane(axes: "plotting.Axes", data: "xr.Dataset") -> None:
     x_solution, y_target = data.target_plane.values
     curves = [_flow(data, i).plane.values for i in range(data.sizes["alpha"])]
     heights = np.concatenate([c[:, 1] for c in curves] + [[0.0, y_target]])
     span = np.ptp(heights)
     ends = heights.min() - 0.15 * span, heights.max() + 0.15 * span
     casing = [plotting.withStroke(linewidth=3.4, foreground="white")]  # black on a dark page
-    axes.plot([x_solution] * 2, ends, color="black", lw=1.6, path_effects=casing)
+    (solutions,) = axes.plot([x_solution] * 2, ends, color="black", lw=1.6, path_effects=casing)
+    points = [*data.point_plane.values[:-1], data.target_plane.values]
     for index, (alpha, curve) in enumerate(zip(data.alpha.values, curves, strict=True)):
-        axes.plot(*curve.T, color=_colour(index))
-        axes.plot(*curve[-1], ".", ms=6, color=_colour(index))
-        common.label(axes, rf"$\alpha={alpha:g}$", tuple(curve[-1]), _colour(index), (5, 0))
-    points = data.point_plane.values
-    axes.plot(*points[0], "+", ms=9, mew=1.5, color=plotting.INK)
-    axes.plot(*points[1:-1].T, "o", ms=4, color=plotting.INK)
-    axes.plot(x_solution, y_target, "*", ms=8, color=plotting.INK)
-    common.label(axes, "target", (x_solution, y_target), plotting.INK, (-6, 3), ha="right")
-    common.label(axes, "solutions", (x_solution, ends[0]), plotting.INK, (-4, 3), ha="right", va="bottom")
+        colour, last = _colour(index), index == len(curves) - 1
+        plotting.draw_plane(axes, curve, points if last else None, colour=colour)
+        axes.plot(*curve[-1], ".", ms=6, color=colour)
+        plotting.name_point(axes, curve[-1], rf"$\alpha={alpha:g}$", colour, (5, 0))
+    plotting.name_point(axes, (x_solution, y_target), "target", offset=(-6, 3), ha="right")
+    how: dict[str, Any] = {"ha": "right", "va": "bottom", "color": plotting.ink()}
+    plotting.name_curve(solutions, "solutions", at=0.0, offset=(-4, 3), **how)
     axes.set(xlabel="along the observed part of $A^*$", ylabel="along the unobserved part")
     axes.set_title("flows and solutions")
     axes.margins(x=0.12)

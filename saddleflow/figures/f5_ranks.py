@@ -11,16 +11,15 @@ import lazy_loader as lazy
 import numpy as np
 import scipy
 
+from saddleflow import plotting
 from saddleflow.figures.common import verdict_lines, write_files
 from saddleflow.figures.f2_regimes import NAMES, compute, regime
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from saddleflow.flow import plotting
 else:
     xr = lazy.load("xarray")
-    plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
 
 __all__ = ["compute", "draw", "verdicts", "write"]  # `compute`: the sweep of figure 2 has all that figure 5 shows
 

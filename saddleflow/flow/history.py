@@ -14,8 +14,11 @@ import lazy_loader as lazy
 import numpy as np
 from jaxtyping import Float, Int
 
+from saddleflow._backend import arguments
+from saddleflow._backend.arguments import takes
 from saddleflow._backend.files import check_writable, write_netcdf
 from saddleflow.flow.clock import SegmentedTime
+from saddleflow.flow.pictures import draw_trajectory
 from saddleflow.flow.visits import Saddles, SaddleVisit
 
 if TYPE_CHECKING:
@@ -163,20 +166,32 @@ class History(abc.ABC):
         test = "" if self.test_cost is None else f", test {self.test_cost[-1]:.3e}"
         return f"train {self.train_cost[-1]:.3e}{test}"
 
-    def plot(self, *, axis: str = "t") -> Figure:
-        """Train and test cost above, what grows below; plateaus shaded and marked by their rank.
+    def plot(self, *, axis: str = "t", theme: str = "transparent", width: str = "screen") -> Figure:
+        """Train and test cost above, what grows below; plateaus shaded and named by their rank.
+
+        Below stand the singular values of A, or of a model's outputs, the k-th always in one colour, with the rank
+        tolerance; of outputs that are a vector, the gradient norm.
+
+            trajectory.plot()
+            figure = trajectory.plot(axis="log t", theme="light", width="column")
+            sf.plotting.save_figure(figure, "run")  # run.png and run.pdf
 
         Args:
             axis: what runs along: "t"; "log t" (the start at t = 0 is then left out); "t / t_escape", in units of the
                 first escape time; or "arc length", the path length of theta so far.
+            theme: "transparent", legible on white and on black pages; "light"; or "dark".
+            width: what the picture is for: a paper's "column" (3.4 inches) or "double" column (7), a "screen", a
+                "slide".
+
+        Returns:
+            The figure, of matplotlib.
 
         Raises:
-            ValueError: another axis, or "t / t_escape" for a run without an escape.
+            ValueError: another axis, theme or width; "t / t_escape" for a run without an escape.
         """
-        from saddleflow.flow import plotting  # and matplotlib with it, where something is drawn
+        return draw_trajectory(self, axis, theme, width)
 
-        return plotting.draw_trajectory(self, axis)
-
+    @takes(path=arguments.path, force=arguments.boolean)
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the trajectory as NetCDF, whole or not at all.
 

@@ -15,6 +15,7 @@ import lazy_loader as lazy
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from saddleflow._backend.arguments import takes
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import require
 from saddleflow._backend.files import readable, require_room
@@ -25,6 +26,7 @@ from saddleflow.flow.residual import Residual, residual
 from saddleflow.flow.visits import SaddleVisit, find_visits, inspect, learned_directions, nearest
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.problem.readers import FILE
 from saddleflow.problem.symmetry import balancedness_drift
 
 if TYPE_CHECKING:
@@ -342,6 +344,7 @@ def _costs(cost: Cost, matrices: Float[Array, "rows n_out n_in"]) -> tuple[Array
     return jax.vmap(cost)(matrices), jax.vmap(cost.test)(matrices) if cost.has_test else None
 
 
+@takes(**FILE)
 def load(path: str | Path, cost: Cost | None = None) -> Trajectory:
     """Read a trajectory that `Trajectory.save` wrote.
 

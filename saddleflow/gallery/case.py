@@ -92,7 +92,7 @@ class Case:
         judge: the numbers, from what was run.
         draw: one small picture, on matplotlib axes, from what was run.
         smaller: where the pose is smaller than the source, or otherwise not the same; "" where it is not.
-        in_law: the source's random data or starts cannot be rebuilt, so numbers agree in law at best.
+        in_law: the source's random data or starts cannot be rebuilt; its numbers are compared with other draws.
     """
 
     name: str
@@ -133,7 +133,7 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """In words: "reproduced", "reproduced in law", "as derived" (no number is the source's), "differs: ..."."""
+        """In words: "reproduced", "reproduced (other draws)", "as derived" (all numbers are ours), "differs: ..."."""
         if self.message:
             return f"error: {self.message}"
         wrong = [f"{n.quantity} is {short(n.ours)}, not {n.aim}" for n in self.numbers if not n.holds]
@@ -141,7 +141,7 @@ class Result:
             return f"differs: {'; '.join(wrong) or 'no number to compare'}"
         if all(number.origin == "derived" for number in self.numbers):
             return "as derived"
-        return "reproduced in law" if self.case.in_law else "reproduced"
+        return "reproduced (other draws)" if self.case.in_law else "reproduced"
 
     def __repr__(self) -> str:
         """The result card."""

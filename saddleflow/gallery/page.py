@@ -5,18 +5,20 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from saddleflow import plotting
 from saddleflow._backend.files import check_writable, written_whole
 from saddleflow.flow.history import versions
 from saddleflow.gallery.case import Result, short
-from saddleflow.gallery.drawing import draw
+
+SIZE, RESOLUTION = (4.4, 2.7), 120  # inches, dots per inch: 15 to 40 kB
 
 ABOUT = """\
-Published experiments of this field, posed by the public API and held against what their sources printed. "Printed"
-numbers stand in a source's output, "stated" ones are its formulas or words, "derived" ones are ours, for its setting.
-Where a source says that something vanishes or grows, the bound that stands for it is ours. "Reproduced in law" means
-that the source's random data or starts cannot be rebuilt, so that its numbers are compared with those of other draws.
-Bounds stand in the cases, in `saddleflow/gallery/cases`; verdicts are computed from them. Seconds include
-compilation, where programs are not cached."""
+Published experiments of this field, repeated with the public API and compared with what their sources report. In
+the tables "printed" numbers stand in a source's output, "stated" ones are its formulas or words, and "derived" ones
+are ours, for the source's setting. Where a source only says that something vanishes or grows, we chose the bound.
+"Reproduced (other draws)" means that the source's random data or starts cannot be rebuilt, so its numbers are
+compared with those of other random draws. The bounds are in the cases, in `saddleflow/gallery/cases`, and the
+verdicts are computed from them. Seconds include compilation."""
 
 
 def picture_path(folder: str | Path, name: str) -> Path:
@@ -38,10 +40,23 @@ def write_pictures(results: Sequence[Result], folder: str | Path, *, force: bool
     Raises:
         ValueError: a file that exists (without force), a folder that cannot be written to.
     """
-    Path(folder).mkdir(exist_ok=True)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     drawn = [result for result in results if not result.message]
     paths = [check_writable(picture_path(folder, result.case.name), force) for result in drawn]
     return [draw(result, path, force) for result, path in zip(drawn, paths, strict=True)]
+
+
+def draw(result: Result, path: Path, force: bool = False) -> Path:
+    """Write the picture of a case as PNG, whole or not at all."""
+    with plotting.style():
+        figure, axes = plotting.subplots(figsize=SIZE)
+        try:
+            result.case.draw(axes, result.runs)
+            with written_whole(path, force) as temporary:
+                figure.savefig(temporary, dpi=RESOLUTION, facecolor="none")
+        finally:
+            plotting.close(figure)
+    return path
 
 
 def write_page(results: Sequence[Result], path: str | Path, *, force: bool = False) -> list[Path]:
@@ -68,7 +83,9 @@ def write_page(results: Sequence[Result], path: str | Path, *, force: bool = Fal
         f"docs/gallery.md` in {sum(result.seconds for result in results):.0f} s, with "
         + ", ".join(f"{name} {version}" for name, version in versions().items())
         + ".",
-        "\n".join(["| case | | verdict | seconds | source's cost |", "|---|---|---|---|---|", *map(_row, results)]),
+        "\n".join(
+            ["| case | | verdict | seconds | what the source spent |", "|---|---|---|---|---|", *map(_row, results)]
+        ),
     ]
     for result in results:
         lines += _section(result, path)

@@ -9,6 +9,8 @@ import lazy_loader as lazy
 import numpy as np
 from jaxtyping import Array, Float
 
+from saddleflow._backend import arguments
+from saddleflow._backend.arguments import takes
 from saddleflow._backend.checks import require
 from saddleflow._backend.files import check_writable, readable, write_netcdf
 from saddleflow.flow.history import versions
@@ -16,6 +18,7 @@ from saddleflow.flow.trajectory import Trajectory, from_xarray, read_netcdf
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
+from saddleflow.problem.readers import FILE
 from saddleflow.theory.escape import optimal_speed
 
 if TYPE_CHECKING:
@@ -157,6 +160,7 @@ class GreedyPath:
             },
         )
 
+    @takes(path=arguments.path, force=arguments.boolean)
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the path as NetCDF, whole or not at all: `load_path` reads it.
 
@@ -177,6 +181,7 @@ class GreedyPath:
         return write_netcdf(self.to_xarray(), path, force, groups)
 
 
+@takes(**FILE)
 def load_path(path: str | Path, cost: Cost | None = None) -> GreedyPath:
     """Read a greedy path that `GreedyPath.save` wrote, bit for bit.
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import equinox as eqx
 
-from saddleflow._backend.arguments import instance, refuse
+from saddleflow._backend.arguments import instance, optional, path, refuse
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.problem.objective import Objective
@@ -44,6 +44,9 @@ cost = instance(Cost, "be a saddleflow cost", _for_costs)
 # A deep linear network.
 network = instance(DeepLinearNetwork, "be a deep linear network", _for_networks)
 
+
+# What reads a saved run: its file, and the cost that files do not hold.
+FILE = {"path": path, "cost": optional(cost)}
 
 # The same, beside a cost that takes nothing else.
 network_of_matrices = instance(DeepLinearNetwork, "be a deep linear network with a cost of matrices", _for_networks)

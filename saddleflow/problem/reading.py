@@ -8,6 +8,8 @@ import lazy_loader as lazy
 import numpy as np
 from jaxtyping import Float
 
+from saddleflow._backend import arguments
+from saddleflow._backend.arguments import takes
 from saddleflow._backend.checks import require
 from saddleflow._backend.files import readable, require_room
 from saddleflow.problem.costs import MatrixCompletion
@@ -20,9 +22,20 @@ else:
 GAPS = {"", "nan", "na", "n/a", "null", "none", "?"}
 SPELLINGS = sorted({spelling for gap in GAPS for spelling in (gap, gap.upper(), gap.title(), "NaN")})
 
+_names = arguments.sequence_of(arguments.text, "('user', 'item', 'rating')")
+
+
+def columns(argument: str, value: Any) -> tuple[str, ...]:
+    """The names of columns."""
+    return tuple(_names(argument, value))
+
+
+TABLE = {"path": arguments.path, "header": arguments.boolean, "triplets": arguments.optional(columns)}
+
 TRIPLETS = "Of a file with one rating a line, name the columns: triplets=('user', 'item', 'rating')."
 
 
+@takes(**TABLE, held_out=arguments.number(), seed=arguments.integer(0, arguments.MOST_SEED))
 def read_matrix(
     path: str | Path,
     *,
@@ -70,6 +83,7 @@ def read_matrix(
     return split(read_table(path, header=header, triplets=triplets), held_out=held_out, seed=seed)
 
 
+@takes(**TABLE)
 def read_table(
     path: str | Path, *, header: bool = False, triplets: tuple[str, str, str] | None = None
 ) -> "pd.DataFrame":

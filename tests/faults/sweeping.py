@@ -36,16 +36,16 @@ def sweep_models(store=None, **further):
 
 
 def main(out, mode=None, number=0, last=None):
+    further = {}
     if mode == "devices":
         jax.config.update("jax_num_cpu_devices", int(number))
         further = {"chunk_size": 12} | (DEEP if last == "deep" else {})
     elif mode == "process":
         jax.distributed.initialize(f"localhost:{last}", 2, int(number))
-        further = {}
     run = sweep_models if "models" in (mode, last) else sweep
     print("begin", flush=True)
-    if mode in (None, "models"):
-        run(out)
+    if out.endswith(".zarr"):
+        run(out, **further)
     else:
         run(**further).to_netcdf(out, engine="h5netcdf")
     print("end", flush=True)

@@ -80,6 +80,19 @@ def test_two_processes_divide_the_lanes(tmp_path, undisturbed):
             assert_same(undisturbed, data)
 
 
+@pytest.mark.slow
+def test_two_processes_of_jax_fill_one_store(tmp_path, undisturbed):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    store = tmp_path / "sweep.zarr"
+    for run in [start(store, "process", i, port) for i in range(2)]:
+        printed, error = run.communicate(timeout=300)
+        lines = printed.splitlines()  # those between are Gloo's
+        assert (lines[0], lines[-1]) == ("begin", "end"), error
+    assert_same(undisturbed, sweep(store))
+
+
 @pytest.fixture(scope="module")
 def client():
     distributed = pytest.importorskip("distributed")
@@ -106,6 +119,21 @@ def test_a_dask_client_and_a_worker_killed_on_the_way(undisturbed, client, monke
     assert_same(undisturbed, sweep(client=client))
     assert killed
     assert set(client.run(os.getpid).values()) != set(pids.values())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_dask_client_and_a_process_fill_one_store(tmp_path, undisturbed, client):
+    """At the same time, five times anew."""
+    for number in range(5):
+        store = tmp_path / f"{number}.zarr"
+        beside = start(store)
+        assert beside.stdout is not None
+        assert beside.stdout.readline() == "begin\n"
+        assert_same(undisturbed, sweep(store, client=client))
+        printed, error = beside.communicate(timeout=300)
+        assert printed == "end\n", error
+        assert_same(undisturbed, sweep(store))
 
 
 @pytest.mark.filterwarnings("ignore")

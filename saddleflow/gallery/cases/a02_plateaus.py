@@ -5,7 +5,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_point
+from saddleflow.plotting import name_point
 
 SPECTRUM = 50 / np.arange(1, 6)
 PLATEAUS = (731.8, 231.8, 106.8, 51.25, 20.0)  # the source's: per sample and output
@@ -74,7 +74,7 @@ CASE = Case(
         "Depth 4 on a teacher with singular values 50/i: plateaus of the population cost; full-batch training "
         "over exponents, widths, seeds and two levels of noise."
     ),
-    source_cost="up to 26,000 steps a run, on 128 to 192 CPU workers with the mini-batch runs",
+    source_cost="up to 26,000 steps per run, on 128 to 192 CPU workers with the mini-batch runs",
     pose=pose,
     judge=judge,
     draw=draw,

@@ -6,7 +6,7 @@ import optax
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 RATES = (1e-4, 3.6e-3, 6e-3)  # of the source: smallest, largest that converges, smallest that does not
 
@@ -56,7 +56,7 @@ CASE = Case(
     paper="after Jacot et al., arXiv 2106.15933",
     computed=(
         "A scan of learning rates of full-batch training: 3.6e-3 converges and 6e-3 does not. The sharpness at "
-        "the end of the flow says where the edge lies."
+        "the end of the flow predicts where the limit lies."
     ),
     source_cost="21 rates, up to 26,000 steps each",
     pose=pose,

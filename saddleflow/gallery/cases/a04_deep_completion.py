@@ -5,7 +5,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 SIZE, RANK, OBSERVED, START = 100, 5, 2000, 1e-3  # START: of the product of the layers' entries
 

@@ -4,7 +4,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve, name_point
+from saddleflow.plotting import name_curve, name_point
 
 
 def pose():

@@ -5,7 +5,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_point
+from saddleflow.plotting import name_point
 
 SIZE, OBSERVED, DEPTH, START = 40, 480, 3, 1e-3
 STEPS = (0, 1000, 5000, 10_000, 20_000, 40_000, 60_000, 80_000, 100_000)  # of the source, at which the task changes

@@ -5,7 +5,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve, name_point
+from saddleflow.plotting import name_curve, name_point
 
 SIZE, RANK, SMALL = 200, 5, -2.2  # d, k, exponent of the variance in d
 PRINTED = {
@@ -16,7 +16,7 @@ PRINTED = {
 
 
 def pose():
-    """Widths d^1.75, d^1.786 and d^1.822, drawn in law, to the times of the source's printed steps."""
+    """Widths d^1.75, d^1.786 and d^1.822, drawn reduced, to the times of the source's printed steps."""
     keys = jax.random.split(jax.random.key(0), 4)
     left, right = (jax.random.normal(key, (SIZE, RANK)) / RANK**0.25 for key in keys[:2])
     target, noise = left @ right.T, jax.random.normal(keys[2], (SIZE, SIZE))
@@ -69,13 +69,13 @@ CASE = Case(
     source="aranguri/phase-diagram, commit 2f032ab",
     paper="Tu, Aranguri and Jacot, arXiv 2405.17580",
     computed=(
-        "A noisy 200 x 200 matrix of rank 5, learned by two layers of width 10,000 to 3,000,000; 900 runs over "
-        "width and variance. Three points whose costs are printed are posed."
+        "A noisy 200 x 200 matrix of rank 5, learned by two layers of width 10,000 to 3,000,000. The source makes "
+        "900 runs over width and variance; three points whose costs it prints are repeated."
     ),
     source_cost="900 runs of at most 750 steps",
     pose=pose,
     judge=judge,
     draw=draw,
-    smaller="three of 900 points; widths are drawn in law, in 400 directions.",
+    smaller="three of 900 points; networks are drawn reduced, in 400 directions.",
     in_law=True,
 )

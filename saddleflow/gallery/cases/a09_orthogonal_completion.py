@@ -5,7 +5,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 SIZE, RANK, DEPTH, SCALE = 100, 5, 3, 1e-2
 
@@ -62,8 +62,8 @@ CASE = Case(
     source="soominkwon/comp-deep-nets, commit 4349b87",
     paper="Kwon et al., AISTATS 2024, arXiv 2311.05061",
     computed=(
-        "Three orthogonal layers of scale 1e-2 learn a 100 x 100 matrix of rank 5: singular values of a layer "
-        "stay equal to each other but for 2 r, so that a compressed network does the same; the matrix is "
+        "Three orthogonal layers of scale 1e-2 learn a 100 x 100 matrix of rank r = 5. All but 2 r singular "
+        "values of a layer stay equal to each other, so that a compressed network does the same; the matrix is "
         "recovered from 20 % of its entries."
     ),
     source_cost="25,000 to 50,000 steps",

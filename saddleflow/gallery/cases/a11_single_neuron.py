@@ -5,7 +5,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 DELTAS = (-4, -2, -1, 0, 1, 2, 4)  # a^2 - |w|^2
 INPUT = np.array([0.5, 1.0])
@@ -73,8 +73,8 @@ CASE = Case(
     source="allanraventos/getrichquick, commit 5a3c250, single-neuron/Single_Neuron.ipynb",
     paper="Kunin et al., NeurIPS 2024, arXiv 2406.06158",
     computed=(
-        "Starts with one product a w and different a^2 - |w|^2 run to different solutions of one equation; a "
-        "formula of the paper says to which. (The notebook's two-layer ReLU grid is not posed.)"
+        "Starts with the same product a w and different a^2 - |w|^2 run to different solutions of one equation, "
+        "and a formula of the paper says to which. (The notebook's two-layer ReLU grid is not repeated.)"
     ),
     source_cost="seconds, by scipy's solve_ivp",
     pose=pose,

@@ -5,7 +5,7 @@ import optax
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 EIGENVALUES = (-20.0, -10.0, 8.0, 4.0)
 
@@ -70,12 +70,13 @@ CASE = Case(
     source="buozyte/gd_for_deep_matrix_factor, commit d10546f, test.m",
     paper="after Chou et al., arXiv 2011.13772",
     computed=(
-        "Three layers, a symmetric 4 x 4 target with eigenvalues -20, -10, 8, 4, 10,000 steps of 0.01 on half the "
-        "squared error. The source draws the eigenvalues and prints none. Derived here: from equal layers "
-        "negative ones stay out of reach, from unequal ones not; and in another basis than the target's own "
-        "rounding leaves the saddle of rank 1, which the flow says, and where gradient descent leaves it."
+        "Three layers and a symmetric 4 x 4 target with eigenvalues -20, -10, 8, 4 take 10,000 steps of 0.01 on "
+        "half the squared error. The source draws the eigenvalues and prints none. Derived here: from equal "
+        "layers the negative eigenvalues are never learned, from unequal ones they are. In a basis other than the "
+        "target's eigenvectors rounding decides when the run leaves the saddle of rank 1: the flow ends there and "
+        "says so, gradient descent goes on."
     ),
-    source_cost="10,000 steps a run",
+    source_cost="10,000 steps per run",
     pose=pose,
     judge=judge,
     draw=draw,

@@ -5,7 +5,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number, first_time
-from saddleflow.gallery.drawing import name_curve, name_point
+from saddleflow.plotting import name_curve, name_point
 
 SETTINGS = ((2.0, 0.0), (2.0, 0.5), (3.0, 0.0), (2.0, -0.5))  # sigma_A / sigma_B, rho
 START = 1e-9  # standard deviation of the weights

@@ -5,7 +5,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number, first_time
-from saddleflow.gallery.drawing import name_point
+from saddleflow.plotting import name_point
 
 VALUES = np.array([6.0, 4.0, 3.0, 2.0, 1.0, 0.5])
 
@@ -70,7 +70,7 @@ CASE = Case(
         "Widgets train 6 x 6 networks of depth 1 to 3 towards diag(6, 4, 3, 2, 1, 1/2), from layers s (I + 0.1 "
         "N); small s give staircases, large ones none."
     ),
-    source_cost="up to 2,000,000 steps a picture",
+    source_cost="up to 2,000,000 steps per picture",
     pose=pose,
     judge=judge,
     draw=draw,

@@ -6,7 +6,7 @@ import optax
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 WIDTH, OUTPUTS, SAMPLES, DEPTH = 128, 10, 1000, 4
 STEPS = 100
@@ -98,10 +98,10 @@ CASE = Case(
     source="HongruZhao/deep_linear_network, commit 62593c8",
     paper="after Hu, Xiao and Pennington, ICLR 2020, arXiv 2001.05992",
     computed=(
-        "Widths 128-128-128-128-10, orthogonal layers, outputs scaled: training runs beside the convex problem of "
-        "one layer and converges like it, without a plateau; at this width it is nearly twice as fast, since the "
-        "layers grow, and the source's rate, right for infinite width, makes steps that oscillate at their edge "
-        "of stability."
+        "Widths 128-128-128-128-10, orthogonal layers, outputs scaled. Training converges without a plateau, like "
+        "the convex problem of a single layer beside it. At this width it is nearly twice as fast, because the "
+        "layers grow. The source's learning rate, which suits infinite width, is at the edge of stability here, "
+        "and its steps oscillate."
     ),
     source_cost="100 steps of 7e-4",
     pose=pose,

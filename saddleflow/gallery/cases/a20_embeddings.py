@@ -6,7 +6,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number, first_time
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 WORDS, DIMENSION, START = 60, 8, 1e-5
 EIGENVALUES = np.concatenate([2.0 ** -np.arange(0, 10, 0.5), -(2.0 ** -np.arange(0.5, 10.5, 0.5)), np.zeros(20)])

@@ -5,7 +5,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number, first_time
-from saddleflow.gallery.drawing import name_curve, name_point
+from saddleflow.plotting import name_curve, name_point
 
 DIMENSION, LENGTH, HEADS = 4, 32, 8
 COVARIANCE = (

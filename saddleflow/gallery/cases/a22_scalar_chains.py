@@ -6,7 +6,7 @@ import scipy
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 DEPTHS = (2, 8, 32, 128)
 TARGET, START = 0.5, 0.1  # of the product
@@ -83,7 +83,7 @@ CASE = Case(
         "Chains of 2 to 128 scalar weights learn the product 0.5 from 0.1, at a learning rate that makes their "
         "times comparable."
     ),
-    source_cost="30 steps a chain",
+    source_cost="30 steps per chain",
     pose=pose,
     judge=judge,
     draw=draw,

@@ -6,7 +6,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 SIZE, HIDDEN, SAMPLES, DECAY = 20, 5, 100, 10.0
 
@@ -69,8 +69,8 @@ CASE = Case(
     source="danielkunin/Regularized-Linear-Autoencoders, commit ea061f3",
     paper="Kunin et al., ICML 2019, arXiv 1901.08168",
     computed=(
-        "With weight decay on encoder and decoder every minimum has transposed layers, whose singular values tell "
-        "those of the data: the source's `eigenvalues = sqrt(lambda / (1 - s^2))`."
+        "With weight decay on encoder and decoder every minimum has transposed layers, and their singular values "
+        "determine those of the data: the source's `eigenvalues = sqrt(lambda / (1 - s^2))`."
     ),
     source_cost="some thousand steps of gradient descent or Adam",
     pose=pose,

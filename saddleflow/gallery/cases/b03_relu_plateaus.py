@@ -5,7 +5,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve, name_point
+from saddleflow.plotting import name_curve, name_point
 
 WIDTH, START = 50, 8e-6
 POINTS = np.array([-1, -0.6, -0.1, 0.3, 0.7])

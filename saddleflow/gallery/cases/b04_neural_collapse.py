@@ -6,7 +6,7 @@ import scipy
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 CLASSES, PER_CLASS, HIDDEN, DECAY, HEADS = 4, 5, 16, 5e-3, (1, 3)
 SAMPLES = CLASSES * PER_CLASS
@@ -98,6 +98,6 @@ CASE = Case(
     pose=pose,
     judge=judge,
     draw=draw,
-    smaller="5 samples a class in place of 100, 16 features in place of 64, decay 5e-3 in place of 5e-4.",
+    smaller="5 samples per class in place of 100, 16 features in place of 64, decay 5e-3 in place of 5e-4.",
     in_law=True,
 )

@@ -6,7 +6,7 @@ import scipy
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 SIZE, SAMPLES, DEPTHS = 10, 40, (1, 2, 3)
 
@@ -82,8 +82,8 @@ CASE = Case(
     paper="after Ji and Telgarsky, ICLR 2019, arXiv 1810.02032",
     computed=(
         "Linear networks of depth 1 to 3 on separable data: with the logistic loss their direction tends to that "
-        "of the largest margin, and layers to rank one. The source compares mirror maps; the Euclidean one, the "
-        "flow, is posed."
+        "of the largest margin, and their layers to rank one. The source compares mirror maps; the Euclidean one, "
+        "which is the flow, is repeated."
     ),
     source_cost="not said",
     pose=pose,

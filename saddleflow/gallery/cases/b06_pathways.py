@@ -6,7 +6,7 @@ import scipy
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 TARGET, STARTS = 10.0, (0.1, 0.05)
 DEPTHS = (2, 3, 8, 13)

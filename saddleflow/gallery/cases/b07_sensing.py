@@ -5,7 +5,7 @@ import numpy as np
 
 import saddleflow as sf
 from saddleflow.gallery.case import Case, Number
-from saddleflow.gallery.drawing import name_curve
+from saddleflow.plotting import name_curve
 
 SIZE, RANK, MEASUREMENTS, SCALES = 30, 2, 400, (1.0, 1e-1, 1e-3)
 

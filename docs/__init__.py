@@ -1,0 +1,1 @@
+"""The pages, and what keeps them true: `python -m docs.numbers`."""

@@ -1,0 +1,287 @@
+"""Pictures of a result: costs, singular values, rank, the path on a plane, the Hessian's spectrum.
+
+Each is drawn once per result, as SVG; the marker is put into the finished text, so that it moves without drawing.
+"""
+
+import io
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import lazy_loader as lazy
+import numpy as np
+from jaxtyping import Float
+
+from saddleflow._backend.checks import require
+from saddleflow.explorer.runs import Result, spectrum
+from saddleflow.explorer.state import AXES
+from saddleflow.flow.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from saddleflow.flow import plotting
+else:
+    plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
+
+# Inches; pictures are scaled to the room that there is.
+PANEL = (4.4, 2.9)
+
+FORMATS = {"png": "image/png", "pdf": "application/pdf", "svg": "image/svg+xml"}
+
+# matplotlib's settings are of the process, and each visitor has a thread.
+_drawing = threading.Lock()
+
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A panel as SVG, and where its marker lies at every row, in units of the SVG.
+
+    Attributes:
+        svg: the text of the SVG element.
+        places: for each curve the x and y at every row; NaN where a row is not in the picture.
+        line: lower and upper end of the vertical line through the marker, or None.
+    """
+
+    svg: str
+    places: tuple[Curve, ...] = ()
+    line: tuple[float, float] | None = None
+
+    def at(self, row: int) -> str:
+        """The SVG with the marker at a row."""
+        marks = ""
+        for x, y in self.places:
+            if not np.isfinite(x[row]):
+                continue
+            if self.line is not None:
+                low, high = self.line
+                marks += f'<line x1="{x[row]:.2f}" x2="{x[row]:.2f}" y1="{low:.2f}" y2="{high:.2f}" class="marker"/>'
+            if np.isfinite(y[row]):
+                marks += f'<circle cx="{x[row]:.2f}" cy="{y[row]:.2f}" r="3.4" class="marker"/>'
+        return self.svg.replace("</svg>", f"{marks}</svg>")
+
+
+def along(found: Result) -> np.ndarray:
+    """What runs along the pictures; in logarithmic time the start is left out (NaN)."""
+    run, axis = found.trajectory, found.settings.axis
+    if axis == "arc length":
+        return run.arc_length
+    return np.where(run.time > 0, run.time, np.nan) if axis == "log t" else run.time
+
+
+def draw_costs(axes: "plotting.Axes", found: Result) -> list[Curve]:
+    """Train and test cost with the plateaus shaded and marked; levels and escape times of theory on them."""
+    run, x = found.trajectory, along(found)
+    axes.plot(x, run.train_cost, color=plotting.BLUE, label="train")
+    if run.test_cost is not None:
+        axes.plot(x, run.test_cost, "--", color=plotting.ORANGE, label="test")
+    if np.min(run.train_cost) > 0:
+        axes.set_yscale("log")
+    for visit in run.saddles(stationary_points=False):
+        begin, here, end = np.interp([visit.enter, visit.time, visit.leave], run.time, np.nan_to_num(x))
+        axes.axvspan(begin, end, color=plotting.MUTED, alpha=0.15, lw=0)
+        axes.plot(here, visit.cost, "o", ms=4, color=plotting.RED)
+        name = "plateau" if visit.rank is None else ("origin" if visit.rank == 0 else f"rank {visit.rank}")
+        axes.annotate(name, (here, visit.cost), xytext=(2, 4), textcoords="offset points", color=plotting.RED)
+    _draw_theory(axes, found)
+    axes.set_ylabel("cost")
+    axes.legend(loc="lower left")
+    return [(x, run.train_cost)]
+
+
+def _draw_theory(axes: "plotting.Axes", found: Result) -> None:
+    """Levels of the limit as dashed lines, escape times as dotted ones; the view stays that of the run."""
+    low, high = axes.get_ylim()
+    for index, (_, cost) in enumerate(found.predictions.levels):
+        if cost > 1e-6 * found.predictions.levels[0][1]:
+            name = {"label": "levels, theory"} if index == 0 else {}
+            axes.axhline(cost, color=plotting.GREEN, lw=0.9, ls=(0, (5, 3)), **name)
+    axes.set_ylim(low, high)
+    _draw_escapes(axes, found)
+
+
+def _draw_escapes(axes: "plotting.Axes", found: Result) -> None:
+    run = found.trajectory
+    for index, time in enumerate(found.predictions.escape_times):
+        if time <= run.time[-1]:
+            place = np.interp(time, run.time, run.arc_length) if found.settings.axis == "arc length" else time
+            name = {"label": "escapes, theory"} if index == 0 else {}
+            axes.axvline(place, color=plotting.GREEN, lw=1.1, ls=":", **name)
+
+
+def draw_singular_values(axes: "plotting.Axes", found: Result) -> list[Curve]:
+    """Singular values of A, or of a model's outputs, with the cut for the rank."""
+    run, x = found.trajectory, along(found)
+    values = run.singular_values
+    assert values is not None, "of outputs that are a matrix"
+    for index in range(values.shape[1]):
+        axes.plot(x, values[:, index], color=plotting.CYCLE[index % len(plotting.CYCLE)], lw=1.2)
+    if run.rank_tolerance is not None:
+        axes.axhline(run.rank_tolerance, color=plotting.MUTED, lw=0.7, ls=":")
+    _draw_escapes(axes, found)
+    axes.set_ylabel("singular values of " + ("A" if isinstance(run, Trajectory) else "the outputs"))
+    learned = int(run.rank[-1])
+    return [(x, values[:, index]) for index in range(min(learned, values.shape[1]))] or [(x, values[:, 0])]
+
+
+def draw_rank(axes: "plotting.Axes", found: Result) -> list[Curve]:
+    """The rank: how many singular values are above the cut."""
+    run, x = found.trajectory, along(found)
+    axes.step(x, run.rank, where="post", color=plotting.PURPLE)
+    axes.set_ylim(-0.3, max(4, int(run.rank.max())) + 0.4)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylabel("rank")
+    return [(x, run.rank.astype(float))]
+
+
+def plane(found: Result) -> tuple[Float[np.ndarray, "n_out n_in"], Float[np.ndarray, "n_out n_in"]]:
+    """Two orthonormal matrices that span the plane of `draw_plane`.
+
+    As in figure 1: the first saddle of the limit of small starts, and what its end adds to it; there of parameters,
+    here of the matrix A. Without them, the two directions in which the run's matrices lie most.
+    """
+    points = [point.matrix for point in found.points[1:]]
+    if len(points) < 2:
+        matrices = found.matrices.reshape(len(found.matrices), -1)
+        points = list(np.linalg.svd(matrices, full_matrices=False)[2][:2].reshape(2, *found.matrices.shape[1:]))
+        points[0] = points[0] * (1.0 if np.sum(points[0] * found.matrices[-1]) >= 0 else -1.0)
+    first = points[0] / np.linalg.norm(points[0])
+    rest = points[-1] - np.sum(points[-1] * first) * first
+    return first, rest / max(np.linalg.norm(rest), np.finfo(float).tiny)
+
+
+def draw_plane(axes: "plotting.Axes", found: Result) -> list[Curve]:
+    """The run projected on `plane`, the stationary points of the limit on it."""
+    first, second = plane(found)
+    x, y = (np.sum(found.matrices * axis, axis=(1, 2)) for axis in (first, second))
+    axes.plot(x, y, color=plotting.BLUE, lw=2)
+    axes.plot(0, 0, "+", ms=9, mew=1.5, color=plotting.INK)
+    if found.settings.theory and found.points:
+        points = np.array([[np.sum(point.matrix * axis) for axis in (first, second)] for point in found.points])
+        axes.plot(*points.T, "--", color=plotting.GREEN, lw=0.9)
+        axes.plot(*points[1:].T, "o", ms=4.5, color=plotting.GREEN)
+        for point, (x_here, y_here) in zip(found.points, points, strict=True):
+            name = "origin" if point.rank == 0 else f"rank {point.rank}"
+            at: Any = {"xytext": (4, -9), "textcoords": "offset points"}
+            axes.annotate(name, (x_here, y_here), color=plotting.INK, fontsize=7, **at)
+    saddle = len(found.points) > 2
+    axes.set_xlabel("along the first saddle" if saddle else "first direction of the run")
+    axes.set_ylabel("along the rest of the end" if saddle else "second direction of the run")
+    axes.margins(0.12)
+    return [(x, y)]
+
+
+def draw_spectrum(axes: "plotting.Axes", least: np.ndarray, largest: np.ndarray) -> None:
+    """Both ends of the Hessian's spectrum: negative eigenvalues to the left, in red."""
+    values = np.unique(np.concatenate([least, largest]))
+    scale = max(float(np.abs(values).max(initial=0.0)), 1e-300)
+    for sign, colour in ((-1, plotting.RED), (1, plotting.BLUE)):
+        chosen = values[np.sign(values) == sign]
+        axes.vlines(chosen, 0, 1, color=colour, lw=1.2)
+    axes.set_xscale("symlog", linthresh=1e-4 * scale, linscale=0.5)
+    axes.axvline(0, color=plotting.INK, lw=0.7)
+    axes.set_xlim(-2 * scale if values.min(initial=0.0) < -1e-6 * scale else -2e-4 * scale, 2 * scale)
+    axes.set(yticks=[], ylim=(0, 1.1), xlabel="eigenvalues of the Hessian")
+
+
+PANELS: dict[str, tuple[str, Callable[..., list[Curve]]]] = {
+    "costs": ("train and test cost", draw_costs),
+    "singular_values": ("singular values", draw_singular_values),
+    "rank": ("rank", draw_rank),
+    "plane": ("path on a plane", draw_plane),
+}
+
+
+def _dress(axes: "plotting.Axes", name: str, found: Result) -> list[Curve]:
+    title, draw = PANELS[name]
+    curves = draw(axes, found)
+    axes.set_title(title)
+    if name != "plane":
+        axes.set_xlabel(AXES[found.settings.axis])
+        if found.settings.axis == "log t":
+            axes.set_xscale("log")
+    return curves
+
+
+@lru_cache(maxsize=64)
+def picture(name: str, found: Result) -> Picture:
+    """A panel of a result, to be shown on the page.
+
+    Args:
+        name: a key of `PANELS`.
+        found: the result.
+    """
+    with _drawing, plotting.style():
+        figure = plotting.Figure(figsize=PANEL)
+        axes = figure.subplots()
+        curves = _dress(axes, name, found)
+        svg = _svg(figure)
+        places = tuple(_places(axes, *curve) for curve in curves)
+        box = axes.get_window_extent()
+    unit, height = 72 / figure.dpi, 72 * PANEL[1]
+    line = None if name == "plane" else (height - unit * box.y0, height - unit * box.y1)
+    return Picture(svg, places, line)
+
+
+def _places(axes: "plotting.Axes", x: np.ndarray, y: np.ndarray) -> Curve:
+    """Points of the axes in units of the SVG, whose y runs down; NaN where they lie outside of the axes."""
+    box, unit = axes.bbox, 72 / axes.figure.dpi
+    with np.errstate(divide="ignore", invalid="ignore"):
+        right, up = axes.transData.transform(np.stack([x, y], axis=1)).T
+    inside = (up >= box.y0 - 1) & (up <= box.y1 + 1)
+    return unit * right, np.where(inside, 72 * PANEL[1] - unit * up, np.nan)
+
+
+@lru_cache(maxsize=256)
+def spectrum_picture(found: Result, row: int) -> Picture:
+    """The spectrum of the Hessian at a row."""
+    ends = spectrum(found, row)
+    with _drawing, plotting.style():
+        figure = plotting.Figure(figsize=(PANEL[0], 0.6 * PANEL[1]))
+        axes = figure.subplots()
+        draw_spectrum(axes, *ends)
+        axes.set_title("spectrum of the Hessian at the marker")
+        return Picture(_svg(figure))
+
+
+def _svg(figure: "plotting.Figure") -> str:
+    """The figure as an SVG element that fills the room there is."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def whole(found: Result, row: int, kind: str) -> bytes:
+    """All panels as one figure, as a file's bytes.
+
+    Args:
+        found: the result.
+        row: of the marker, for the spectrum.
+        kind: "png", "pdf" or "svg".
+
+    Raises:
+        ValueError: another kind.
+    """
+    require(kind in FORMATS, "kind", f"be one of {', '.join(FORMATS)}", kind)
+    ends = spectrum(found, row)
+    with _drawing, plotting.style():
+        figure = plotting.Figure(figsize=(2 * PANEL[0], 3 * PANEL[1]))
+        axes: Sequence[Any] = figure.subplots(3, 2).ravel()
+        for here, name in zip(axes, PANELS, strict=False):
+            _dress(here, name, found)
+        draw_spectrum(axes[4], *ends)
+        time = found.trajectory.time[row]
+        axes[4].set_title(f"spectrum of the Hessian at t = {time:.4g}")
+        axes[5].set_axis_off()
+        axes[5].text(0, 1, "\n".join(describe(found)), va="top", fontsize=7, wrap=True, transform=axes[5].transAxes)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=150)
+    return buffer.getvalue()
+
+
+def describe(found: Result) -> list[str]:
+    """The settings of a result, a line each."""
+    return [f"{name}: {value}" for name, value in found.settings.to_query().items()]
