@@ -170,7 +170,7 @@ class History(abc.ABC):
         """Train and test cost above, what grows below; plateaus shaded and named by their rank.
 
         Below stand the singular values of A, or of a model's outputs, the k-th always in one colour, with the rank
-        tolerance; of outputs that are a vector, the gradient norm.
+        tolerance; of outputs that are a vector, the gradient norm. ::
 
             trajectory.plot()
             figure = trajectory.plot(axis="log t", theme="light", width="column")
