@@ -88,7 +88,7 @@ myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence"]
 myst_heading_anchors = 4
 myst_fence_as_directive = ["math"]  # ```math, which GitHub shows as a formula, too
 suppress_warnings = ["misc.highlighting_failure"]  # of plain text that is no Python
-smartquotes = False  # `--data` in running text is an option, no dash
+smartquotes = False  # `--data` in running text is an option; `fix_dashes` mends the dashes that are some
 
 # Notebooks are run by `run_notebooks`, and shown with what they print. One that fails, or prints a warning, fails the
 # build. `-D notebooks=copy` leaves them as they are.
@@ -133,7 +133,7 @@ copybutton_prompt_is_regexp = True
 PUBLIC: dict[str, str] = {}
 for package in (
     saddleflow,
-    *(getattr(saddleflow, name) for name in ("theory", "solvers", "training", "claims", "gallery")),
+    *(getattr(saddleflow, name) for name in ("theory", "solvers", "training", "claims", "gallery", "plotting")),
 ):
     for name in package.__all__:
         value = getattr(package, name)
@@ -270,6 +270,13 @@ def link_code(app: Sphinx, doctree: nodes.document, page: str) -> None:
             node.replace_self(make_refnode(app.builder, page, known[1], known[2], node.deepcopy(), known[0]))
 
 
+def fix_dashes(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Sphinx itself writes two hyphens between an argument and what it means."""
+    for text in list(doctree.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" \N{EN DASH} "))
+
+
 def setup(app: Sphinx) -> None:
     """Connect the above."""
     forget_overloads()
@@ -282,3 +289,4 @@ def setup(app: Sphinx) -> None:
     app.connect("builder-inited", write_command_line)
     app.connect("missing-reference", link_annotation)
     app.connect("doctree-resolved", link_code)
+    app.connect("doctree-resolved", fix_dashes)

@@ -68,10 +68,15 @@ class History(abc.ABC):
         near-equal singular values) raise the rank by more than one from a visit to the next, and two visits may have
         one rank, where the flow exchanges what it has learned.
 
-            print(trajectory.saddles())  # a table
-            for visit in trajectory.saddles():
-                print(visit.rank, visit.cost, visit.escape_time, visit.index)
-            trajectory.saddles().to_pandas()
+        >>> cost = sf.MatrixCompletion.random(jax.random.key(0))
+        >>> start = sf.gaussian(jax.random.key(1), depth=3, width=50, shape=cost.shape, gamma=2.5)
+        >>> trajectory = sf.gradient_flow(cost, start)
+        >>> for visit in trajectory.saddles():
+        ...     print(f"rank {visit.rank}, cost {visit.cost:.4f}, left at t = {visit.escape_time:.1f}")
+        rank 0, cost 2.6837, left at t = 101.5
+        rank 1, cost 1.3955, left at t = 119.7
+        >>> list(trajectory.saddles().to_pandas())[:4]
+        ['rank', 'cost', 'time', 'gradient_norm']
 
         Args:
             stationary_points: False: what the saved rows alone show, at once; the fields of a visit from
@@ -165,7 +170,7 @@ class History(abc.ABC):
         """Train and test cost above, what grows below; plateaus shaded and named by their rank.
 
         Below stand the singular values of A, or of a model's outputs, the k-th always in one colour, with the rank
-        tolerance; of outputs that are a vector, the gradient norm.
+        tolerance; of outputs that are a vector, the gradient norm. ::
 
             trajectory.plot()
             figure = trajectory.plot(axis="log t", theme="light", width="column")

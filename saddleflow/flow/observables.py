@@ -4,11 +4,19 @@ Functions of a spectrum take singular values in descending order with any leadin
 cost and network, or of objective and model, evaluated inside the compiled loop at every saved time; `register` adds
 one of your own. Those of the Hessian, of the neural tangent kernel and of A work for networks and for any model:
 
-    run = sf.gradient_flow(objective, model, t1=1e3, observables=["sharpness", "layer_norms"])
-    top = {"top": sf.observables.HessianEigenvalues(5), "kernel": sf.observables.KernelEigenvalues(5)}
-    run = sf.gradient_flow(cost, network, observables=top)
-    inner = {"products": sf.observables.PartialProducts(), "alignment": sf.observables.Alignment(3)}
-    run = sf.gradient_flow(cost, network, observables=inner)
+>>> cost = sf.MatrixCompletion.random(jax.random.key(0))
+>>> start = sf.gaussian(jax.random.key(1), depth=3, width=50, shape=cost.shape, gamma=1.5)
+>>> run = sf.gradient_flow(cost, start, t1=10.0, observables=["sharpness", "layer_norms"])
+>>> run.observables["layer_norms"].shape[1:]
+(3,)
+>>> followed = {
+...     "top": sf.observables.HessianEigenvalues(5),
+...     "kernel": sf.observables.KernelEigenvalues(5),
+...     "alignment": sf.observables.Alignment(3),
+... }
+>>> run = sf.gradient_flow(cost, start, t1=10.0, observables=followed)
+>>> {name: values.shape[1:] for name, values in run.observables.items()}
+{'alignment': (2, 3), 'kernel': (5,), 'top': (5,)}
 """
 
 import inspect
@@ -271,8 +279,12 @@ register(through_products(_effective_rank), "effective_rank")
 class Distance:
     """An observable: `|A - reference|_F`, of a model's outputs f in the place of A.
 
-        nearest = sf.minimum_norm_solution(cost)
-        run = sf.gradient_flow(cost, network, observables={"away": sf.observables.Distance(nearest)})
+    >>> cost = sf.MatrixCompletion.random(jax.random.key(0))
+    >>> start = sf.gaussian(jax.random.key(1), depth=3, width=50, shape=cost.shape, gamma=1.5)
+    >>> nearest = sf.minimum_norm_solution(cost)
+    >>> run = sf.gradient_flow(cost, start, observables={"away": sf.observables.Distance(nearest)})
+    >>> print(f"{run.observables['away'][0]:.2f} {run.observables['away'][-1]:.2f}")
+    14.65 8.19
 
     Args:
         reference: a matrix of the shape of A, float64 or a list.
@@ -377,7 +389,13 @@ class KernelDistance:
     `1 - <K, K_0> / (|K| |K_0|)` in Frobenius norms, 0 where only the size of the kernel differs (Fort et al.,
     arXiv 2010.15110). Kernels of all outputs are formed: m x m numbers for m outputs.
 
-        run = sf.gradient_flow(objective, model, t1=1e3, observables={"moved": sf.observables.KernelDistance(model)})
+    >>> inputs = np.random.default_rng(0).standard_normal((20, 5))
+    >>> targets = np.sin(inputs[:, :1])
+    >>> objective = sf.regression(lambda model, x: model(x), inputs, targets)
+    >>> model = eqx.nn.MLP(5, 1, 10, 1, jnp.tanh, key=jax.random.key(0))
+    >>> run = sf.gradient_flow(objective, model, t1=10.0, observables={"moved": sf.observables.KernelDistance(model)})
+    >>> print(f"{run.observables['moved'][-1]:.2f}")
+    0.02
 
     Args:
         reference: the other model.

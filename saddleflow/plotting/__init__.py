@@ -1,7 +1,7 @@
 """How results look: colours, themes, sizes, labels that never collide, curves and maps on axes, cards in notebooks.
 
 It draws from arrays and knows no science. Names are loaded when they are first used, and matplotlib with those that
-need it, so that `from saddleflow import plotting` costs nothing:
+need it, so that `from saddleflow import plotting` costs nothing::
 
     with plotting.style(theme="light", width="column"):
         figure, axes = plotting.subplots(figsize=plotting.figure_size("column", 2.4))

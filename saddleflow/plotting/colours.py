@@ -15,6 +15,8 @@ INK = "#767676"
 def mode_colour(index: int | np.integer) -> str:
     """The colour of a singular value by its place, the same in every picture; beyond the sixth a muted one.
 
+    ::
+
         plotting.mode_colour(0)  # '#0072B2', of the largest
 
     Args:

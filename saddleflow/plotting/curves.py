@@ -44,7 +44,7 @@ def draw_costs(
     """Train (solid) and test cost (dashed) against time; plateaus shaded, marked and named.
 
     The cost axis is logarithmic where no train cost is negative. Names stand at the ends of the curves, where there
-    are two.
+    are two. ::
 
         figure, axes = plotting.subplots()
         plotting.draw_costs(axes, [0, 1, 2, 3], [4, 4, 1, 1e-3], plateaus=[plotting.Plateau(0, 1, 4, "origin")])
@@ -96,7 +96,7 @@ def draw_singular_values(
 ) -> None:
     """Singular values against time, the k-th always in its colour (`mode_colour`), with their names at the ends.
 
-    Names have those that rise above the threshold; without one, all; six at most.
+    Names have those that rise above the threshold; without one, all; six at most. ::
 
         plotting.draw_singular_values(axes, trajectory.time, trajectory.singular_values, trajectory.rank_tolerance)
 
@@ -133,6 +133,8 @@ def draw_level(
 ) -> None:
     """A dotted line across the frame, with its name on it, at one side.
 
+    ::
+
         plotting.draw_level(axes, 2 / learning_rate, "2 / learning rate")
 
     Args:
@@ -162,6 +164,8 @@ def draw_band(
     **how: Any,
 ) -> Any:
     """The median over samples, and the band between two quantiles; NaN are left out.
+
+    ::
 
         plotting.draw_band(axes, data.gamma, data.test_cost.isel(sample=-1).transpose("seed", "gamma"))
 

@@ -42,6 +42,8 @@ def name_curve(
 ) -> Annotation:
     """Write a curve's name beside it, in its colour.
 
+    ::
+
         (line,) = axes.plot(time, cost)
         plotting.name_curve(line, "train")
 

@@ -32,6 +32,8 @@ def draw_plane(
 ) -> Any:
     """A path on a plane, with the points that it passes: a cross for the first, dots, a star for the last.
 
+    ::
+
         origin, saddle, minimum = (0, 0), (1, 0), (1, 1)
         plotting.draw_plane(axes, path, [origin, saddle, minimum], ["origin", "rank 1", "minimum"])
 
@@ -68,7 +70,7 @@ def draw_plane(
 def draw_spectrum(axes: Axes, eigenvalues: Any, *, zero: float = 0.0, name: str = "Hessian eigenvalues") -> None:
     """Eigenvalues in descending order: negative ones in red, those that count as zero muted, with their numbers.
 
-    The axis is logarithmic on both sides of zero where they span more than a factor of 30.
+    The axis is logarithmic on both sides of zero where they span more than a factor of 30. ::
 
         plotting.draw_spectrum(axes, [4.0, 1.0, 0.0, -0.3])
 
@@ -118,7 +120,7 @@ def draw_phase_diagram(
 ) -> Any:
     """A quantity over two parameters, as coloured cells with their scale; cells without a value stay empty.
 
-    Axes whose values rise by one factor are logarithmic.
+    Axes whose values rise by one factor are logarithmic. ::
 
         plotting.draw_phase_diagram(axes, gammas, alphas, error, label="test error / zero predictor")
 

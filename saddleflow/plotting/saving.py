@@ -12,6 +12,8 @@ DPI = 200
 def save_figure(figure: Figure, stem: str | Path, force: bool = False) -> list[Path]:
     """Write the figure as `stem`.png and `stem`.pdf, each whole or not at all, on the figure's own ground.
 
+    ::
+
         plotting.save_figure(trajectory.plot(), "run")  # run.png and run.pdf
 
     Args:

@@ -55,6 +55,8 @@ _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", 
 def style(theme: str = "transparent", width: str = "column") -> Iterator[None]:
     """The package's matplotlib style, for the length of a block.
 
+    ::
+
         with plotting.style("dark", "slide"):
             figure, axes = plotting.subplots(figsize=plotting.figure_size("slide"))
 

@@ -47,7 +47,11 @@ class WeightDecay(eqx.Module):
 def weight_decay(strength: Any) -> WeightDecay:
     """The regulariser `strength / 2 |theta|^2`: the flow gains the term `-strength theta`.
 
-        objective = sf.Objective(cost, outputs, sf.weight_decay(1e-3))
+    >>> cost = sf.SquaredError([[2.0]])
+    >>> objective = sf.Objective(cost, lambda model: model["a"] * model["b"] * jnp.ones((1, 1)), sf.weight_decay(0.5))
+    >>> run = sf.gradient_flow(objective, {"a": jnp.array(0.1), "b": jnp.array(0.2)})
+    >>> print(f"{run.model['a']:.3f} {run.model['b']:.3f}")
+    1.323 1.323
 
     Args:
         strength: positive, in units of the cost over those of a squared parameter.
@@ -65,13 +69,21 @@ class Objective(eqx.Module):
     A model is any pytree, an `equinox.Module` for example. A deep linear network is the case `f = A`, outputs None:
     there `sf.gradient_flow(cost, network)` says the same without a regulariser, and solves it with closed forms.
 
-        cost = sf.SquaredError(targets)                                       # targets of shape (n_out, N)
-        objective = sf.Objective(cost, lambda model: jax.vmap(model, out_axes=1)(inputs))
-        model = eqx.nn.MLP(5, 1, 10, 1, jnp.tanh, key=jax.random.key(0))
-        trajectory = sf.gradient_flow(objective, model, t1=1e3)
+    >>> inputs = np.random.default_rng(0).standard_normal((20, 5))
+    >>> cost = sf.SquaredError(np.sin(inputs[:, :1]).T)  # shape (n_out, N)
+    >>> objective = sf.Objective(cost, lambda model: jax.vmap(model, out_axes=1)(inputs))
+    >>> model = eqx.nn.MLP(5, 1, 10, 1, jnp.tanh, key=jax.random.key(0))
+    >>> trajectory = sf.gradient_flow(objective, model, t1=10.0)
+    >>> print(f"{trajectory.train_cost[0]:.3f} {trajectory.train_cost[-1]:.5f}")
+    0.301 0.00305
 
-        objective = sf.Objective(cost, regulariser=sf.weight_decay(1e-3))     # of a deep linear network
-        trajectory = sf.gradient_flow(objective, network)
+    A deep linear network with weight decay:
+
+    >>> cost = sf.MatrixCompletion.random(jax.random.key(0))
+    >>> objective = sf.Objective(cost, regulariser=sf.weight_decay(1e-3))
+    >>> start = sf.gaussian(jax.random.key(1), depth=3, width=50, shape=cost.shape, gamma=1.5)
+    >>> sf.gradient_flow(objective, start, t1=10.0).stop_reason
+    't1'
 
     Args:
         cost: the cost C, convex on matrices of `cost.shape`.
@@ -140,7 +152,7 @@ class Objective(eqx.Module):
         return self.regulariser.strength if isinstance(self.regulariser, WeightDecay) else jnp.zeros(())
 
     def jacobian(self, model_of: Callable[[Float[Array, " p"]], Model], flat: Float[Array, " p"]) -> Array:
-        """The derivative of the outputs by the parameters, shape (*cost.shape, p).
+        """The derivative of the outputs by the parameters, shape `(*cost.shape, p)`.
 
         Args:
             model_of: the model from its p parameters as one vector.
@@ -207,9 +219,12 @@ def regression(
 ) -> Objective:
     """Mean squared error of a model's predictions: `(1/N) sum_n |f(x_n) - y_n|^2`, summed over outputs.
 
-        model = eqx.nn.MLP(5, 1, 10, 1, jnp.tanh, key=jax.random.key(0))
-        objective = sf.regression(lambda model, x: model(x), inputs, targets)     # (N, 5) and (N, 1)
-        trajectory = sf.gradient_flow(objective, model, t1=1e3)
+    >>> inputs = np.random.default_rng(0).standard_normal((20, 5))
+    >>> targets = np.sin(inputs[:, :1])
+    >>> model = eqx.nn.MLP(5, 1, 10, 1, jnp.tanh, key=jax.random.key(0))
+    >>> objective = sf.regression(lambda model, x: model(x), inputs, targets)
+    >>> print(f"{objective(model):.3f} {objective(sf.gradient_flow(objective, model, t1=10.0).model):.5f}")
+    0.301 0.00305
 
     Args:
         predict: a function (model, x) -> prediction for one sample, of shape (n_out,) or one number.
@@ -253,9 +268,12 @@ def classification(
 ) -> Objective:
     """Mean cross-entropy of a model's logits.
 
-        model = eqx.nn.MLP(4, 3, 20, 1, jnp.tanh, key=jax.random.key(0))
-        objective = sf.classification(lambda model, x: model(x), inputs, labels)     # (N, 4) and (N,)
-        trajectory = sf.gradient_flow(objective, model, t1=1e3)
+    >>> inputs = np.random.default_rng(0).standard_normal((30, 4))
+    >>> labels = np.argmax(inputs[:, :3], axis=1)
+    >>> model = eqx.nn.MLP(4, 3, 20, 1, jnp.tanh, key=jax.random.key(0))
+    >>> objective = sf.classification(lambda model, x: model(x), inputs, labels)
+    >>> print(f"{objective(model):.3f} {objective(sf.gradient_flow(objective, model, t1=10.0).model):.3f}")
+    1.230 0.166
 
     Args:
         predict: a function (model, x) -> logits of one sample, shape (K,).

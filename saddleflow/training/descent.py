@@ -69,12 +69,16 @@ def gradient_descent(  # pyright: ignore[reportInconsistentOverload]
     the rate (`sf.distance_to_flow`). Under a schedule time is the sum of the rates. Of other optimisers (momentum,
     Adam) time is the same number, but not that of a flow.
 
-        cost = sf.MatrixCompletion.random(jax.random.key(0))
-        start = sf.gaussian(jax.random.key(1), depth=3, width=50, shape=cost.shape, gamma=1.5)
-        descent = sf.gradient_descent(cost, start, optax.sgd(1e-2), num_steps=20_000)
-        noisy = sf.gradient_descent(
-            cost, start, optax.adam(1e-3), learning_rate=1e-3, num_steps=5000, batch_size=20, key=jax.random.key(2)
-        )
+    >>> cost = sf.MatrixCompletion.random(jax.random.key(0))
+    >>> start = sf.gaussian(jax.random.key(1), depth=3, width=50, shape=cost.shape, gamma=1.5)
+    >>> descent = sf.gradient_descent(cost, start, optax.sgd(1e-2), num_steps=5000)
+    >>> print(f"{descent.time[-1]:.0f} {descent.train_cost[-1]:.4f}")
+    50 0.0015
+    >>> noisy = sf.gradient_descent(
+    ...     cost, start, optax.adam(1e-3), learning_rate=1e-3, num_steps=500, batch_size=20, key=jax.random.key(2)
+    ... )
+    >>> noisy.stop_reason
+    'num_steps'
 
     Args:
         cost: as in `gradient_flow`: a cost of a network; of a model an `Objective`, or a function from the model to a

@@ -297,10 +297,16 @@ def reduce_width(network: Any, tolerance: float | None = None, *, cost: Any = No
     With a cost whose inputs span few directions (n samples in n_in > n dimensions), the bases hold what those make
     of the layers, n + n_out directions and not n_in + n_out. A and its rows stay whole, n_out x n_in.
 
-        first = generator.standard_normal((10_000, 1000)) / 1000
-        last = generator.standard_normal((3, 10_000)) / 100
-        small = sf.reduce_width([first, scipy.sparse.eye_array(10_000), last], cost=cost)
-        trajectory = sf.gradient_flow(cost, small)
+    >>> import scipy
+    >>> generator = np.random.default_rng(0)
+    >>> first = generator.standard_normal((10_000, 10)) / 1000
+    >>> last = generator.standard_normal((3, 10_000)) / 100
+    >>> small = sf.reduce_width([first, scipy.sparse.eye_array(10_000), last])
+    >>> small.network
+    DeepLinearNetwork(layers=(f64[13,10], f64[13,13], f64[3,13]))
+    >>> cost = sf.MatrixCompletion.random(jax.random.key(0), shape=(3, 10), rank=1)
+    >>> sf.gradient_flow(cost, small).end_to_end.shape[1:]
+    (3, 10)
 
     Args:
         network: the start, a `DeepLinearNetwork` of any depth and widths; or a sequence of its layers, W_1 first,

@@ -184,6 +184,13 @@ def sample_reduced(
     `gradient_flow` reveals more of the network, with the same randomness extended, until the estimated error of A is
     below the tolerance. Under `jax.jit` and `jax.vmap` (over keys, gamma or variance) shapes follow from `levels`.
 
+    >>> cost = sf.MatrixCompletion.random(jax.random.key(0), shape=(3, 3), rank=1)
+    >>> small = sf.sample_reduced(jax.random.key(1), depth=3, width=10**9, shape=cost.shape, gamma=1.5)
+    >>> small.network
+    DeepLinearNetwork(layers=(f64[6,3], f64[6,6], f64[3,6]))
+    >>> sf.gradient_flow(cost, small).stop_reason
+    'converged'
+
     Args:
         key: `jax.random.key(seed)`; draws another network of the same law than `gaussian` does with that key.
         depth: number of layers L >= 2.
