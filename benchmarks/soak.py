@@ -7,7 +7,8 @@ Flows differ in depth (2 to 7), widths, shape, cost (also without a minimiser, c
 and coordinates; `benchmarks/soak_flows.py` draws them. Of each run this is checked (`benchmarks/soak_checks.py`):
 
 - the end is documented, and true as far as NumPy can tell: "converged" has a small gradient and a cost as near to the
-  infimum as the certificate of a convex cost says (by least squares, or BFGS on A); "stationary_saddle" is no minimum;
+  infimum as the certificate of a convex cost says (by least squares, or BFGS on A); "stationary_saddle" is no
+  minimum;
 - rows are at the times asked for, and complete if the end is "t1"; costs agree with NumPy; the cost never rises, and
   balancedness is kept, up to errors of 10 rtol;
 - in three runs of ten, one symmetry: the transposed, rotated, included or scaled flow has the same A(t), at the times
@@ -18,7 +19,7 @@ and coordinates; `benchmarks/soak_flows.py` draws them. Of each run this is chec
 
 Here rtol is relative to the largest |A| so far, or to the |A| that Gaussian layers of the same norms would have.
 Escapes amplify errors. So each start is also solved with its entries changed by rtol (relatively). If that flow ends
-further away than rtol, the same distance is allowed; if it is more than a tenth of |A|, nothing is compared.
+further away than rtol, that much more is allowed; if it is a tenth of |A| or more, nothing is compared.
 
 Most of the time goes into compilation, so flows run program by program, and programs are kept for the next time; with
 XLA_FLAGS="--xla_backend_optimization_level=0" they compile faster. `--only N` runs one flow again; `--write` writes

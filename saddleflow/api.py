@@ -68,7 +68,7 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
     trainable: Any = eqx.is_inexact_array,
     preconditioner: str = "auto",
 ) -> Trajectory | ModelTrajectory:
-    """Solve the gradient flow `dtheta/dt = -grad loss(theta)`, to the end or to a named reason.
+    """Solve the gradient flow `dtheta/dt = -grad loss(theta)`, and return the trajectory with the reason of its end.
 
     Of a deep linear network, `gradient_flow(cost, network)`, the loss is C(A(theta)). Of any other model it is an
     objective, `gradient_flow(objective, model)`, or a bare function, `gradient_flow(loss, model)`.
@@ -191,7 +191,7 @@ def gradient_flow(  # pyright: ignore[reportInconsistentOverload]
 @takes(cost=readers.cost)
 @interruptible
 def continue_flow(trajectory: Any, cost: Any, **options: Any) -> Trajectory:
-    """The flow of a network goes on where it has ended, on another cost: a switch of tasks, or more observations.
+    """Continue the flow of a network from its end with another cost: a switch of tasks, or more observations.
 
     >>> task, other = (sf.MatrixCompletion.random(jax.random.key(seed)) for seed in (0, 2))
     >>> start = sf.gaussian(jax.random.key(1), depth=3, width=50, shape=task.shape, gamma=1.5)
@@ -236,7 +236,7 @@ def stationary_point(
     rtol: float = 1e-10,
     max_steps: int = 200,
 ) -> CriticalPoint:
-    """The stationary point of a model's loss near a model, to rounding, with the index of its Hessian.
+    """Find a stationary point of the loss near a model, with the index of its Hessian.
 
     Levenberg-Marquardt on `grad = 0`, dense up to 1000 parameters, matrix-free beyond. It finds saddles as well as
     minima: whatever is near. (Of a deep linear network near a plateau `Trajectory.saddles` does it better, by the

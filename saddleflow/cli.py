@@ -165,6 +165,9 @@ def figure(
     settings: Annotated[
         list[str] | None, typer.Argument(help="Parameters, such as seed=2 width=50; a list as alphas=1.8,.6,.1.")
     ] = None,
+    list_settings: Annotated[
+        bool, typer.Option("--list-settings", help="List the parameters and their defaults; compute nothing.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for picture and data.")] = Path("figures"),
     progress: ProgressOption = Progress.auto,
     force: Force = False,
@@ -176,6 +179,8 @@ def figure(
     Examples:
     * `saddleflow figure 1`
 
+    * `saddleflow figure 4 --list-settings`
+
     * `saddleflow figure 4 alphas=1,.3,.1 seed=2 --out my_figures`
     """
     from saddleflow.figures import FIGURES
@@ -185,6 +190,10 @@ def figure(
     require(number == "all" or number in known, "number", f"be one of {_NUMBERS}, or all", number)
     chosen = list(FIGURES) if number == "all" else [int(number)]
     arguments = {key: _parse_settings(settings or [], FIGURES[key].compute) for key in chosen}
+    if list_settings:
+        for key in chosen:
+            typer.echo(f"figure {key}: {' '.join(_settings_of(FIGURES[key].compute, arguments[key]))}")
+        return
     check_folder(out, "out")
     for path in [path for key in chosen for path in targets(key, out) if out.exists()]:
         check_writable(path, force, "out")
@@ -197,10 +206,21 @@ def figure(
         typer.echo(f"  written: {', '.join(map(str, module.write(data, out, force)))}")
 
 
+def _defaults(function: Callable) -> dict[str, Any]:
+    """The parameters of a figure, with their defaults."""
+    parameters = inspect.signature(function).parameters
+    return {name: p.default for name, p in parameters.items() if name != "progress"}  # an option of the command
+
+
+def _settings_of(function: Callable, given: dict[str, Any]) -> list[str]:
+    """The parameters of a figure as words `name=value`, as `_parse_settings` takes them."""
+    values = (_defaults(function) | given).items()
+    return [f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in values]
+
+
 def _parse_settings(settings: list[str], function: Callable) -> dict[str, Any]:
     """Words `name=value` as keyword arguments of a function, of the types of its defaults."""
-    parameters = inspect.signature(function).parameters
-    defaults = {name: p.default for name, p in parameters.items() if name != "progress"}  # an option of the command
+    defaults = _defaults(function)
     arguments = {}
     for setting in settings:
         name, _, text = setting.partition("=")

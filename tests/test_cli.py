@@ -122,12 +122,13 @@ def test_settings_of_a_figure_have_the_types_of_its_defaults():
     assert arguments == {"alphas": (1.0, 0.3), "seed": 2, "observed": 0.5}
 
 
-def test_help_has_examples(run_cli):
-    for command in ("flow", "figure", "sweep", "gallery"):
-        code, text, _ = run_cli(command, "--help")
-        assert code == 0
-        assert f"saddleflow {command}" in text
-        assert "Examples" in text
+def test_settings_of_a_figure_are_listed_as_they_are_given(run_cli):
+    code, text, _ = run_cli("figure", "4", "--list-settings", "seed=2")
+    assert code == 0
+    words = text.split()
+    assert words[:2] == ["figure", "4:"]
+    assert "seed=2" in words
+    assert cli._parse_settings(words[2:], sf.figures.figure4)["width"] == cli._defaults(sf.figures.figure4)["width"]
 
 
 def test_version(run_cli):

@@ -4,7 +4,7 @@ Both distances are those of points that were found, so they are bounds from abov
 the exponent of a bound, but "at least" only in so far as nothing nearer was found.
 
 The nearest minimum differs from theta_0 by `-E_l Lambda H_(l-1)^T` in layer l (Lagrange), an update like the flow's:
-both stay in the same hidden directions, so that wide starts are drawn reduced, in law.
+both stay in the same hidden directions, so that wide starts are drawn reduced.
 """
 
 from collections.abc import Callable, Sequence

@@ -140,7 +140,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What `verify` returns: an entry for every claim, in order."""
+    """The result of `verify`: an entry for every claim, in order."""
 
     entries: tuple[Entry, ...]
     size: str

@@ -86,7 +86,8 @@ def _exception(entry: Entry) -> str:
     """A claim that does not hold: its name, what was missed, and why, where that is known."""
     missed = "; ".join(finding.quantity.replace("|", "\\|") for finding in entry.findings if not finding.holds)
     verb = "fails" if entry.verdict == "fails" else "ended in an error"
-    words = f"**[{entry.id}](#{entry.id})** ({entry.standing}) {verb}" + (f". Out of bounds: {missed}." if missed else ".")
+    bounds = f" Out of bounds: {missed}." if missed else ""
+    words = f"**[{entry.id}](#{entry.id})** ({entry.standing}) {verb}.{bounds}"
     return f"{words} {REASONS[entry.id]}" if entry.id in REASONS else words
 
 

@@ -1,4 +1,4 @@
-"""Claims on the length of the first plateau, in networks of any width, reduced and drawn in law."""
+"""Claims on the length of the first plateau, in reduced networks of any width."""
 
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -68,7 +68,7 @@ WIDTHS: dict[Size, tuple[int, ...]] = {
 
 
 def _lengths(depth: int, gamma: float, size: Size) -> np.ndarray:
-    """Times to 60 % of the cost at A = 0, in reduced networks drawn in law: (seed, width)."""
+    """Times to 60 % of the cost at A = 0, in reduced networks: (seed, width)."""
     seeds = range({"quick": 5, "full": 10}[size])
     return np.array([first_plateaus(depth, gamma, width, seeds) for width in WIDTHS[size]]).T
 

@@ -61,6 +61,8 @@ STYLE = """
 .sf-controls {display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .6rem 1.4rem}
 .sf-group {min-width: 0; display: flex; flex-direction: column; gap: .35rem}
 .sf-group > b {font-size: .72rem; letter-spacing: .05em; text-transform: uppercase; opacity: .6}
+.sf-control {display: flex; align-items: center; gap: .7rem}
+.sf-control > span {flex: 0 0 4.2rem}
 .sf-panels {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: .4rem 1rem}
 .sf-panels svg {width: 100%; height: auto; display: block}
 .sf-panels .marker {stroke: #D55E00; stroke-width: 1.2; fill: #D55E00}
@@ -72,7 +74,7 @@ STYLE = """
 .sf-table th {opacity: .65}
 .sf-wide {overflow-x: auto}
 .sf-play {display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; align-items: center}
-.sf-long {flex: 1 1 16rem; min-width: 0}
+.sf-long {flex: 1 1 8rem; min-width: 0}
 .sf-note {font-size: .82rem; opacity: .75; margin: .3rem 0}
 </style>
 """
@@ -110,10 +112,9 @@ def write_link(mo: Any, found: runs.Result | None, position: int) -> None:
 def make_controls(mo: Any, first: Settings) -> Any:
     """A control for every setting but the position of the marker, which has a slider of its own."""
 
-    def choice(name: str, options: Mapping[str, str], label: str) -> Any:
-        return mo.ui.dropdown(
-            {text: key for key, text in options.items()}, value=options[getattr(first, name)], label=label
-        )
+    def choice(name: str, options: Mapping[str, str]) -> Any:
+        texts = {text: key for key, text in options.items()}
+        return mo.ui.dropdown(texts, value=options[getattr(first, name)], full_width=True)
 
     def slider(name: str, ends: tuple[float, float], step: float, label: str) -> Any:
         value = getattr(first, name)
@@ -124,27 +125,37 @@ def make_controls(mo: Any, first: Settings) -> Any:
         known = sorted({*known, value})
         return mo.ui.slider(steps=known, value=value, debounce=True, show_value=True, full_width=True, label=label)
 
-    def seed(name: str, label: str) -> Any:
-        return mo.ui.number(*SEEDS, 1, value=getattr(first, name), debounce=True, label=label)
+    def seed(name: str) -> Any:
+        return mo.ui.number(*SEEDS, 1, value=getattr(first, name), debounce=True)
 
     return mo.ui.dictionary(
         {
-            "task": choice("task", TASKS, "task"),
+            "task": choice("task", TASKS),
             "rank": slider("rank", RANKS, 1, "rank of the target"),
             "observed": steps("observed", list(OBSERVED), "observed share (completion)"),
-            "task_seed": seed("task_seed", "seed of the task"),
-            "model": choice("model", MODELS, "model"),
+            "task_seed": seed("task_seed"),
+            "model": choice("model", MODELS),
             "depth": slider("depth", DEPTHS, 1, "depth L"),
             "width": steps("width", WIDTH_STEPS, "width w"),
-            "scale": choice("scale", SCALES, "size of the start by"),
+            "scale": choice("scale", SCALES),
             "gamma": slider("gamma", GAMMAS, 0.05, "gamma"),
             "alpha": steps("alpha", [a for a in ALPHA_STEPS if ALPHAS[0] <= a <= ALPHAS[1]], "alpha"),
-            "seed": seed("seed", "seed of the start"),
-            "axis": choice("axis", AXES, "along"),
+            "seed": seed("seed"),
+            "axis": choice("axis", AXES),
             "theory": mo.ui.switch(value=first.theory, label="theory laid over"),
         }
     )
 
+
+# What stands beside controls whose own label would not fit there.
+LABELS = {
+    "task": "task",
+    "task_seed": "task seed",
+    "model": "model",
+    "scale": "set by",
+    "seed": "seed",
+    "axis": "along",
+}
 
 GROUPS = {
     "task": ("task", "rank", "observed", "task_seed"),
@@ -162,7 +173,7 @@ def header(mo: Any, controls: Any, trouble: str | None) -> Any:
     idle |= {"task_seed"} if values["task"] in ("diagonal", "identity") else set()
     groups = ""
     for title, names in GROUPS.items():
-        shown = "".join(f"<div>{controls.elements[name]}</div>" for name in names if name not in idle)
+        shown = "".join(_labelled(name, controls.elements[name]) for name in names if name not in idle)
         groups += f'<div class="sf-group"><b>{title}</b>{shown}</div>'
     line = "Gradient flow from small starts: the cost waits at saddles, and the rank grows step by step."
     title = f'<div class="sf-head"><h1>saddleflow explorer</h1><p>{line}</p></div>'
@@ -170,6 +181,11 @@ def header(mo: Any, controls: Any, trouble: str | None) -> Any:
     if trouble is not None:
         parts.append(mo.callout(trouble, kind="warn"))
     return mo.vstack(parts)
+
+
+def _labelled(name: str, control: Any) -> str:
+    label = f"<span>{LABELS[name]}</span>" if name in LABELS else ""
+    return f'<div class="sf-control" data-control="{name}">{label}<div class="sf-long">{control}</div></div>'
 
 
 def compute(mo: Any, values: Mapping[str, Any], position: int) -> tuple[runs.Result | None, Any]:
@@ -192,14 +208,18 @@ def compute(mo: Any, values: Mapping[str, Any], position: int) -> tuple[runs.Res
     except (ValueError, RuntimeError, MemoryError) as error:
         return None, mo.callout(str(error) or type(error).__name__, kind="danger")
     spent = time.perf_counter() - begin
-    return found, mo.Html(f'<p class="sf-note" data-seconds="{spent:.3f}">computed in {spent:.2f} s</p>')
+    return found, mo.Html(
+        f'<p class="sf-note" data-seconds="{spent:.3f}" data-made="{begin}">computed in {spent:.2f} s</p>'
+    )
 
 
 def _compute(settings: Settings, position: int) -> runs.Result:
     """The result, and the pictures of it, so that all work is done where progress is shown."""
     found = runs.result(settings)
+    beside = in_background(lambda: runs.spectrum(found, found.row(position)))
     for name in pictures.PANELS:
         pictures.picture(name, found)
+    beside.result()
     pictures.spectrum_picture(found, found.row(position))
     runs.remember(settings)
     return found
@@ -239,13 +259,13 @@ def results(mo: Any, found: runs.Result | None, position: int, shown: Any) -> An
         f"<div data-panel={name}>{pictures.picture(name, found).at(row)}</div>" for name in pictures.PANELS
     )
     panels += f"<div data-panel=spectrum>{pictures.spectrum_picture(found, row).svg}</div>"
+    words = "".join(f'<p class="sf-note">{html.escape(note)}</p>' for note in notes(found))
+    panels += f"<div data-panel=words>{_table(found)}{words}</div>"
     return mo.vstack(
         [
             shown,
             mo.Html(_now(found, row)),
             mo.Html(f'<div class="sf-panels">{panels}</div>'),
-            mo.Html(_table(found)),
-            mo.Html("".join(f'<p class="sf-note">{html.escape(note)}</p>' for note in notes(found))),
         ]
     )
 
@@ -293,9 +313,11 @@ def notes(found: runs.Result) -> list[str]:
     if not settings.is_full:
         sizes = ", ".join(map(str, run.configuration["reduced_widths"]))
         lines.append(
-            f"Width {settings.width} is above {WIDEST_FULL}: the start is drawn in law "
-            f"(saddleflow.sample_reduced), with {sizes} directions of its hidden spaces. The error of that is not estimated here."
+            f"Width {settings.width} is above {WIDEST_FULL}: the start is drawn in law (saddleflow.sample_reduced), "
+            f"with {sizes} directions of its hidden spaces. The error of that is not estimated here."
         )
+    if found.predictions.levels:
+        lines.append("Green: theory. Dashed: levels of the plateaus; dotted: times of escapes.")
     return lines + list(found.predictions.notes)
 
 

@@ -5,7 +5,8 @@ Each is drawn once per result, as SVG; the marker is put into the finished text,
 
 import io
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -20,14 +21,22 @@ from saddleflow.explorer.state import AXES
 from saddleflow.flow.trajectory import Trajectory
 
 if TYPE_CHECKING:
-    from saddleflow.flow import plotting
+    from saddleflow import plotting
 else:
-    plotting = lazy.load("saddleflow.flow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
+    plotting = lazy.load("saddleflow.plotting", suppress_warning=True)  # matplotlib, where something is drawn
 
 # Inches; pictures are scaled to the room that there is.
 PANEL = (4.4, 2.9)
 
+MARGINS = {"left": 0.14, "right": 0.95, "bottom": 0.15, "top": 0.91}
+
 FORMATS = {"png": "image/png", "pdf": "application/pdf", "svg": "image/svg+xml"}
+
+# Levels below this share of the first are not drawn: a cost of zero has no place on a logarithmic axis.
+LEAST_LEVEL = 1e-6
+
+# Eigenvalues below this share of the largest in size count as zero.
+ZERO = 1e-8
 
 # matplotlib's settings are of the process, and each visitor has a thread.
 _drawing = threading.Lock()
@@ -52,13 +61,11 @@ class Picture:
     def at(self, row: int) -> str:
         """The SVG with the marker at a row."""
         marks = ""
+        if self.line is not None and np.isfinite(here := self.places[0][0][row]):
+            low, high = self.line
+            marks += f'<line x1="{here:.2f}" x2="{here:.2f}" y1="{low:.2f}" y2="{high:.2f}" class="marker"/>'
         for x, y in self.places:
-            if not np.isfinite(x[row]):
-                continue
-            if self.line is not None:
-                low, high = self.line
-                marks += f'<line x1="{x[row]:.2f}" x2="{x[row]:.2f}" y1="{low:.2f}" y2="{high:.2f}" class="marker"/>'
-            if np.isfinite(y[row]):
+            if np.isfinite(x[row]) and np.isfinite(y[row]):
                 marks += f'<circle cx="{x[row]:.2f}" cy="{y[row]:.2f}" r="3.4" class="marker"/>'
         return self.svg.replace("</svg>", f"{marks}</svg>")
 
@@ -74,65 +81,48 @@ def along(found: Result) -> np.ndarray:
 def draw_costs(axes: "plotting.Axes", found: Result) -> list[Curve]:
     """Train and test cost with the plateaus shaded and marked; levels and escape times of theory on them."""
     run, x = found.trajectory, along(found)
-    axes.plot(x, run.train_cost, color=plotting.BLUE, label="train")
-    if run.test_cost is not None:
-        axes.plot(x, run.test_cost, "--", color=plotting.ORANGE, label="test")
-    if np.min(run.train_cost) > 0:
-        axes.set_yscale("log")
+    rows = np.isfinite(x)
+    plateaus = []
     for visit in run.saddles(stationary_points=False):
-        begin, here, end = np.interp([visit.enter, visit.time, visit.leave], run.time, np.nan_to_num(x))
-        axes.axvspan(begin, end, color=plotting.MUTED, alpha=0.15, lw=0)
-        axes.plot(here, visit.cost, "o", ms=4, color=plotting.RED)
+        ends = np.interp([visit.enter, visit.time, visit.leave], run.time[rows], x[rows])
         name = "plateau" if visit.rank is None else ("origin" if visit.rank == 0 else f"rank {visit.rank}")
-        axes.annotate(name, (here, visit.cost), xytext=(2, 4), textcoords="offset points", color=plotting.RED)
-    _draw_theory(axes, found)
-    axes.set_ylabel("cost")
-    axes.legend(loc="lower left")
+        plateaus.append(plotting.Plateau(ends[0], ends[2], visit.cost, name, ends[1]))
+    test = None if run.test_cost is None else run.test_cost[rows]
+    plotting.draw_costs(axes, x[rows], run.train_cost[rows], test, plateaus, colour=plotting.BLUE)
+    for _, cost in found.predictions.levels:
+        if cost > LEAST_LEVEL * found.predictions.levels[0][1]:
+            axes.axhline(cost, color=plotting.GREEN, lw=0.9, ls=(0, (5, 3)), zorder=1)
+    _draw_escapes(axes, found)
     return [(x, run.train_cost)]
 
 
-def _draw_theory(axes: "plotting.Axes", found: Result) -> None:
-    """Levels of the limit as dashed lines, escape times as dotted ones; the view stays that of the run."""
-    low, high = axes.get_ylim()
-    for index, (_, cost) in enumerate(found.predictions.levels):
-        if cost > 1e-6 * found.predictions.levels[0][1]:
-            name = {"label": "levels, theory"} if index == 0 else {}
-            axes.axhline(cost, color=plotting.GREEN, lw=0.9, ls=(0, (5, 3)), **name)
-    axes.set_ylim(low, high)
-    _draw_escapes(axes, found)
-
-
 def _draw_escapes(axes: "plotting.Axes", found: Result) -> None:
+    """Escape times of theory, as dotted lines."""
     run = found.trajectory
-    for index, time in enumerate(found.predictions.escape_times):
+    for time in found.predictions.escape_times:
         if time <= run.time[-1]:
             place = np.interp(time, run.time, run.arc_length) if found.settings.axis == "arc length" else time
-            name = {"label": "escapes, theory"} if index == 0 else {}
-            axes.axvline(place, color=plotting.GREEN, lw=1.1, ls=":", **name)
+            axes.axvline(float(place), color=plotting.GREEN, lw=1.1, ls=":", zorder=1)
 
 
 def draw_singular_values(axes: "plotting.Axes", found: Result) -> list[Curve]:
     """Singular values of A, or of a model's outputs, with the cut for the rank."""
     run, x = found.trajectory, along(found)
-    values = run.singular_values
+    rows, values = np.isfinite(x), run.singular_values
     assert values is not None, "of outputs that are a matrix"
-    for index in range(values.shape[1]):
-        axes.plot(x, values[:, index], color=plotting.CYCLE[index % len(plotting.CYCLE)], lw=1.2)
-    if run.rank_tolerance is not None:
-        axes.axhline(run.rank_tolerance, color=plotting.MUTED, lw=0.7, ls=":")
+    matrix = "A" if isinstance(run, Trajectory) else "the outputs"
+    plotting.draw_singular_values(axes, x[rows], values[rows], run.rank_tolerance, matrix=matrix)
     _draw_escapes(axes, found)
-    axes.set_ylabel("singular values of " + ("A" if isinstance(run, Trajectory) else "the outputs"))
-    learned = int(run.rank[-1])
-    return [(x, values[:, index]) for index in range(min(learned, values.shape[1]))] or [(x, values[:, 0])]
+    return [(x, values[:, index]) for index in range(max(1, int(run.rank[-1])))]
 
 
 def draw_rank(axes: "plotting.Axes", found: Result) -> list[Curve]:
     """The rank: how many singular values are above the cut."""
     run, x = found.trajectory, along(found)
-    axes.step(x, run.rank, where="post", color=plotting.PURPLE)
-    axes.set_ylim(-0.3, max(4, int(run.rank.max())) + 0.4)
-    axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.set_ylabel("rank")
+    rows = np.isfinite(x)
+    axes.step(x[rows], run.rank[rows], where="post", color=plotting.PURPLE)
+    most = max(4, int(run.rank.max()))
+    axes.set(ylim=(-0.3, most + 0.4), yticks=range(0, most + 1, 1 + most // 6), ylabel="rank")
     return [(x, run.rank.astype(float))]
 
 
@@ -156,16 +146,12 @@ def draw_plane(axes: "plotting.Axes", found: Result) -> list[Curve]:
     """The run projected on `plane`, the stationary points of the limit on it."""
     first, second = plane(found)
     x, y = (np.sum(found.matrices * axis, axis=(1, 2)) for axis in (first, second))
-    axes.plot(x, y, color=plotting.BLUE, lw=2)
-    axes.plot(0, 0, "+", ms=9, mew=1.5, color=plotting.INK)
+    places, names = [(0.0, 0.0)], ["origin"]
     if found.settings.theory and found.points:
-        points = np.array([[np.sum(point.matrix * axis) for axis in (first, second)] for point in found.points])
-        axes.plot(*points.T, "--", color=plotting.GREEN, lw=0.9)
-        axes.plot(*points[1:].T, "o", ms=4.5, color=plotting.GREEN)
-        for point, (x_here, y_here) in zip(found.points, points, strict=True):
-            name = "origin" if point.rank == 0 else f"rank {point.rank}"
-            at: Any = {"xytext": (4, -9), "textcoords": "offset points"}
-            axes.annotate(name, (x_here, y_here), color=plotting.INK, fontsize=7, **at)
+        places = [(float(np.sum(p.matrix * first)), float(np.sum(p.matrix * second))) for p in found.points]
+        names += [f"rank {point.rank}" for point in found.points[1:]]
+        axes.plot(*np.transpose(places), "--", color=plotting.GREEN, lw=0.9)
+    plotting.draw_plane(axes, np.stack([x, y], axis=1), places, names, ends_at_minimum=len(places) > 1)
     saddle = len(found.points) > 2
     axes.set_xlabel("along the first saddle" if saddle else "first direction of the run")
     axes.set_ylabel("along the rest of the end" if saddle else "second direction of the run")
@@ -174,16 +160,10 @@ def draw_plane(axes: "plotting.Axes", found: Result) -> list[Curve]:
 
 
 def draw_spectrum(axes: "plotting.Axes", least: np.ndarray, largest: np.ndarray) -> None:
-    """Both ends of the Hessian's spectrum: negative eigenvalues to the left, in red."""
+    """Both ends of the Hessian's spectrum."""
     values = np.unique(np.concatenate([least, largest]))
-    scale = max(float(np.abs(values).max(initial=0.0)), 1e-300)
-    for sign, colour in ((-1, plotting.RED), (1, plotting.BLUE)):
-        chosen = values[np.sign(values) == sign]
-        axes.vlines(chosen, 0, 1, color=colour, lw=1.2)
-    axes.set_xscale("symlog", linthresh=1e-4 * scale, linscale=0.5)
-    axes.axvline(0, color=plotting.INK, lw=0.7)
-    axes.set_xlim(-2 * scale if values.min(initial=0.0) < -1e-6 * scale else -2e-4 * scale, 2 * scale)
-    axes.set(yticks=[], ylim=(0, 1.1), xlabel="eigenvalues of the Hessian")
+    zero = ZERO * float(np.abs(values).max(initial=0.0))
+    plotting.draw_spectrum(axes, values, zero=zero, name="least and largest eigenvalues")
 
 
 PANELS: dict[str, tuple[str, Callable[..., list[Curve]]]] = {
@@ -202,7 +182,21 @@ def _dress(axes: "plotting.Axes", name: str, found: Result) -> list[Curve]:
         axes.set_xlabel(AXES[found.settings.axis])
         if found.settings.axis == "log t":
             axes.set_xscale("log")
+    axes.minorticks_off()
     return curves
+
+
+@contextmanager
+def _panel() -> Iterator[tuple["plotting.Figure", "plotting.Axes"]]:
+    """A figure of one panel, drawn in the style of the page.
+
+    Its margins are fixed, since a search for the best ones draws everything twice.
+    """
+    with _drawing, plotting.style():
+        figure = plotting.Figure(figsize=PANEL)
+        figure.set_layout_engine("none")
+        axes = figure.subplots(gridspec_kw=MARGINS)
+        yield figure, axes
 
 
 @lru_cache(maxsize=64)
@@ -213,9 +207,7 @@ def picture(name: str, found: Result) -> Picture:
         name: a key of `PANELS`.
         found: the result.
     """
-    with _drawing, plotting.style():
-        figure = plotting.Figure(figsize=PANEL)
-        axes = figure.subplots()
+    with _panel() as (figure, axes):
         curves = _dress(axes, name, found)
         svg = _svg(figure)
         places = tuple(_places(axes, *curve) for curve in curves)
@@ -238,9 +230,7 @@ def _places(axes: "plotting.Axes", x: np.ndarray, y: np.ndarray) -> Curve:
 def spectrum_picture(found: Result, row: int) -> Picture:
     """The spectrum of the Hessian at a row."""
     ends = spectrum(found, row)
-    with _drawing, plotting.style():
-        figure = plotting.Figure(figsize=(PANEL[0], 0.6 * PANEL[1]))
-        axes = figure.subplots()
+    with _panel() as (figure, axes):
         draw_spectrum(axes, *ends)
         axes.set_title("spectrum of the Hessian at the marker")
         return Picture(_svg(figure))
@@ -267,21 +257,16 @@ def whole(found: Result, row: int, kind: str) -> bytes:
     """
     require(kind in FORMATS, "kind", f"be one of {', '.join(FORMATS)}", kind)
     ends = spectrum(found, row)
-    with _drawing, plotting.style():
+    with _drawing, plotting.style("light"):
         figure = plotting.Figure(figsize=(2 * PANEL[0], 3 * PANEL[1]))
         axes: Sequence[Any] = figure.subplots(3, 2).ravel()
         for here, name in zip(axes, PANELS, strict=False):
             _dress(here, name, found)
         draw_spectrum(axes[4], *ends)
-        time = found.trajectory.time[row]
-        axes[4].set_title(f"spectrum of the Hessian at t = {time:.4g}")
+        axes[4].set_title(f"spectrum of the Hessian at t = {found.trajectory.time[row]:.4g}")
         axes[5].set_axis_off()
-        axes[5].text(0, 1, "\n".join(describe(found)), va="top", fontsize=7, wrap=True, transform=axes[5].transAxes)
+        lines = [f"{name}: {value}" for name, value in found.settings.to_query().items()]
+        axes[5].text(0, 1, "\n".join(lines), va="top", transform=axes[5].transAxes)
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, dpi=150)
     return buffer.getvalue()
-
-
-def describe(found: Result) -> list[str]:
-    """The settings of a result, a line each."""
-    return [f"{name}: {value}" for name, value in found.settings.to_query().items()]

@@ -13,6 +13,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from saddleflow._backend.arrays import on_device
 from saddleflow.api import gradient_flow
 from saddleflow.explorer.predictions import Point, Predictions, greedy_points, predict
 from saddleflow.explorer.state import SIZE, WIDEST_FULL, Settings
@@ -176,7 +177,7 @@ def _cut(run: Trajectory, network: DeepLinearNetwork, settings: Settings) -> Tra
 
     def cut(wide: DeepLinearNetwork) -> DeepLinearNetwork:
         pairs = zip(wide.layers, network.layers, strict=True)
-        layers = [jnp.asarray(np.asarray(w)[..., : n.shape[0], : n.shape[1]]) for w, n in pairs]
+        layers = [on_device(np.asarray(w)[..., : n.shape[0], : n.shape[1]]) for w, n in pairs]
         return jax.tree.unflatten(jax.tree.structure(network), layers)
 
     changes: dict[str, Any] = {"width": network.width, "num_parameters": network.num_parameters}
@@ -233,29 +234,38 @@ def _kind(settings: Settings) -> tuple:
     return settings.model, settings.depth, task(settings).num_observed
 
 
+@lru_cache(maxsize=256)
 def spectrum(found: Result, row: int) -> tuple[np.ndarray, np.ndarray]:
     """The least and the largest eigenvalues of the loss's Hessian at a row, ascending.
 
     By Lanczos iteration, so a multiple eigenvalue is found once. Of a network drawn in law it is the Hessian in the
     directions of its basis.
     """
-    run, settings = found.trajectory, found.settings
+    run, cost = found.trajectory, task(found.settings)
     if isinstance(run, Trajectory):
         assert run.networks is not None, "all are saved"
-        network = jax.tree.map(lambda layers: jnp.asarray(layers[row]), run.networks)
-        alive = jax.tree.map(jnp.ones_like, network)
-        layers, mask = (tuple(padded(n).layers) for n in (network, alive))
-        activation = _identity
+        rows, activation = run.networks.layers, _identity
     else:
         models: Any = run.models
-        layers = tuple(jnp.asarray(layer.weight[row]) for layer in models.layers)
-        mask = tuple(padded(jax.tree.map(jnp.ones_like, start(settings))).layers)
-        activation = jnp.tanh
-    cost = task(settings)
-    weights = cost.observed / cost.num_observed
-    least, largest = _ends(cost.target, weights, layers, mask, activation)
-    least, largest = np.asarray(least), np.asarray(largest)
+        rows, activation = [layer.weight for layer in models.layers], jnp.tanh
+    # numpy compiles nothing for a new row
+    layers = [np.asarray(layer)[row] for layer in rows]
+    alive = [np.ones_like(layer) for layer in layers]
+    if not isinstance(run, Trajectory):
+        alive = [np.ones(layer.shape) for layer in start(found.settings).layers]
+    weights = on_device(np.asarray(cost.observed) / cost.num_observed)
+    least, largest = map(np.asarray, _ends(cost.target, weights, _widened(layers), _widened(alive), activation))
     return -least[np.isfinite(least)], largest[np.isfinite(largest)][::-1]
+
+
+def _widened(layers: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Layers with zeros up to the one width that all runs have."""
+    if len(layers) == 1:
+        return tuple(layers)
+    hidden = [WIDEST_FULL] * (len(layers) - 1)
+    sizes = zip([*hidden, SIZE], [SIZE, *hidden], strict=True)
+    room = [(above - w.shape[0], below - w.shape[1]) for (above, below), w in zip(sizes, layers, strict=True)]
+    return tuple(np.pad(w, ((0, up), (0, right))) for w, (up, right) in zip(layers, room, strict=True))
 
 
 @eqx.filter_jit

@@ -15,8 +15,8 @@ TASKS = {
     "identity": "identity teacher",
 }
 MODELS = {"linear": "deep linear network", "tanh": "tanh network"}
-SCALES = {"gamma": "gamma: variance w^-gamma", "alpha": "alpha: alpha times the start of gamma = 1"}
-AXES = {"t": "time t", "log t": "time t, logarithmic", "arc length": "path length of theta"}
+SCALES = {"gamma": "gamma (variance w^-gamma)", "alpha": "alpha (times gamma = 1)"}
+AXES = {"t": "time t", "log t": "time t (logarithmic)", "arc length": "path length of theta"}
 
 # A share of observed entries is part of a compiled program, so there are few.
 OBSERVED = (0.5, 0.65, 0.8)

@@ -1,4 +1,4 @@
-"""Quantities followed along a trajectory: functions of the spectrum of A, of the whole network, of any model.
+"""Quantities recorded along a trajectory: functions of the spectrum of A, of the whole network, or of any model.
 
 Functions of a spectrum take singular values in descending order with any leading axes. Observables are functions of
 cost and network, or of objective and model, evaluated inside the compiled loop at every saved time; `register` adds

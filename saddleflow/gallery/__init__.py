@@ -1,4 +1,4 @@
-"""The gallery: published experiments of this field, posed by the public API, timed and held against their sources.
+"""The gallery: published experiments of this field, repeated, timed and compared with their sources.
 
 >>> sf.gallery.names()[:3]
 ('A01', 'A02', 'A03')

@@ -110,7 +110,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a case.
+    """The result of a case: its numbers, verdict and time.
 
     Attributes:
         case: the case.

@@ -152,11 +152,12 @@ def _add(
     how = {"ha": "left", "va": "center", "fontsize": "small", "annotation_clip": False} | how
     how = {name: value for name, value in how.items() if value is not None}
     join = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2, "color": how.get("color", "0.5")}
+    layout = _layout_of(axes)  # asked for its extent before its labels are
     annotation = axes.annotate(text, anchor(axes), xytext=offset, textcoords="offset points", arrowprops=join, **how)
     assert annotation.arrow_patch is not None, "it was asked for"
     annotation.arrow_patch.set_visible(False)
     label = _Label(annotation, anchor, (float(offset[0]), float(offset[1])), how["ha"], how["va"], at_end, drift)
-    _layout_of(axes).labels.append(label)
+    layout.labels.append(label)
     return annotation
 
 
@@ -190,17 +191,26 @@ class _Layout(Artist):
         super().__init__()
         self.labels: list[_Label] = []
         self.set_zorder(-1e9)
-        self.set_in_layout(False)
+        self.set_clip_on(False)  # what is clipped to the frame is not asked for its extent
+
+    def get_tightbbox(self, renderer: Any = None) -> None:
+        """Itself it needs no room; its labels need theirs where the limits of today put them."""
+        del renderer
+        self._follow()
 
     def draw(self, renderer: Any) -> None:
         """Put the labels in place."""
+        _arrange(self._follow(), self.labels, renderer)
+        self.stale = False
+
+    def _follow(self) -> Axes:
+        """Have the labels at their points, wherever limits and scales have moved these."""
         axes = self.axes
         assert isinstance(axes, Axes), "it was added to axes"
         self.labels = [label for label in self.labels if label.annotation.axes is axes]  # those not removed
         for label in self.labels:
             label.annotation.xy = label.anchor(axes)
-        _arrange(axes, self.labels, renderer)
-        self.stale = False
+        return axes
 
 
 def _layout_of(axes: Axes) -> _Layout:

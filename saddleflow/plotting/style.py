@@ -74,8 +74,15 @@ def style(theme: str = "transparent", width: str = "column") -> Iterator[None]:
     sizes = {name: _SCALES[width] * value for name, value in _FONTS.items()}
     colours = dict.fromkeys(_INKED, ink_) | {"figure.facecolor": ground, "axes.facecolor": ground}
     looks: dict[Any, Any] = _LOOK | sizes | colours
-    with mpl.rc_context(looks):
-        yield
+    interactive = mpl.is_interactive()
+    try:
+        with mpl.rc_context(looks):
+            try:
+                yield
+            finally:
+                interactive = mpl.is_interactive()
+    finally:  # a notebook turns it on at the first figure, to show this one and all later ones
+        mpl.interactive(interactive)
 
 
 def figure_size(width: str = "column", height: float | None = None) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-r"""Softened activations: smooth functions within a stated distance of ReLU and its kin.
+r"""Smooth activations within a stated distance of ReLU, leaky ReLU, the absolute value and hard tanh.
 
 The gradient of a loss jumps where a preactivation of a kinked activation changes sign. There an adaptive solver
 rejects step after step, and a flow that slides along such a surface is never done (`docs/kinks.md`). These functions

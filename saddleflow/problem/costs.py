@@ -97,7 +97,7 @@ class Cost(eqx.Module):
     __rmul__ = __mul__
 
     def unbounded(self, matrix: Matrix) -> Float[Array, "n_out n_in"]:
-        """The part of A that can grow without bound while C(A) does not: where a flow that diverges is looked for.
+        """The part of A that can grow without bound while C(A) stays bounded; growth there is a sign of divergence.
 
         The default, all of A, is always right; less spares slow convergence the suspicion.
         """
@@ -129,7 +129,7 @@ class Cost(eqx.Module):
 
     @property
     def num_samples(self) -> int | None:
-        """How many samples the cost is the mean over, for mini-batches; None, the default: it has none at hand."""
+        """How many samples the cost is the mean over, for mini-batches; None, the default: no samples are kept."""
         return None
 
     def batch(self, indices: Int[Array, " b"]) -> "Cost":
@@ -149,7 +149,7 @@ class Cost(eqx.Module):
         return jax.grad(self.__call__)(matrix)
 
     def curvature(self, matrix: Matrix) -> Curvature | None:
-        """A root of the Hessian of C at A, with which the stiff solver preconditions; None: there is none to be had.
+        """A root of the Hessian of C at A, for the preconditioner of the stiff solver; None if there is none.
 
         Here from the dense Hessian, by automatic differentiation, for up to 600 entries; override where it has
         structure.

@@ -159,7 +159,7 @@ def gradient_flow_field(time: Any, network: DeepLinearNetwork, cost: Cost) -> De
 
 @takes(cost=readers.cost, network=readers.network, direction=readers.network)
 def hessian_vector_product(cost: Cost, network: DeepLinearNetwork, direction: DeepLinearNetwork) -> DeepLinearNetwork:
-    """Hessian of the loss `C(A(theta))` at the network, applied to a direction: the sweeps' tangents.
+    """The Hessian of the loss `C(A(theta))` at a network, applied to a direction.
 
     >>> cost, network = sf.SquaredError([[2.0]]), sf.DeepLinearNetwork([[[1.0]], [[3.0]]])
     >>> along = sf.DeepLinearNetwork([[[1.0]], [[0.0]]])

@@ -38,7 +38,7 @@ def gaussian(
     fan_in: Any = None,
     layer_scales: Any = None,
 ) -> DeepLinearNetwork:
-    """A random start: every entry of every layer i.i.d. `N(0, variance)`, `variance = w^-gamma`.
+    """A random start with independent Gaussian entries `N(0, variance)`, where `variance = w^-gamma`.
 
     `gamma = 1 - 1/L` is the NTK parametrisation, `gamma = 1` mean-field, `gamma > 1` saddle-to-saddle
     (arXiv 2106.15933). One key draws one `theta_0`: `gamma` and `variance` only scale it, so a network
@@ -81,7 +81,7 @@ def uniform(
     fan_in: Any = None,
     layer_scales: Any = None,
 ) -> DeepLinearNetwork:
-    """A random start with i.i.d. uniform entries, on [-b, b] with `b^2 = 3 variance`: as wide as `gaussian` has them.
+    """A random start with independent uniform entries, on [-b, b] with `b^2 = 3 variance`.
 
     PyTorch's default for linear layers is `fan_in=1/3`.
 
@@ -194,7 +194,7 @@ def identity(
 
 @takes(**FACTORISED)
 def balanced(matrix: Any, *, depth: int, width: Width | None = None, imbalance: Any = 0.0) -> DeepLinearNetwork:
-    """The factorisation of a matrix with `W_{l+1}^T W_{l+1} - W_l W_l^T = imbalance 1`: balanced for 0, by default.
+    """A start that factorises a matrix, with `W_{l+1}^T W_{l+1} - W_l W_l^T = imbalance 1`; by default balanced.
 
     With `A = U diag(s) V^T` layer l is `diag(a_l)` between orthonormal frames, `a_{l+1}^2 - a_l^2 = imbalance` and
     `a_1 ... a_L = s` (for two layers the lambda-balanced starts of arXiv 2409.14623). Balanced layers have
@@ -332,7 +332,7 @@ def _factors(scale: Any, depth: int, layer_scales: Any) -> list[Any]:
 
 def _shapes(sizes: tuple[int, ...]) -> list[tuple[int, int]]:
     """The shapes of the layers, from the input on, if they fit the memory."""
-    remedy = "Wide random networks are drawn in law by sf.sample_reduced."
+    remedy = "Wide random networks are drawn by sf.sample_reduced."
     check_room("width", sizes[1:-1], 8 * num_parameters(sizes), remedy)
     return list(zip(sizes[1:], sizes[:-1], strict=True))
 

@@ -68,7 +68,7 @@ class After:
 
 @takes(cost=readers.cost)
 def after(cost: Any, init: Any, **options: Any) -> After:
-    """An `init` for sweeps: the network at `switch_time` of a flow on another cost, from a start that `init` makes.
+    """Make an `init` for sweeps that first solves a flow on another cost, to the time `switch_time`.
 
     Critical periods, for example: what does a task leave of the one before, by the time of the switch?
 

@@ -65,7 +65,7 @@ class ReducedGroup(HostGroup):
 
 
 def start_network(lane: NetworkLane, mode: str) -> ReducedNetwork:
-    """The start of a lane: `alpha * theta_0(seed)`, projected ("auto") or drawn in law, at any width ("sample")."""
+    """The start of a lane: `alpha * theta_0(seed)`, projected ("auto") or drawn reduced, at any width ("sample")."""
     key, alpha = jax.random.key(int(lane.seed)), float(lane.alpha)
     if mode == "sample":
         return alpha * sample_reduced(key, **lane.law(), cost=lane.cost)

@@ -233,7 +233,7 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
         gradient_tolerance: of the certificate, as in `gradient_flow`.
         rank_tolerance: absolute cut for the rank; None: see `gradient_flow`.
         reduce_width: "auto" reduces the lanes whose width it makes smaller, each to an error in A of at most 10 *
-            rtol of its largest |A|; "sample" draws those lanes in law (`sample_reduced`, any width up to 10^12), so
+            rtol of its largest |A|; "sample" draws them reduced (`sample_reduced`, any width up to 10^12), so
             that their starts are others than the full ones. The dataset then has reduction_error_estimate. Networks
             only, as is rank_tolerance.
         trainable: of models, as in `gradient_flow`.

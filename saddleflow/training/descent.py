@@ -62,7 +62,7 @@ def gradient_descent(  # pyright: ignore[reportInconsistentOverload]
     rank_tolerance: float | None = None,
     trainable: Any = eqx.is_inexact_array,
 ) -> Trajectory | ModelTrajectory:
-    """Train by gradient descent: what `gradient_flow` solves, in steps, with any optimiser and in mini-batches.
+    """Train a network or model by gradient descent, with any optax optimiser, on all samples or in mini-batches.
 
     A step of plain gradient descent, `theta <- theta - learning_rate grad loss(theta)`, is Euler's step of the flow,
     so that time is the learning rate times the number of steps, and the distance to the flow falls in proportion to

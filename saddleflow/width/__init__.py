@@ -1,1 +1,1 @@
-"""Fewer hidden directions, the same A: networks projected or drawn in law, and flows that grow them as needed."""
+"""The same A from fewer hidden directions: networks projected or drawn, and flows that grow them as needed."""

@@ -288,7 +288,7 @@ class Snapshots:
 @takes(tolerance=optional(number()), cost=optional(readers.cost))
 @one_lapack_thread()  # the bases, to the last bit, whatever the environment says
 def reduce_width(network: Any, tolerance: float | None = None, *, cost: Any = None) -> ProjectedNetwork:
-    """Project a network onto the hidden directions its gradient uses at the start.
+    """Reduce a network to the hidden directions that its gradient uses.
 
     Exact for L = 2, wherever the bases fill the spaces, and wherever the layers map them into each other, as
     identities do: then one run at rtol is all there is. Otherwise `gradient_flow` grows the bases along the run until

@@ -1,4 +1,4 @@
-"""A reduced Gaussian network of any width, drawn in law: no matrix of the full width is ever formed.
+"""A reduced Gaussian network of any width, drawn without any matrix of the full width.
 
 `W_l v`, for a direction v of space l - 1, is a Gaussian vector: its components along known directions of space l are
 drawn, the rest has a chi-distributed length and a uniform direction, which becomes a new basis vector. Known
@@ -62,7 +62,7 @@ class Revealed(NamedTuple):
 
 
 class SampledNetwork(ReducedNetwork):
-    """A Gaussian network reduced in law. It grows with the same randomness extended, not redrawn.
+    """A reduced Gaussian network. It grows by drawing more random numbers; those drawn before stay.
 
     Only `frozen_squares`, chi-squared given all that is revealed, is drawn anew with every growth.
 
@@ -179,7 +179,7 @@ def sample_reduced(
     levels: int | None = None,
     cost: Any = None,
 ) -> SampledNetwork:
-    """Draw a reduced Gaussian network: in law `reduce_width(gaussian(...))`, at no cost that depends on the width.
+    """Draw a reduced Gaussian network of any width, with the distribution of `reduce_width(gaussian(...))`.
 
     `gradient_flow` reveals more of the network, with the same randomness extended, until the estimated error of A is
     below the tolerance. Under `jax.jit` and `jax.vmap` (over keys, gamma or variance) shapes follow from `levels`.
