@@ -292,7 +292,7 @@ class ExponentialLoss(_TwoSided):
     gradient: such a start is refused by a flow as not finite.
 
     >>> cost = sf.ExponentialLoss([1, -1], inputs=[[2.0, -1.0]])
-    >>> print(f"{cost([[1.0]]):.4f}")  # (exp(-2) + exp(-1)) / 2
+    >>> print(f"{cost(np.ones((1, 1))):.4f}")  # (exp(-2) + exp(-1)) / 2
     0.2516
 
     Args:

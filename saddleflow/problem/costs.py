@@ -258,7 +258,7 @@ class MatrixCompletion(Cost):
 
     >>> observed = np.array([[True, True], [True, False]])
     >>> cost = sf.MatrixCompletion([[1.0, 2.0], [3.0, 0.0]], observed, held_out=~observed)
-    >>> float(cost([[1.0, 2.0], [0.0, 7.0]]))  # one of three observed entries is off by 3
+    >>> float(cost(np.array([[1.0, 2.0], [0.0, 7.0]])))  # one of three observed entries is off by 3
     3.0
     >>> cost = sf.MatrixCompletion.random(jax.random.key(0), shape=(10, 10), rank=3, observed=0.8)
     >>> cost.num_observed, int(cost.held_out.sum())
