@@ -512,3 +512,25 @@ class TestCards:
         rows = trajectory.__dict__ | {"train_cost": np.full_like(trajectory.train_cost, np.nan)}
         odd = SimpleNamespace(**rows)
         assert "namespace" in cards.never_raises(lambda self: self.nothing)(odd)
+
+
+def test_a_curve_that_leaves_the_frame_takes_no_room_for_its_name():
+    """Limits and scales may be set after the name: before it is drawn, the layout asks where it is."""
+    time = np.logspace(-6, 0, 50)
+    with plotting.style():
+        figure, axes = plotting.subplots()
+        plotting.draw_band(axes, time, np.exp(-50 * time)[None], name="w = 10")
+        axes.set(xscale="log", yscale="log", ylim=(1e-3, 2))
+        figure.canvas.draw()  # without matplotlib's warning of a layout that collapsed
+    assert axes.get_position().height > 0.8
+    plotting.close(figure)
+
+
+def test_a_style_leaves_figures_on_that_a_notebook_has_turned_on():
+    before = mpl.is_interactive()
+    try:
+        with plotting.style():
+            mpl.interactive(True)
+        assert mpl.is_interactive()
+    finally:
+        mpl.interactive(before)
