@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from docutils import nodes
@@ -52,6 +53,7 @@ OTHERS = (
     "optimistix",
     "pandas",
     "pathlib",
+    "rich",
     "scipy",
     "types",
     "typing",
@@ -62,29 +64,34 @@ OTHERS = (
 # Nor are classes of our own that have no page.
 INTERNAL = (
     "flow.arguments.FlowOptions",
+    "flow.model_landscape.ModelLandscape",
     "flow.residual.Residual",
     "problem.classification.LabelledSet",
+    "problem.costs._Entries",
     "problem.layered.Layered",
+    "problem.objective.WeightDecay",
     "problem.padding.Padding",
     "solvers.ndf.NDFInterpolation",
     "solvers.rosenbrock.RosenbrockInterpolation",
     "solvers.switching.SwitchingInterpolation",
+    "sweeps.after.After",
     "sweeps.lanes.Lane",
     "sweeps.lanes.Program",
+    "sweeps.results.LaneResult",
     "sweeps.workers.Tally",
 )
-SHAPE = r"'?[*\w+. ]*'?"  # of jaxtyping: "time n_out n_in"
-BUILT_IN = r"[a-z]+|[A-Z]\w*Error|KeyboardInterrupt"
+SHAPE = r"'[^']*'?|\d+|"  # of jaxtyping: "time n_out n_in"
+WORD = r"~?\w+"  # a built-in class, or one of jaxtyping's: ours have their module before them
 nitpick_ignore_regex = [
     ("py:.*", rf"({'|'.join(OTHERS)})(\..*)?"),
     ("py:.*", rf"saddleflow\.({'|'.join(map(re.escape, INTERNAL))})"),
     ("py:.*", SHAPE),
-    ("py:.*", BUILT_IN),
+    ("py:.*", WORD),
 ]
 
 # Pages
-exclude_patterns = ["_generated", "_build"]
-myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence"]
+exclude_patterns = ["_generated"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 myst_fence_as_directive = ["math"]  # ```math, which GitHub shows as a formula, too
 suppress_warnings = ["misc.highlighting_failure"]  # of plain text that is no Python
@@ -103,6 +110,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "all"
 autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False  # those of diffrax are on its own pages
 autodoc_default_options = {"members": True}
 napoleon_use_ivar = True
 napoleon_use_rtype = False
@@ -178,12 +186,13 @@ def write_command_line(app: Sphinx) -> None:
 
 def plain_bars() -> None:
     """A bar in a docstring is half a norm; reStructuredText would take `|A|` for a text to be put in."""
-    Inliner.dispatch["|"] = lambda _, match, line: (
-        match.string[: match.end("start")],
-        [],
-        match.string[match.end("start") :],
-        [],
-    )
+
+    def bar(_: Inliner, match: Any, line: int) -> tuple:
+        end = match.end("start")
+        return match.string[:end], [], match.string[end:], []
+
+    dispatch: Any = Inliner.dispatch
+    dispatch["|"] = bar
 
 
 # Napoleon takes what stands before a colon in a property's first line, or in that of `Returns:`, for a type. Types
@@ -206,7 +215,7 @@ def show_colons(app: Sphinx, what: str, name: str, value: object, options: objec
 
 def readable(annotation: str) -> str:
     """A type as one would say it: `Float[Array, 'out in']`, of JAX's and of NumPy's arrays."""
-    text = re.sub(r"~?\b(jaxlib\._jax|jax|jaxtyping|numpy|typing)\.(?=[A-Za-z]+)", "", annotation)
+    text = re.sub(r"~?\b(jaxlib\._jax|jax|jaxtyping|numpy|typing)\.(?=\w+\b(?!\.))", "", annotation)
     return re.sub(r"(\w+)\[Array, ('[^']*')\] \| \1\[ndarray, \2\]", r"\1[Array, \2]", text)
 
 
@@ -246,7 +255,7 @@ def link_annotation(
     return known and make_refnode(app.builder, node["refdoc"], known[1], known[2], content, known[0])
 
 
-def around(node: nodes.Node) -> list[str]:
+def around(node: Any) -> list[str]:
     """The names of what a docstring belongs to, innermost first: a method, its class, its module."""
     scopes = []
     while node := node.parent:

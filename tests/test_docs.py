@@ -21,6 +21,22 @@ import saddleflow as sf
 PROJECT = Path(__file__).parents[1]
 NUMBER = r"(\d+\.?\d*(?:e[-+]?\d+)?)"
 
+# Each compiles a program that no other example needs, or several: ten seconds and more on one core.
+SLOW = {
+    "api:integrate",
+    "flow/observables:Distance",
+    "flow/observables:KernelDistance",
+    "flow/observables:module",
+    "gallery/runner:run",
+    "problem/objective:Objective",
+    "problem/objective:classification",
+    "sweeps/after:after",
+    "sweeps/sweep:sweep",
+    "training/distance:distance_to_flow",
+    "training/pictures:plot_descent",
+    "width/sampled:sample_reduced",
+}
+
 # What docs/api/index.md says that every example takes as given.
 GIVEN = {"eqx": eqx, "jax": jax, "jnp": jnp, "np": np, "optax": optax, "sf": sf}
 
@@ -48,8 +64,9 @@ def test_every_name_of_saddleflow_has_one_page():
 
 
 def examples():
-    """Every docstring with an example: (module and name, docstring, file, line)."""
-    for path in sorted((PROJECT / "saddleflow").rglob("*.py")):
+    """Every docstring with an example: (docstring, file, line)."""
+    package = PROJECT / "saddleflow"
+    for path in sorted(package.rglob("*.py")):
         source = path.read_text()
         if ">>>" not in source:
             continue
@@ -57,8 +74,13 @@ def examples():
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ">>>" in (
                 ast.get_docstring(node) or ""
             ):
-                name = f"{path.relative_to(PROJECT).with_suffix('')}:{getattr(node, 'name', 'module')}"
-                yield pytest.param(ast.get_docstring(node), path, node.body[0].lineno, id=name)
+                name = f"{path.relative_to(package).with_suffix('')}:{getattr(node, 'name', 'module')}"
+                marks = [pytest.mark.slow] if name in SLOW else []
+                yield pytest.param(ast.get_docstring(node), path, node.body[0].lineno, id=name, marks=marks)
+
+
+def test_slow_ones_are_there():
+    assert {case.id for case in examples()} > SLOW
 
 
 class Digits(doctest.OutputChecker):

@@ -176,7 +176,7 @@ def neural_tangent_kernel(
     """The NTK as an operator on matrices: `K(G) = sum_l M_l M_l^T G N_l^T N_l`, so `dA/dt = -K(grad C(A))`.
 
     >>> network = sf.DeepLinearNetwork([[[1.0]], [[3.0]]])
-    >>> sf.neural_tangent_kernel(network, np.array([[1.0]])).tolist()  # 3^2 + 1^2
+    >>> sf.neural_tangent_kernel(network, jnp.array([[1.0]])).tolist()  # 3^2 + 1^2
     [[10.0]]
     """
     left, right = partial_products(network)

@@ -53,7 +53,7 @@ def read_matrix(
     >>> import pandas as pd
     >>> ratings = {"user": ["ann", "bob", "bob"], "item": ["film", "book", "film"], "rating": [4, 3, 5]}
     >>> pd.DataFrame(ratings).to_csv("ratings.csv", index=False)
-    >>> sf.read_matrix("ratings.csv", triplets=("user", "item", "rating"), held_out=0).shape
+    >>> sf.read_matrix("ratings.csv", triplets=("user", "item", "rating"), held_out=0.0).shape
     (2, 2)
 
     The held-out entries are drawn uniformly, `round(held_out * known)` of them: the first ones in the permutation
