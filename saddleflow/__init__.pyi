@@ -50,6 +50,7 @@ from .problem.symmetry import balancedness as balancedness
 from .problem.symmetry import include as include
 from .problem.symmetry import rotate as rotate
 from .sweeps.after import after as after
+from .sweeps.pictures import plot_sweep as plot_sweep
 from .sweeps.sweep import sweep as sweep
 from .training.descent import gradient_descent as gradient_descent
 from .training.distance import distance_to_flow as distance_to_flow

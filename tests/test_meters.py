@@ -100,6 +100,7 @@ def test_a_terminal_sees_compiling_first_and_the_run_then(terminal, small_cost, 
     assert "0:00:0" in text  # the time so far
 
 
+@pytest.mark.slow
 def test_phases_of_a_reduced_run_have_their_names(terminal, small_cost):
     wide = sf.gaussian(jax.random.key(0), depth=3, width=60, shape=(4, 4), gamma=1.0)
     sf.gradient_flow(small_cost, sf.reduce_width(wide), t1=1.0, rtol=1e-4)

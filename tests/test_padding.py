@@ -42,7 +42,7 @@ def unchanged(monkeypatch):
         pytest.param(3, (9, 10), None, id="two widths", marks=pytest.mark.slow),
         pytest.param(4, 9, 1.5, id="compressed"),
         pytest.param(3, 9, 5.0, id="graded"),
-        pytest.param(7, 3, 1.0, id="in a stack"),
+        pytest.param(7, 3, 1.0, id="in a stack", marks=pytest.mark.slow),
         pytest.param(7, 9, 1.0, id="in a stack, compressed", marks=pytest.mark.slow),
         pytest.param(9, 3, 2.0, id="in a stack, graded"),
     ],

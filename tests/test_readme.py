@@ -69,9 +69,19 @@ def test_the_command_behind_a_page_is_there_and_named_on_it():
     assert [name for name in named if not (PROJECT / name).is_file()] == []
 
 
+def test_the_readme_counts_claims_as_their_page_does():
+    counted = re.search(r"(\d+ of \d+) hold", (PROJECT / "README.md").read_text())
+    assert counted
+    assert f"{counted[1]} claims hold." in (PROJECT / "docs/claims/index.md").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{name}.md" for name in ("solvers", "any_model", "costs", "starts"))]
+    "page",
+    [
+        "README.md",
+        *(f"docs/{name}.md" for name in ("solvers", "any_model", "costs", "starts", "how_to", "start", "concepts")),
+    ],
 )
 def test_all_blocks_run(page, tmp_path, monkeypatch):
     """In order, in one process; without those that need a cluster, or take minutes at a width of a million."""

@@ -8,6 +8,7 @@ from sklearn.datasets import load_breast_cancer, load_sample_image
 import saddleflow as sf
 
 
+@pytest.mark.slow
 def test_completes_better_than_the_column_means():
     """60 tumours x 30 measurements, in logarithms; 80 % of the entries train, 20 % are held out."""
     matrix = np.log1p(load_breast_cancer().data[:60])

@@ -300,6 +300,7 @@ def test_reduced_networks_do():
     assert run.train_cost[-1] == pytest.approx(level, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_pilots_go_on_a_little(monkeypatch):
     asked, solve = [], adaptive.solve
 

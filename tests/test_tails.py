@@ -41,7 +41,7 @@ def tail(request):
     return depth, run
 
 
-@pytest.mark.parametrize("rtol", [1e-4, 1e-6, 1e-8])
+@pytest.mark.parametrize("rtol", [1e-4, 1e-6, pytest.param(1e-8, marks=pytest.mark.slow)])
 def test_a_tail_holds_the_tolerance_to_the_end(tail, rtol):
     """Within 10 rtol at every time; linearly implicit steps alone are 2,176 rtol off (L = 4, rtol 1e-6, t = 1e12)."""
     depth, run = tail
@@ -78,6 +78,7 @@ def test_graded_coordinates_hold_it_too(rtol):
     assert np.abs(trajectory.end_to_end[:4, 0, 0] / EXACT[4] - 1).max() < 10 * rtol
 
 
+@pytest.mark.slow
 def test_bursts_lanes_and_the_pure_function_take_the_same_tail():
     """One after another, as a lane of a sweep, or traced: the same within rounding, amplified."""
     alone = sf.gradient_flow(COST, start(2), rtol=1e-6, t1=1e9)

@@ -111,29 +111,30 @@ def limits(size: Size) -> list[Finding]:
 CLAIMS: Sequence[Claim] = (
     Claim(
         "theorem-1-lazy",
-        "gamma < 1: a random start is close to a minimum and far from all saddles (Theorem 1; bounds from above)",
-        "d_m = O(w^(-(1-gamma)(L-1)/2)), d_s = Omega(w^((1-gamma)/2))",
+        "gamma < 1: a random start is close to a minimum and far from all saddles (Theorem 1; upper bounds)",
+        r"d_m = O(w^{-(1-\gamma)(L-1)/2}), \quad d_s = \Omega(w^{(1-\gamma)/2})",
         "recalled",
         lazy,
     ),
     Claim(
         "theorem-1-mean-field",
         "gamma = 1: a random start is at a distance of order one from minima and saddles (Theorem 1; upper bounds)",
-        "d_m = Theta(1), d_s = Theta(1)",
+        r"d_m = \Theta(1), \quad d_s = \Theta(1)",
         "recalled",
         mean_field,
     ),
     Claim(
         "theorem-1-saddle",
-        "gamma > 1: a random start is close to a saddle and far from all minima (Theorem 1; bounds from above)",
-        "d_m = Omega(1), d_s = O(w^(-(gamma-1)/2))",
+        "gamma > 1: a random start is close to a saddle and far from all minima (Theorem 1; upper bounds)",
+        r"d_m = \Omega(1), \quad d_s = O(w^{-(\gamma-1)/2})",
         "recalled",
         saddle_to_saddle,
     ),
     Claim(
         "distance-limits",
-        "The distances' prefactors in wide networks",
-        "d_m ~ |A*| / sqrt(L w^((1-gamma)(L-1))), sqrt(L sum s_i^(2/L)); d_s ~ sqrt(2) w^((1-gamma)/2), sqrt(2r) ...",
+        "The distances to minima and saddles in wide networks, with their prefactors",
+        r"\gamma < 1: d_m \sim \frac{\|A^*\|}{\sqrt{L w^{(1-\gamma)(L-1)}}}, d_s \sim \sqrt{2}\, w^{(1-\gamma)/2}; "
+        r"\quad \gamma > 1: d_m \sim \sqrt{L \sum_i s_i^{2/L}}, d_s \sim \sqrt{2 r}\, w^{(1-\gamma)/2}",
         "ours",
         limits,
     ),

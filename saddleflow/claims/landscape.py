@@ -99,22 +99,22 @@ def symmetries(size: Size) -> list[Finding]:
 CLAIMS: Sequence[Claim] = (
     Claim(
         "symmetry",
-        "Rotations of the hidden spaces and dead neurons leave the flow of A as it is; balancedness is conserved",
-        "A_{R theta}(t) = A_{I theta}(t) = A_theta(t)",
+        "Rotations of the hidden spaces and dead neurons do not change the flow of A; balancedness is conserved",
+        r"A_{R\theta}(t) = A_{I\theta}(t) = A_\theta(t)",
         "recalled",
         symmetries,
     ),
     Claim(
         "strictness",
         "Saddles are strict for L = 2; for L > 2 the rank-k saddles have no negative eigenvalue",
-        "L=2: least -s_(k+1), (r-k)(w-k) of them; largest L s_1^(2-2/L)",
+        r"\lambda_{\min} = -s_{k+1} \text{ for } L = 2, \text{ else } 0; \quad \lambda_{\max} = L\, s_1^{2-2/L}",
         "ours",
         spectra,
     ),
     Claim(
         "new-neuron",
         "A minimum of width k that is not a global one is a saddle in any larger width",
-        "C(theta + e (-v^T, 1, ..., 1, u)) - C(theta) = -s_1(grad C) e^L + O(e^(2L))",
+        r"C(\theta + \epsilon\, (-v^T, 1, \dots, 1, u)) - C(\theta) = -s_1(\nabla C)\, \epsilon^L + O(\epsilon^{2L})",
         "ours",
         new_neuron,
     ),

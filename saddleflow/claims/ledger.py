@@ -102,7 +102,7 @@ class Claim:
     Attributes:
         id: a short name, for `--only`.
         statement: the claim in words.
-        formula: the claim in symbols.
+        formula: the claim in symbols, as LaTeX mathematics.
         standing: "stated in the paper" (its abstract and captions, all that could be read), "recalled" (said to be in
             its body, from memory), "ours".
         measure: the experiment; takes "quick" or "full".

@@ -55,7 +55,7 @@ def write_page(ledger: Ledger, path: str | Path, *, force: bool = False) -> list
         lines += [
             f"## {entry.id}",
             f"{entry.statement}.",
-            f"`{entry.formula}`",
+            f"$$\n{entry.formula}\n$$",
             f"Standing: {entry.standing}. Verdict: {MARKS[entry.verdict]}. {entry.seconds:.0f} s.",
         ]
         if entry.message:

@@ -109,8 +109,8 @@ def lazy_times(size: Size) -> list[Finding]:
 CLAIMS: Sequence[Claim] = (
     Claim(
         "plateau-width",
-        "From gamma = 1 on the first plateau's length is a power of the width, and its spread over seeds vanishes",
-        "T ~ w^((gamma-1)(L-2)/2)",
+        "For gamma >= 1 the length of the first plateau is a power of the width, and its spread over seeds vanishes",
+        r"T \sim w^{(\gamma-1)(L-2)/2}",
         "ours",
         plateau_lengths,
     ),
@@ -118,7 +118,7 @@ CLAIMS: Sequence[Claim] = (
         "lazy-width",
         "Below gamma = 1 the time in which the cost falls to 60 % is proportional to the inverse rate of the kernel, "
         "and its spread over seeds vanishes",
-        "T ~ w^((gamma-1)(L-1))",
+        r"T \sim w^{(\gamma-1)(L-1)}",
         "ours",
         lazy_times,
     ),

@@ -86,9 +86,9 @@ def _mean(values: "xr.DataArray") -> float:
 CLAIMS: Sequence[Claim] = (
     Claim(
         "regimes",
-        "NTK: linear convergence; mean-field: plateaus as long at every width; saddle-to-saddle: longer with width; "
-        "less spread over seeds with width (figure 2)",
-        "T_plateau ~ w^((gamma-1)(L-2)/2) for gamma >= 1 (the exponent is ours)",
+        "NTK: linear convergence; mean field: plateaus of the same length at every width; saddle to saddle: longer "
+        "plateaus in wider networks; in all of them less spread over seeds with width (figure 2)",
+        r"T_{\mathrm{plateau}} \sim w^{(\gamma-1)(L-2)/2} \text{ for } \gamma \ge 1 \text{ (the exponent is ours)}",
         "stated in the paper",
         training_regimes,
     ),
@@ -96,7 +96,8 @@ CLAIMS: Sequence[Claim] = (
         "transition",
         "Test error and rank at convergence pass from near-full rank without generalisation (NTK) to low rank and "
         "test error towards 0, more sharply and more consistently in wider networks (figure 3)",
-        "rank A ~ full, test >= zero predictor at gamma = 1 - 1/L; test -> 0 beyond 1",
+        r"\gamma = 1 - 1/L: \text{ nearly full rank, test error above that of predicting zero}; \quad "
+        r"\gamma > 1: \text{ test error} \to 0",
         "stated in the paper",
         transition,
     ),

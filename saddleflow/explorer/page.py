@@ -63,7 +63,9 @@ STYLE = """
 .sf-group > b {font-size: .72rem; letter-spacing: .05em; text-transform: uppercase; opacity: .6}
 .sf-control {display: flex; align-items: center; gap: .7rem}
 .sf-control > span {flex: 0 0 4.2rem}
-.sf-panels {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: .4rem 1rem}
+.sf-panels {display: grid; grid-template-columns: minmax(0, 1fr); gap: .4rem 1rem}
+@media (min-width: 700px) {.sf-panels {grid-template-columns: repeat(2, minmax(0, 1fr))}}
+@media (min-width: 1200px) {.sf-panels {grid-template-columns: repeat(3, minmax(0, 1fr))}}
 .sf-panels svg {width: 100%; height: auto; display: block}
 .sf-panels .marker {stroke: #D55E00; stroke-width: 1.2; fill: #D55E00}
 .sf-panels line.marker {stroke-width: .8; opacity: .55}
@@ -216,11 +218,11 @@ def compute(mo: Any, values: Mapping[str, Any], position: int) -> tuple[runs.Res
 def _compute(settings: Settings, position: int) -> runs.Result:
     """The result, and the pictures of it, so that all work is done where progress is shown."""
     found = runs.result(settings)
-    beside = in_background(lambda: runs.spectrum(found, found.row(position)))
+    beside = in_background(lambda: runs.spectrum(settings, found.row(position)))
     for name in pictures.PANELS:
         pictures.picture(name, found)
     beside.result()
-    pictures.spectrum_picture(found, found.row(position))
+    pictures.spectrum_picture(settings, found.row(position))
     runs.remember(settings)
     return found
 
@@ -258,7 +260,7 @@ def results(mo: Any, found: runs.Result | None, position: int, shown: Any) -> An
     panels = "".join(
         f"<div data-panel={name}>{pictures.picture(name, found).at(row)}</div>" for name in pictures.PANELS
     )
-    panels += f"<div data-panel=spectrum>{pictures.spectrum_picture(found, row).svg}</div>"
+    panels += f"<div data-panel=spectrum>{pictures.spectrum_picture(found.settings, row).svg}</div>"
     words = "".join(f'<p class="sf-note">{html.escape(note)}</p>' for note in notes(found))
     panels += f"<div data-panel=words>{_table(found)}{words}</div>"
     return mo.vstack(
@@ -295,7 +297,7 @@ def _table(found: runs.Result) -> str:
     for index, visit in enumerate(visits):
         level = levels.get(visit.rank) if visit.rank is not None else None
         cells = [
-            "" if visit.rank is None else f"rank {visit.rank}",
+            pictures.plateau_name(visit.rank),
             f"{visit.cost:.4g}",
             "" if level is None else f"{level:.4g}",
             f"{visit.escape_time:.5g}",

@@ -7,7 +7,7 @@ import io
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float
 
 from saddleflow._backend.checks import require
-from saddleflow.explorer.runs import Result, spectrum
-from saddleflow.explorer.state import AXES
+from saddleflow.explorer.runs import Result, result, spectrum
+from saddleflow.explorer.state import Settings
 from saddleflow.flow.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ PANEL = (4.4, 2.9)
 MARGINS = {"left": 0.14, "right": 0.95, "bottom": 0.15, "top": 0.91}
 
 FORMATS = {"png": "image/png", "pdf": "application/pdf", "svg": "image/svg+xml"}
+
+# What runs along, written out.
+LABELS = {"t": "time t", "log t": "time t", "arc length": "path length of θ"}
 
 # Levels below this share of the first are not drawn: a cost of zero has no place on a logarithmic axis.
 LEAST_LEVEL = 1e-6
@@ -85,8 +88,7 @@ def draw_costs(axes: "plotting.Axes", found: Result) -> list[Curve]:
     plateaus = []
     for visit in run.saddles(stationary_points=False):
         ends = np.interp([visit.enter, visit.time, visit.leave], run.time[rows], x[rows])
-        name = "plateau" if visit.rank is None else ("origin" if visit.rank == 0 else f"rank {visit.rank}")
-        plateaus.append(plotting.Plateau(ends[0], ends[2], visit.cost, name, ends[1]))
+        plateaus.append(plotting.Plateau(ends[0], ends[2], visit.cost, plateau_name(visit.rank), ends[1]))
     test = None if run.test_cost is None else run.test_cost[rows]
     plotting.draw_costs(axes, x[rows], run.train_cost[rows], test, plateaus, colour=plotting.BLUE)
     for _, cost in found.predictions.levels:
@@ -94,6 +96,11 @@ def draw_costs(axes: "plotting.Axes", found: Result) -> list[Curve]:
             axes.axhline(cost, color=plotting.GREEN, lw=0.9, ls=(0, (5, 3)), zorder=1)
     _draw_escapes(axes, found)
     return [(x, run.train_cost)]
+
+
+def plateau_name(rank: int | None) -> str:
+    """What a plateau is called: by its rank, where it has one."""
+    return "plateau" if rank is None else ("origin" if rank == 0 else f"rank {rank}")
 
 
 def _draw_escapes(axes: "plotting.Axes", found: Result) -> None:
@@ -177,9 +184,9 @@ PANELS: dict[str, tuple[str, Callable[..., list[Curve]]]] = {
 def _dress(axes: "plotting.Axes", name: str, found: Result) -> list[Curve]:
     title, draw = PANELS[name]
     curves = draw(axes, found)
-    axes.set_title(title)
+    axes.set_title(title, y=1.0)  # at a given height: to look for one takes long
     if name != "plane":
-        axes.set_xlabel(AXES[found.settings.axis])
+        axes.set_xlabel(LABELS[found.settings.axis])
         if found.settings.axis == "log t":
             axes.set_xscale("log")
     axes.minorticks_off()
@@ -199,14 +206,22 @@ def _panel() -> Iterator[tuple["plotting.Figure", "plotting.Axes"]]:
         yield figure, axes
 
 
-@lru_cache(maxsize=64)
 def picture(name: str, found: Result) -> Picture:
-    """A panel of a result, to be shown on the page.
+    """A panel of a result, to be shown on the page; drawn anew only where something in it changes.
 
     Args:
         name: a key of `PANELS`.
         found: the result.
     """
+    shown = {"position": Settings.position}
+    shown |= {"axis": Settings.axis} if name == "plane" else {}
+    shown |= {"theory": Settings.theory} if name == "rank" else {}
+    return _picture(name, replace(found.settings, **shown))
+
+
+@lru_cache(maxsize=64)
+def _picture(name: str, settings: Settings) -> Picture:
+    found = result(settings)
     with _panel() as (figure, axes):
         curves = _dress(axes, name, found)
         svg = _svg(figure)
@@ -226,13 +241,17 @@ def _places(axes: "plotting.Axes", x: np.ndarray, y: np.ndarray) -> Curve:
     return unit * right, np.where(inside, 72 * PANEL[1] - unit * up, np.nan)
 
 
+def spectrum_picture(settings: Settings, row: int) -> Picture:
+    """The spectrum of the Hessian at a row of the run."""
+    return _spectrum_picture(settings.of_run, row)
+
+
 @lru_cache(maxsize=256)
-def spectrum_picture(found: Result, row: int) -> Picture:
-    """The spectrum of the Hessian at a row."""
-    ends = spectrum(found, row)
+def _spectrum_picture(of_run: Settings, row: int) -> Picture:
+    ends = spectrum(of_run, row)
     with _panel() as (figure, axes):
         draw_spectrum(axes, *ends)
-        axes.set_title("spectrum of the Hessian at the marker")
+        axes.set_title("spectrum of the Hessian at the marker", y=1.0)
         return Picture(_svg(figure))
 
 
@@ -256,7 +275,7 @@ def whole(found: Result, row: int, kind: str) -> bytes:
         ValueError: another kind.
     """
     require(kind in FORMATS, "kind", f"be one of {', '.join(FORMATS)}", kind)
-    ends = spectrum(found, row)
+    ends = spectrum(found.settings, row)
     with _drawing, plotting.style("light"):
         figure = plotting.Figure(figsize=(2 * PANEL[0], 3 * PANEL[1]))
         axes: Sequence[Any] = figure.subplots(3, 2).ravel()

@@ -18,6 +18,9 @@ from saddleflow.theory.modes import mode_time
 # A mode has done half of its drop in cost, (s - a)^2 = s^2 / 2, at this share of its strength s.
 HALF_DROP = 1 - math.sqrt(0.5)
 
+# Tolerance of the flows between the stationary points, which are polished at the end.
+RTOL = 1e-4
+
 # Singular values of a target below this share of the largest are none.
 ZERO = 1e-9
 
@@ -52,8 +55,8 @@ def greedy_points(cost: MatrixCompletion, depth: int) -> tuple[Point, ...]:
     of `saddleflow.saddle_to_saddle`.
     """
     if cost.has_test:
-        # with looser tolerances a stage may miss the stationary point at its end
-        path = saddle_to_saddle(cost, depth, progress=False)
+        # with a looser tolerance of the certificate a stage may miss the stationary point at its end
+        path = saddle_to_saddle(cost, depth, rtol=RTOL, progress=False)
         return tuple(Point(point.rank, point.cost, point.end_to_end) for point in path.points)
     u, s, vh = np.linalg.svd(np.asarray(cost.target))
     matrices = [(u[:, :rank] * s[:rank]) @ vh[:rank] for rank in range(int(np.sum(s > ZERO * s[0])) + 1)]

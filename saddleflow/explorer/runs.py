@@ -212,8 +212,12 @@ def _result(settings: Settings) -> Result:
         beside: Future[tuple[Point, ...]] = pool.submit(points, settings)
         run = flow(settings)
         limit = beside.result()
-    predictions = predict(settings, task(settings), start(settings), limit) if settings.theory else Predictions()
-    return Result(settings, run, limit, predictions)
+    return Result(settings, run, limit, _predictions(settings.of_run) if settings.theory else Predictions())
+
+
+@lru_cache(maxsize=KEPT)
+def _predictions(of_run: Settings) -> Predictions:
+    return predict(of_run, task(of_run), start(of_run), points(of_run))
 
 
 # What has been computed in this process: its programs are compiled.
@@ -234,14 +238,18 @@ def _kind(settings: Settings) -> tuple:
     return settings.model, settings.depth, task(settings).num_observed
 
 
-@lru_cache(maxsize=256)
-def spectrum(found: Result, row: int) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the largest eigenvalues of the loss's Hessian at a row, ascending.
+def spectrum(settings: Settings, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest eigenvalues of the loss's Hessian at a row of the run, ascending.
 
     By Lanczos iteration, so a multiple eigenvalue is found once. Of a network drawn in law it is the Hessian in the
     directions of its basis.
     """
-    run, cost = found.trajectory, task(found.settings)
+    return _spectrum(settings.of_run, row)
+
+
+@lru_cache(maxsize=256)
+def _spectrum(of_run: Settings, row: int) -> tuple[np.ndarray, np.ndarray]:
+    run, cost = flow(of_run), task(of_run)
     if isinstance(run, Trajectory):
         assert run.networks is not None, "all are saved"
         rows, activation = run.networks.layers, _identity
@@ -252,7 +260,7 @@ def spectrum(found: Result, row: int) -> tuple[np.ndarray, np.ndarray]:
     layers = [np.asarray(layer)[row] for layer in rows]
     alive = [np.ones_like(layer) for layer in layers]
     if not isinstance(run, Trajectory):
-        alive = [np.ones(layer.shape) for layer in start(found.settings).layers]
+        alive = [np.ones(layer.shape) for layer in start(of_run).layers]
     weights = on_device(np.asarray(cost.observed) / cost.num_observed)
     least, largest = map(np.asarray, _ends(cost.target, weights, _widened(layers), _widened(alive), activation))
     return -least[np.isfinite(least)], largest[np.isfinite(largest)][::-1]

@@ -9,14 +9,14 @@ from typing import Any
 from saddleflow._backend.checks import require
 
 TASKS = {
-    "completion": "matrix completion (10 x 10)",
-    "teacher": "random teacher, all entries seen",
+    "completion": "matrix completion",
+    "teacher": "random teacher",
     "diagonal": "diagonal teacher",
     "identity": "identity teacher",
 }
 MODELS = {"linear": "deep linear network", "tanh": "tanh network"}
-SCALES = {"gamma": "gamma (variance w^-gamma)", "alpha": "alpha (times gamma = 1)"}
-AXES = {"t": "time t", "log t": "time t (logarithmic)", "arc length": "path length of theta"}
+SCALES = {"gamma": "variance w^-gamma", "alpha": "factor alpha"}
+AXES = {"t": "time t", "log t": "log time", "arc length": "path length"}
 
 # A share of observed entries is part of a compiled program, so there are few.
 OBSERVED = (0.5, 0.65, 0.8)

@@ -14,6 +14,7 @@ from saddleflow import plotting
 from saddleflow._backend.files import check_writable, write_netcdf
 from saddleflow.greedy.algorithms import saddle_to_saddle
 from saddleflow.greedy.paths import GreedyPath
+from saddleflow.greedy.pictures import draw_dots, name_stages, seen_stages
 from saddleflow.problem.costs import MatrixCompletion
 
 if TYPE_CHECKING:
@@ -77,25 +78,18 @@ def path_variables(path: GreedyPath) -> dict[str, Any]:
 
 def draw_stages(axes: "plotting.Axes", data: "xr.Dataset") -> None:
     """Train (solid) and test cost (dashed) of the greedy stages, one after another; dots: infinitely long waits."""
-    offset, ticks = 0.0, []
-    for index in np.unique(data.path_stage):
-        colour = stage_colour(index)
-        rows = data.isel(row=np.flatnonzero(data.path_stage == index))
-        train = rows.path_train_cost.values
-        start, end = train[0], data.point_cost.values[min(index + 1, data.sizes["point"] - 1)]
-        # a stage as long as its change is visible: the waits at both ends are infinite anyway
-        seen = np.flatnonzero((train < start - 2e-3 * (start - end)) & (train > end + 2e-3 * (start - end)))
-        rows = rows.isel(row=slice(max(seen[0] - 1, 0), seen[-1] + 2))
-        time = rows.path_time.values - rows.path_time.values[0]
-        x = offset + time / time[-1]
-        axes.semilogy(x, rows.path_train_cost, color=colour)
-        if "path_test_cost" in rows:
-            axes.semilogy(x, rows.path_test_cost, "--", color=colour)
-        ticks.append(offset + 0.5)
-        if index < data.path_stage.values.max():
-            dots = x[-1] + np.array([0.09, 0.15, 0.21])
-            axes.plot(dots, np.full(3, rows.path_train_cost.values[-1]), ".", ms=2.5, color=plotting.MUTED)
-        offset = x[-1] + 0.3
-    axes.set_xticks(ticks, [rf"$\theta^{k + 1}$" for k in range(len(ticks))])
-    axes.tick_params(axis="x", length=0)
-    axes.set(xlabel="stages of the greedy path", ylabel="cost", title="limit: the greedy paths")
+    indices = np.unique(data.path_stage)
+    stages = [data.isel(row=np.flatnonzero(data.path_stage == index)) for index in indices]
+    ends = data.point_cost.values[np.minimum(indices + 1, data.sizes["point"] - 1)]
+    times, costs = ([stage[name].values for stage in stages] for name in ("path_time", "path_train_cost"))
+    middles = []
+    for place, (rows, x) in enumerate(seen_stages(times, costs, ends)):
+        colour, stage = stage_colour(indices[place]), stages[place].isel(row=rows)
+        axes.semilogy(x, stage.path_train_cost, color=colour)
+        if "path_test_cost" in stage:
+            axes.semilogy(x, stage.path_test_cost, "--", color=colour)
+        if place < len(stages) - 1:
+            draw_dots(axes, x[-1], float(stage.path_train_cost[-1]))
+        middles.append(float(x[[0, -1]].mean()))
+    name_stages(axes, middles)
+    axes.set(ylabel="cost", title="limit: the greedy paths")

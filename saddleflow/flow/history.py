@@ -18,8 +18,9 @@ from saddleflow._backend import arguments
 from saddleflow._backend.arguments import takes
 from saddleflow._backend.files import check_writable, write_netcdf
 from saddleflow.flow.clock import SegmentedTime
-from saddleflow.flow.pictures import draw_trajectory
+from saddleflow.flow.pictures import draw_card, draw_trajectory
 from saddleflow.flow.visits import Saddles, SaddleVisit
+from saddleflow.plotting.cards import never_raises
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -190,6 +191,11 @@ class History(abc.ABC):
             ValueError: another axis, theme or width; "t / t_escape" for a run without an escape.
         """
         return draw_trajectory(self, axis, theme, width)
+
+    @never_raises
+    def _repr_html_(self) -> str:
+        """The card, with its curves and its saddles, for notebooks."""
+        return draw_card(self, self.__dict__.get("_inspected", self._visits))
 
     @takes(path=arguments.path, force=arguments.boolean)
     def save(self, path: str | Path, *, force: bool = False) -> Path:

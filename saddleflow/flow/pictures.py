@@ -1,4 +1,4 @@
-"""The picture of a trajectory: costs above, what grows from plateau to plateau below."""
+"""The picture of a trajectory: costs above, what grows from plateau to plateau below; and its card in notebooks."""
 
 from typing import Any
 
@@ -6,6 +6,8 @@ import numpy as np
 
 from saddleflow import plotting
 from saddleflow._backend.checks import require
+from saddleflow.plotting.cards import card_of
+from saddleflow.plotting.svg import Curve, panel
 
 # What may run along a trajectory's picture, with its label.
 AXES = {
@@ -59,3 +61,38 @@ def _draw_growth(axes: "plotting.Axes", along: np.ndarray, trajectory: Any) -> N
         return
     values, cut = trajectory.singular_values, trajectory.rank_tolerance
     plotting.draw_singular_values(axes, along, values, cut, matrix=trajectory.matrix_name)
+
+
+# The sign of singular values in cards.
+SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
+
+# Singular values that a card draws.
+MOST_VALUES = 8
+
+
+def draw_card(trajectory: Any, visits: Any) -> str:
+    """The text card as HTML, with small pictures of the costs and of what grows, and the table of saddles."""
+    time, bands = trajectory.time, [(visit.enter, visit.leave) for visit in visits]
+    costs = [Curve(trajectory.train_cost, name="train")]
+    if trajectory.test_cost is not None:
+        costs.append(Curve(trajectory.test_cost, name="test", dashed=True))
+    logarithmic = bool(np.fmin.reduce(trajectory.train_cost) >= 0)
+    pictures = panel(time, costs, "cost", logarithmic=logarithmic, bands=bands)
+    if trajectory.matrix_name is None:
+        growth = [Curve(trajectory.gradient_norm)]
+        pictures += panel(time, growth, "gradient norm", logarithmic=True, bands=bands)
+    else:
+        pictures += panel(time, value_curves(trajectory), f"singular values of {trajectory.matrix_name}", bands=bands)
+    below = [f"<div>{pictures}</div>"]
+    if visits:
+        below.append(visits.to_html())
+    return card_of(repr(trajectory), *below)
+
+
+def value_curves(trajectory: Any) -> list[Curve]:
+    """The largest singular values, each in its colour; names have those that count for the rank at the end."""
+    values, cut = trajectory.singular_values, trajectory.rank_tolerance
+    return [
+        Curve(line, plotting.mode_colour(k), f"{SIGMA}{k + 1}" if line[-1] > cut else "")
+        for k, line in enumerate(values.T[:MOST_VALUES])
+    ]

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from saddleflow.flow import crossings
 from saddleflow.flow.clock import SegmentedTime
 from saddleflow.flow.dips import MIN_DIP
+from saddleflow.plotting.cards import never_raises, table
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.problem.stationary import hessian_spectrum, polish
@@ -117,19 +118,24 @@ class Saddles(list[SaddleVisit]):
             return "no saddle visited"
         return self._table().to_string()
 
+    @never_raises
     def _repr_html_(self) -> str:
         """The same, for notebooks."""
-        return self._table().to_html() if self else "<p>no saddle visited</p>"
+        return self.to_html() if self else "<p>no saddle visited</p>"
+
+    def to_html(self) -> str:
+        """The table as HTML, in the page's own colours."""
+        return table(self.COLUMNS, [[_text(getattr(visit, name)) for name in self.COLUMNS] for visit in self])
 
     def _table(self) -> "pd.DataFrame":
-        """Texts: numbers to six digits, nothing where nothing is known."""
+        return self.to_pandas().astype(object).loc[:, list(self.COLUMNS)].map(_text)
 
-        def text(value: Any) -> str:
-            if value is None or (isinstance(value, float) and math.isnan(value)):
-                return ""
-            return f"{value:.6g}" if isinstance(value, float) else str(value)
 
-        return self.to_pandas().astype(object).loc[:, list(self.COLUMNS)].map(text)
+def _text(value: Any) -> str:
+    """Numbers to six digits, nothing where nothing is known."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def find_dips(

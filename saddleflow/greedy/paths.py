@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lazy_loader as lazy
 import numpy as np
@@ -15,6 +15,8 @@ from saddleflow._backend.checks import require
 from saddleflow._backend.files import check_writable, readable, write_netcdf
 from saddleflow.flow.history import versions
 from saddleflow.flow.trajectory import Trajectory, from_xarray, read_netcdf
+from saddleflow.greedy.pictures import draw_card, draw_path
+from saddleflow.plotting.cards import never_raises
 from saddleflow.problem import geometry
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork
@@ -23,8 +25,10 @@ from saddleflow.theory.escape import optimal_speed
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.figure import Figure
 else:
     xr = lazy.load("xarray")
+    Figure = Any  # loading matplotlib takes longer than most stages
 
 # Singular values of the gradient closer than this, relative to the largest, count as one multiple value.
 MULTIPLE = 1e-6
@@ -118,6 +122,32 @@ class GreedyPath:
         names = ["saddle"] * len(self.saddles) + ["minimum"] * (self.minimum is not None) + ["end"]
         body = "\n".join(f"  {name:<9} : {text}" for name, text in zip(names, lines, strict=True))
         return f"GreedyPath\n{body}"
+
+    @never_raises
+    def _repr_html_(self) -> str:
+        """The card, with its curves and its points, for notebooks."""
+        return draw_card(self)
+
+    def plot(self, *, theme: str = "transparent", width: str = "screen") -> Figure:
+        """Train and test cost of the stages, one after another, and the singular values of A below.
+
+        Saddles are dots, the minimum is a star; three dots stand for the infinitely long wait at a saddle. A stage is
+        drawn in its own time, as long as its change is seen.
+
+            sf.saddle_to_saddle(cost, depth=3).plot()
+
+        Args:
+            theme: "transparent", "light" or "dark", as of `Trajectory.plot`.
+            width: "column", "double", "screen" or "slide".
+
+        Returns:
+            The figure, of matplotlib.
+
+        Raises:
+            ValueError: another theme or width; a path without a stage.
+        """
+        require(self.stages, "path", "have a stage to draw", self.stop_reason)
+        return draw_path(self, theme, width)
 
     def to_xarray(self) -> "xr.Dataset":
         """The path as a dataset: the stages one after another along `row`, the points along `point`.

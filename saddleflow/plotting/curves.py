@@ -1,7 +1,7 @@
 """Curves along time, drawn on axes: costs with plateaus, singular values, a band over samples."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -24,11 +24,11 @@ class Plateau(NamedTuple):
         dip: where the gradient is least, marked by a dot; None: no dot.
     """
 
-    begin: float
-    end: float
-    height: float
+    begin: float | int
+    end: float | int
+    height: float | int
     name: str = ""
-    dip: float | None = None
+    dip: float | int | None = None
 
 
 def draw_costs(
@@ -68,7 +68,7 @@ def draw_costs(
     lines = []
     for argument, values, dashes, _ in curves:
         lines += axes.plot(time, _along(argument, values, time), dashes, color=colour)
-    if np.min(np.asarray(train_cost), initial=np.inf) >= 0:  # a loss of a user's own may fall below
+    if np.fmin.reduce(np.asarray(train_cost), initial=np.inf) >= 0:  # a loss of a user's own may fall below
         axes.set_yscale("log")
     for plateau in plateaus or ():
         axes.axvspan(plateau.begin, plateau.end, color=MUTED, alpha=0.15, lw=0)
@@ -89,7 +89,7 @@ def draw_singular_values(
     axes: Axes,
     time: Any,
     values: Any,
-    threshold: float | None = None,
+    threshold: float | int | None = None,
     *,
     matrix: str = "A",
     most_names: int = 6,
@@ -128,9 +128,7 @@ def draw_singular_values(
     axes.set_ylabel(f"singular values of {matrix}")
 
 
-def draw_level(
-    axes: Axes, height: float, text: str = "", colour: str = MUTED, side: Literal["left", "right"] = "left"
-) -> None:
+def draw_level(axes: Axes, height: float | int, text: str = "", colour: str = MUTED, side: str = "left") -> None:
     """A dotted line across the frame, with its name on it, at one side.
 
     ::
@@ -142,7 +140,7 @@ def draw_level(
         height: its y.
         text: its name; "" for none.
         colour: of both.
-        side: of the name.
+        side: of the name, "left" or "right".
 
     Raises:
         ValueError: another side.
@@ -160,7 +158,8 @@ def draw_band(
     *,
     colour: str | None = None,
     name: str = "",
-    quantiles: tuple[float, float] = (0.1, 0.9),
+    quantiles: tuple[float | int, float | int] = (0.1, 0.9),
+    steps: bool = False,
     **how: Any,
 ) -> Any:
     """The median over samples, and the band between two quantiles; NaN are left out.
@@ -176,6 +175,7 @@ def draw_band(
         colour: of both; None: the next one of the axes.
         name: written at the end of the curve; "" for none.
         quantiles: the ends of the band; (0, 1) shows all samples.
+        steps: whether values stay until the next x, as of numbers that are counted.
         how: further arguments of `axes.plot`, for the median.
 
     Returns:
@@ -191,15 +191,20 @@ def draw_band(
     low, high = quantiles
     require(0 <= low <= high <= 1, "quantiles", "ascend within 0 to 1", quantiles)
     bottom, middle, top = _quantiles(samples, (low, 0.5, high))
-    (line,) = axes.plot(x, middle, **({} if colour is None else {"color": colour}), **how)
+    drawn = "steps-post" if steps else "default"
+    (line,) = axes.plot(x, middle, color=colour, drawstyle=drawn, **how)
     if len(samples) > 1:
-        axes.fill_between(x, bottom, top, color=line.get_color(), alpha=0.22, lw=0)
+        step = "post" if steps else None
+        axes.fill_between(x, bottom, top, color=line.get_color(), alpha=0.22, lw=0, step=step)
     if name:
-        name_curve(line, name)
+        beside = 4 if line.get_marker() in ("", "None") else 4 + 0.5 * line.get_markersize()
+        name_curve(line, name, offset=(beside, 0))
     return line
 
 
-def _quantiles(samples: Float[np.ndarray, "samples n"], shares: Sequence[float]) -> Float[np.ndarray, "3 n"]:
+def _quantiles(
+    samples: Float[np.ndarray, "samples n"], shares: Sequence[float | int]
+) -> Float[np.ndarray, "shares n"]:
     """Quantiles over samples; NaN where all are, without numpy's warning."""
     found = np.full((len(shares), samples.shape[1]), np.nan)
     some = ~np.isnan(samples).all(axis=0)

@@ -5,7 +5,7 @@ a place that its caller prefers, and gives way to labels before it and, where it
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ _SHARES = {"left": 0.0, "center": 0.5, "right": 1.0, "bottom": 0.0, "baseline": 
 def name_curve(
     line: Line2D,
     text: str,
-    at: float | None = None,
+    at: float | int | None = None,
     offset: tuple[float | int, float | int] = (4, 0),
     **how: Any,
 ) -> Annotation:
@@ -99,7 +99,13 @@ def name_point(
 
 
 def name_plateau(
-    axes: Axes, begin: float, end: float, height: float, text: str, colour: str | None = None, **how: Any
+    axes: Axes,
+    begin: float | int,
+    end: float | int,
+    height: float | int,
+    text: str,
+    colour: str | None = None,
+    **how: Any,
 ) -> Annotation:
     """Write a word over the middle of a plateau, of its part within the frame.
 
@@ -128,7 +134,7 @@ def name_plateau(
     return _add(axes, text, anchor, (0, 2), False, how, drift=3.0)  # aside stands another plateau
 
 
-def name_level(axes: Axes, height: float, text: str, colour: str | None, side: str) -> Annotation:
+def name_level(axes: Axes, height: float | int, text: str, colour: str | None, side: str) -> Annotation:
     """Write a word on a horizontal line, at the left or right side of the frame."""
     return _add(
         axes,
@@ -225,6 +231,7 @@ def _layout_of(axes: Axes) -> _Layout:
 def _arrange(axes: Axes, labels: list[_Label], renderer: Any) -> None:
     """All labels of one set of axes: first those at the ends of curves, together; then one after another."""
     ground = _Ground(axes, renderer)
+    labels = [_turned(ground, label) for label in labels]
     ends = [label for label in labels if label.at_end]
     for column in _columns(ground, ends):
         _spread_column(ground, column)
@@ -397,6 +404,13 @@ def _put(ground: _Ground, label: _Label, place: _Place | None) -> None:
     far = moved > LINES_APART * float(text.get_fontsize()) and not label.at_end  # there its colour tells whose it is
     assert text.arrow_patch is not None, "it was asked for"
     text.arrow_patch.set_visible(bool(far))
+
+
+def _turned(ground: _Ground, label: _Label) -> _Label:
+    """A label beside the end of a curve, where the page has no room for it: then above the end, inside the frame."""
+    x, _ = ground.anchor(label)
+    fits = not label.at_end or x + label.offset[0] * ground.point + ground.size(label)[0] <= ground.page[2]
+    return label if fits else replace(label, at_end=False, offset=(-2.0, 3.0), ha="right", va="bottom")
 
 
 def _columns(ground: _Ground, labels: list[_Label]) -> list[list[_Label]]:

@@ -19,6 +19,9 @@ SPAN_OF_LOGARITHM = 30.0
 # Neighbours of a logarithmic grid have one quotient, up to this.
 EVEN = 0.02
 
+# Parameters of so few values have a tick at each.
+MOST_TICKS = 8
+
 
 def draw_plane(
     axes: Axes,
@@ -67,7 +70,9 @@ def draw_plane(
     return line
 
 
-def draw_spectrum(axes: Axes, eigenvalues: Any, *, zero: float = 0.0, name: str = "Hessian eigenvalues") -> None:
+def draw_spectrum(
+    axes: Axes, eigenvalues: Any, *, zero: float | int = 0.0, name: str = "Hessian eigenvalues"
+) -> None:
     """Eigenvalues in descending order: negative ones in red, those that count as zero muted, with their numbers.
 
     The axis is logarithmic on both sides of zero where they span more than a factor of 30. ::
@@ -116,7 +121,7 @@ def draw_phase_diagram(
     *,
     label: str = "",
     logarithmic: bool | None = None,
-    limits: tuple[float, float] | None = None,
+    limits: tuple[float | int, float | int] | None = None,
 ) -> Any:
     """A quantity over two parameters, as coloured cells with their scale; cells without a value stay empty.
 
@@ -157,6 +162,8 @@ def draw_phase_diagram(
     for name, numbers in (("x", x), ("y", y)):
         if _is_geometric(numbers):
             axes.set(**{f"{name}scale": "log"})
+        elif len(numbers) <= MOST_TICKS:
+            axes.set(**{f"{name}ticks": numbers})
     beyond = (seen.min() < low, seen.max() > high)
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
     figure = axes.get_figure(root=True)

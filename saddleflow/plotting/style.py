@@ -85,7 +85,7 @@ def style(theme: str = "transparent", width: str = "column") -> Iterator[None]:
         mpl.interactive(interactive)
 
 
-def figure_size(width: str = "column", height: float | None = None) -> tuple[float, float]:
+def figure_size(width: str = "column", height: float | int | None = None) -> tuple[float, float]:
     """The size of a figure, in inches.
 
     Args:

@@ -133,6 +133,22 @@ class Classification(Cost):
             return super().test(matrix)
         return self.of_outputs(self.test_set.outputs(matrix), self.test_set.labels)
 
+    def _card_rows(self) -> list[tuple[str, str]]:
+        """The samples by label, and whether there is a minimum."""
+        labels, counts = np.unique(np.asarray(self.labels), return_counts=True)
+        shown = ", ".join(f"{count} of label {label:g}" for label, count in zip(labels[:10], counts, strict=False))
+        away = (
+            "none: a linear map separates the samples, the cost falls to its infimum at infinity"
+            if self.runs_away
+            else ""
+        )
+        rows = [
+            ("matrix" if self.inputs is not None else "outputs", f"of shape {self.shape}"),
+            ("samples", f"{self.num_samples}: {shown}{', ...' if len(labels) > 10 else ''}"),
+            ("test set", "yes" if self.has_test else "none"),
+        ]
+        return [*rows, *([("minimum", away)] if self.runs_away else [])]
+
     @property
     def num_samples(self) -> int:
         """N."""

@@ -23,6 +23,7 @@ from saddleflow._backend.checks import (
 )
 from saddleflow._backend.devices import check_room
 from saddleflow._backend.random import normal_matrices, permutation
+from saddleflow.plotting.cards import card, never_raises
 from saddleflow.problem.curvature import (
     ColumnCurvature,
     Curvature,
@@ -38,6 +39,10 @@ MAX_RESIDUALS, MOST_RESIDUALS = 600, 4000
 
 # Inputs below this share of the largest, along a direction, are rounding.
 ROUNDING = 1e-13
+
+# Cards decompose matrices up to this size, in less than a tenth of a second; their ranks count the singular values
+# above this share of the largest.
+MOST_DECOMPOSED, RANK_SHARE = 300, 1e-10
 
 
 class Cost(eqx.Module):
@@ -89,6 +94,19 @@ class Cost(eqx.Module):
     def has_test(self) -> bool:
         """Whether there is a test set; the default: whether the class has a `test` of its own."""
         return type(self).test is not Cost.test
+
+    @never_raises
+    def _repr_html_(self) -> str:
+        """The card, for notebooks."""
+        n_out, n_in = self.shape
+        return card(f"{type(self).__name__} {n_out}x{n_in}", self._card_rows())
+
+    def _card_rows(self) -> list[tuple[str, str]]:
+        """What the card says, line by line."""
+        rows = [("matrix", "A of shape ({}, {})".format(*self.shape))]
+        if self.num_samples is not None:
+            rows.append(("samples", str(self.num_samples)))
+        return [*rows, ("test set", "yes" if self.has_test else "none")]
 
     def __mul__(self, factor: Any) -> "Cost":
         """The cost in other units, `factor * C`."""
@@ -221,6 +239,10 @@ class Scaled(Cost):
     def lacks_minimum(self, matrix: Matrix) -> Bool[Array, ""]:
         """As of C."""
         return self.cost.lacks_minimum(matrix)
+
+    def _card_rows(self) -> list[tuple[str, str]]:
+        """Those of C, and the factor."""
+        return [("factor", f"{float(self.factor):.6g}, times {type(self.cost).__name__}"), *self.cost._card_rows()]
 
     @property
     def num_samples(self) -> int | None:
@@ -365,6 +387,17 @@ class MatrixCompletion(Cost):
     def has_test(self) -> bool:
         """Whether any entry is held out."""
         return self._has_test
+
+    def _card_rows(self) -> list[tuple[str, str]]:
+        """The entries that train and test, the rank of the target, and the minimum."""
+        target, test = np.asarray(self.target), int(np.asarray(self.held_out).sum())
+        known = self.num_observed + test == target.size
+        return [
+            ("observed", f"{self.num_observed} of {target.size} entries"),
+            ("held out", f"{test} entries, the test set" if test else "none"),
+            ("target", rank_line(target) if known else "not known in full"),
+            ("minimum", "0, where A meets the observed entries"),
+        ]
 
     @property
     def num_samples(self) -> int:
@@ -546,6 +579,25 @@ class MeanSquaredError(Cost):
         """Whether a test set was given."""
         return self.test_set is not None
 
+    def _card_rows(self) -> list[tuple[str, str]]:
+        """The inputs' span, the rank of the least-squares solution, and the minimum."""
+        root, aim, floor = (
+            np.asarray(part) for part in (self.train_set.root, self.train_set.aim, self.train_set.floor)
+        )
+        rows = [("samples", str(self.num_samples) if self.num_samples is not None else "condensed")]
+        if max(root.shape) > MOST_DECOMPOSED:
+            return [*rows, ("test set", "yes" if self.has_test else "none")]
+        solution = aim @ np.linalg.pinv(root, rcond=ROUNDING)
+        least = float(np.sum((solution @ root - aim) ** 2) + floor)
+        scale = float(np.sum(aim**2) + floor)
+        return [
+            *rows,
+            ("inputs", f"span {np.linalg.matrix_rank(root, rtol=ROUNDING)} of {len(root)} dimensions"),
+            ("test set", "yes" if self.has_test else "none"),
+            ("solution", f"{rank_line(solution)} (least squares, of least norm)"),
+            ("minimum", "0" if least < ROUNDING * scale else f"{least:.6g}"),
+        ]
+
     @property
     def num_samples(self) -> int | None:
         """N, where the samples were kept (`keep_samples`)."""
@@ -660,6 +712,17 @@ class _Samples(eqx.Module):
         return jnp.sum((matrix @ self.root - self.aim) ** 2) + self.floor
 
 
+def rank_line(matrix: Float[np.ndarray, "n_out n_in"]) -> str:
+    """The rank of a matrix and its singular values, for cards; of a large one nothing, as it takes too long."""
+    if max(matrix.shape) > MOST_DECOMPOSED:
+        return f"of shape {matrix.shape}, too large to decompose for a card"
+    values = np.linalg.svd(matrix, compute_uv=False)
+    rank = int(np.sum(values > RANK_SHARE * values[0]))
+    shown = ", ".join(f"{value:.3g}" for value in values[: min(rank, 5)])
+    more = ", ..." if rank > 5 else ""
+    return f"rank {rank}" + (f", singular values {shown}{more}" if rank else "")
+
+
 def _matrix(name: str, matrix: Any) -> Any:
     """A finite matrix of float64."""
     matrix = as_float64(name, matrix)
@@ -717,6 +780,14 @@ class SquaredError(Cost):
         """Shape (n_out, N) of the predictions."""
         n_out, count = self.targets.shape
         return n_out, count
+
+    def _card_rows(self) -> list[tuple[str, str]]:
+        """The targets, and the minimum."""
+        return [
+            ("predictions", "F of shape ({}, {}), a column for each sample".format(*self.shape)),
+            ("targets", rank_line(np.asarray(self.targets))),
+            ("minimum", "0, where F meets the targets"),
+        ]
 
     @property
     def num_samples(self) -> int:

@@ -135,6 +135,18 @@ class LinearMeasurements(Cost):
         """Shape (n_out, n_in) of the matrix."""
         return self.matrix_shape
 
+    def _card_rows(self) -> list[tuple[str, str]]:
+        """The measurements, and whether they tell A."""
+        train, entries = self.train_set, math.prod(self.shape)
+        count = f"{train.curvature.num_residuals}"
+        kept = f"condensed to {count}" if train.condensed else count
+        tells = "all of A" if self.sees_all else f"not all of the {entries} entries of A"
+        return [
+            ("matrix", "A of shape ({}, {})".format(*self.shape)),
+            ("measurements", f"{kept}; they tell {tells}"),
+            ("test set", "yes" if self.has_test else "none"),
+        ]
+
     @property
     def has_test(self) -> bool:
         """Whether there are test measurements."""

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import Any
 
 import equinox as eqx
@@ -20,9 +21,16 @@ from saddleflow._backend.checks import (
     require_float64,
     require_integer,
 )
+from saddleflow.plotting.cards import card, never_raises
 from saddleflow.problem.layered import Layered
 
 Width = int | Sequence[int]
+
+# Cards multiply and decompose layers up to this size, and this many.
+MOST_IN_CARDS = 500
+
+# Layers are balanced where W_l W_l^T and W_{l+1}^T W_{l+1} differ by rounding.
+BALANCED = 1e-12
 
 
 class DeepLinearNetwork(eqx.Module):
@@ -97,6 +105,37 @@ class DeepLinearNetwork(eqx.Module):
         for layer in layers[1:]:
             product = layer @ product if n_in <= n_out else product @ layer
         return product
+
+    @never_raises
+    def _repr_html_(self) -> str:
+        """The card, for notebooks; of many networks, along batch axes, that of their shapes."""
+        n_out, n_in = self.shape
+        batch = tuple(self.layers[0].shape[:-2])
+        rows = [
+            ("depth", str(self.depth)),
+            ("hidden widths", ", ".join(map(str, self.hidden_widths)) or "none, of a single layer"),
+            ("parameters", str(self.num_parameters)),
+        ]
+        if batch:
+            rows.append(("networks", f"{math.prod(batch)}, along axes of shape {batch}"))
+        else:
+            rows += self._norms()
+        return card(f"DeepLinearNetwork {n_out}x{n_in}", rows)
+
+    def _norms(self) -> list[tuple[str, str]]:
+        """Lines of the card: sizes of the layers and of A, and how far the layers are from balanced."""
+        layers = [np.asarray(layer) for layer in self.layers]
+        sizes = [float(np.linalg.norm(layer)) for layer in layers]
+        rows = [("|W_l|_F", ", ".join(f"{size:.3g}" for size in sizes[:8]) + ", ..." * (len(sizes) > 8))]
+        if max(max(layer.shape) for layer in layers) > MOST_IN_CARDS or len(layers) > MOST_IN_CARDS:
+            return rows
+        values = np.linalg.svd(reduce(lambda low, high: high @ low, layers), compute_uv=False)[:5]
+        rows.append(("A", "largest singular values " + ", ".join(f"{value:.3g}" for value in values)))
+        apart = [np.linalg.norm(low @ low.T - high.T @ high) for low, high in itertools.pairwise(layers)]
+        if apart:
+            share = max(apart) / (max(sizes) ** 2 or 1.0)
+            rows.append(("balanced", "yes" if share < BALANCED else f"to {share:.2g} of the largest |W_l|^2"))
+        return rows
 
     def __rmul__(self, alpha: Any) -> "DeepLinearNetwork":
         """`alpha * theta`: every layer times the initialisation scale alpha (nonzero and finite)."""

@@ -26,7 +26,7 @@ UNITS = {
     "gradient_norm": ("cost / parameter", "Euclidean norm of grad_theta C(A(theta))"),
     "singular_values": ("entries of the target", "of A, in descending order"),
     "nuclear_norm": ("entries of the target", "sum of the singular values of A"),
-    "rank": ("1", "singular values of A above rank_tolerance; -1 at times that the lane did not reach"),
+    "rank": ("1", "rank of A"),
     "rank_tolerance": ("entries of the target", "absolute cut for the rank"),
     "end_to_end": ("entries of the target", "the matrix A"),
     "reduction_error_estimate": ("entries of the target", "sup over time of |A - A_full|_F from the reduced width"),
@@ -45,6 +45,9 @@ UNITS = {
     "batch_size": ("samples", "samples in a step; 0: all"),
     "batch_seed": ("1", "batches are drawn with jax.random.key(batch_seed)"),
 }
+
+# What else there is to say of them.
+COMMENTS = {"rank": "singular values of A above rank_tolerance; -1 at times that a flow did not reach"}
 
 # Names that no argument of `init` may take as a dim.
 NAMES = {*UNITS, *NUMBERS, "outputs", "sample", "mode", "n_out", "n_in", "input", "lane_steps"} - set(AXES)
@@ -96,6 +99,8 @@ def assemble(
             dims = (row, *WITHIN.get(name, tuple(f"{name}_{axis}" for axis in range(values.ndim - 2))))
         units, meaning = meanings.get(name, ("1", name.replace("_", " ")))
         attrs = {"units": units, "long_name": meaning}
+        if name in COMMENTS:
+            attrs["comment"] = COMMENTS[name]
         variables[name] = (grid.dims + dims, values.reshape(grid.shape + values.shape[1:]), attrs)
     coords: dict[str, Any] = {}
     leaders = {name: group[0] for group in grid.together for name in group}
