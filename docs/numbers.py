@@ -22,6 +22,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -159,7 +160,9 @@ def rerun(page: Path, check: bool) -> int:
     for number, before, source in stating_blocks(page):
         names: dict = {}
         exec(before, names)
-        for was, now in changes(page, source, names):
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # some save files
+            found = list(changes(page, source, names))
+        for was, now in found:
             print(f"{page.relative_to(PROJECT)}, block {number}:\n  was {was}\n  now {now}", flush=True)
             text, changed = text.replace(was, now, 1), changed + 1
     if changed and not check:

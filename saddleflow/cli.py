@@ -251,7 +251,9 @@ def sweep(
     num_times: Annotated[int | None, typer.Option(help="Saved times, logarithmic up to t1.")] = None,
     reduce_width: Annotated[
         str | None,
-        typer.Option(help="auto: narrower networks where they do as well; sample: draw them in law, of any width."),
+        typer.Option(
+            help="auto: narrower networks where they do as well; sample: draw the reduced networks, of any width."
+        ),
     ] = None,
     store: Annotated[Path | None, typer.Option(help="A zarr folder of finished chunks, to go on from.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to run on.")] = None,

@@ -37,7 +37,8 @@ def test_readme_states_numbers():
 
 
 @pytest.mark.parametrize(("page", "before", "source"), list(cases()))
-def test_blocks_print_what_their_comments_say(page, before, source):
+def test_blocks_print_what_their_comments_say(page, before, source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some save files
     names = {}
     exec(before, names)
     assert list(numbers.changes(page, source, names)) == []
@@ -80,7 +81,7 @@ def test_the_readme_counts_claims_as_their_page_does():
     "page",
     [
         "README.md",
-        *(f"docs/{name}.md" for name in ("solvers", "any_model", "costs", "starts", "how_to", "start")),
+        *(f"docs/{name}.md" for name in ("solvers", "any_model", "costs", "starts", "how_to", "sharp_bits", "start")),
     ],
 )
 def test_all_blocks_run(page, tmp_path, monkeypatch):

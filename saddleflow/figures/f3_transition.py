@@ -93,7 +93,7 @@ def verdicts(data: "xr.Dataset") -> list[str]:
     unsure = spread.where(data.gamma > 1, drop=True).mean("gamma").values
     converged = data.stop_reason == "converged"
     statements = [
-        (f"all lanes end at a certified minimum ({int(converged.sum())} of {converged.size})", bool(converged.all())),
+        (f"all flows end at a certified minimum ({int(converged.sum())} of {converged.size})", bool(converged.all())),
         (
             f"NTK (gamma = {low:g}): almost full rank where w >= 100: shares of the full one "
             f"{_list(fullness)} at w = {widths}",

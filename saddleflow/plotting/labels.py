@@ -159,7 +159,6 @@ def _add(
     how = {"ha": "left", "va": "center", "fontsize": "small", "annotation_clip": False} | how
     how = {name: value for name, value in how.items() if value is not None}
     join = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2, "color": how.get("color", "0.5")}
-    layout = _layout_of(axes)  # asked for its extent before its labels are
     annotation = axes.annotate(text, anchor(axes), xytext=offset, textcoords="offset points", arrowprops=join, **how)
     assert annotation.arrow_patch is not None, "it was asked for"
     annotation.arrow_patch.set_visible(False)
