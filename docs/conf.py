@@ -31,7 +31,8 @@ extensions = [
     "myst_nb",  # Markdown pages and notebooks
     "sphinx.ext.autodoc",  # API pages from the docstrings,
     "sphinx.ext.napoleon",  # which are in Google's style
-    "sphinx.ext.mathjax",  # formulas
+    "sphinx.ext.mathjax",  # formulas,
+    "sphinx-mathjax-offline",  # also where there is no network
     "sphinx_copybutton",  # code is copied with one click, without its prompts
 ]
 # What a page links to exists: files, headings, Python names. With `-W` a dead link fails the build.

@@ -100,6 +100,35 @@ def test_figure_4_draws_the_line_of_solutions(fourth, tmp_path):
     plt.close(figure)
 
 
+def runs_of_three_widths():
+    """What figures 2, 3 and 5 draw, made up: costs that fall, ranks that rise."""
+    gammas, widths, time = [0.75, 1.0, 1.5], [10, 100, 1000], np.concatenate([[0.0], np.geomspace(1e-4, 1, 30)])
+    late = np.asarray(gammas)[:, None, None, None] + 0.1 * np.random.default_rng(0).normal(size=(3, 3, 4, 1))
+    cost = 1e4 * np.exp(-30 * time / late)
+    names, coords = ("gamma", "width", "seed", "time"), {"gamma": gammas, "width": widths}
+    variables = {
+        "train_cost": (names, cost),
+        "test_cost": (names, cost / 1e4),
+        "rank": (names, (cost < 1e3).astype(int)),
+        "nuclear_norm": (names, 1e4 - cost),
+        "gradient_norm": (names, np.sqrt(cost)),
+        "zero_predictor": ((), 1.0),
+    }
+    return xr.Dataset(variables, coords | {"time": time})
+
+
+@pytest.mark.parametrize("number", [2, 3, 5])
+def test_figures_of_sweeps_name_their_widths(number):
+    data = runs_of_three_widths()
+    if number == 3:
+        data = data.rename(time="sample").drop_vars("sample")
+    figure = FIGURES[number].draw(data)
+    figure.canvas.draw()
+    for axes in {2: figure.axes, 3: figure.axes, 5: figure.axes[3:6]}[number]:
+        assert {"w = 10", "w = 100", "w = 1000"} <= {text.get_text() for text in axes.texts if text.get_visible()}
+    plt.close(figure)
+
+
 def test_bad_parameters_are_named():
     with pytest.raises(ValueError, match="`alphas` must descend"):
         figure4(alphas=(0.1, 1.0))

@@ -80,7 +80,7 @@ def test_the_readme_counts_claims_as_their_page_does():
     "page",
     [
         "README.md",
-        *(f"docs/{name}.md" for name in ("solvers", "any_model", "costs", "starts", "how_to", "start", "concepts")),
+        *(f"docs/{name}.md" for name in ("solvers", "any_model", "costs", "starts", "how_to", "start")),
     ],
 )
 def test_all_blocks_run(page, tmp_path, monkeypatch):

@@ -186,7 +186,7 @@ class _NotebookLine(_Texts):
 
     def _clear(self) -> None:
         if self._handle is not None:
-            self._handle.update({"text/plain": ""}, raw=True)
+            self._handle.update({"text/plain": "", "text/html": ""}, raw=True)  # pages show no empty box
 
 
 class _Lines(_Texts):

@@ -3,6 +3,7 @@
 import html
 import time
 from collections.abc import Mapping
+from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,8 +48,12 @@ WIDTH_STEPS = [
 WIDTH_STEPS += [10**6]
 ALPHA_STEPS = [float(f"{k}e{p}") for p in range(-6, 1) for k in (1, 2, 5)] + [10.0]
 
-# Seconds after which the page says that it compiles, where programs may be missing.
-PATIENCE = 0.3
+# Seconds after which the page says that it is at work: sooner, the pictures would jump at every move of a slider.
+QUIET = 0.8
+
+# Seconds after which it says that it compiles, even where the programs should be there: tiny starts, for one, take
+# programs of their own.
+LONG = 4.0
 
 # Of `Play`: per cent of the rows per tick, and the time between ticks.
 STRIDE, TICK = 2, "500ms"
@@ -199,12 +204,14 @@ def compute(mo: Any, values: Mapping[str, Any], position: int) -> tuple[runs.Res
     new = runs.is_new(settings)
     begin = time.perf_counter()
     computing = in_background(lambda: _compute(settings, position))
-    with mo.status.spinner(title="solving", remove_on_exit=True) as spinner:
-        while not computing.done():
-            time.sleep(0.02)
-            spent = time.perf_counter() - begin
-            if new and spent > PATIENCE:
-                spinner.update(title="compiling, first time only", subtitle=f"{spent:.0f} s")
+    wait([computing], QUIET)
+    if not computing.done():
+        with mo.status.spinner(title="solving", remove_on_exit=True) as spinner:
+            while not computing.done():
+                time.sleep(0.02)
+                spent = time.perf_counter() - begin
+                if spent > (QUIET if new else LONG):
+                    spinner.update(title="compiling, first time only", subtitle=f"{spent:.0f} s")
     try:
         found = computing.result()
     except (ValueError, RuntimeError, MemoryError) as error:
@@ -291,11 +298,11 @@ def _table(found: runs.Result) -> str:
     visits = found.trajectory.saddles(stationary_points=False)
     if not visits:
         return '<p class="sf-note">No plateau: the cost falls without waiting.</p>'
-    levels, escapes = dict(found.predictions.levels), found.predictions.escape_times
+    levels, escapes = [cost for _, cost in found.predictions.levels], found.predictions.escape_times
     names = ["plateau", "cost", "level, theory", "escape at t", "escape, theory"]
     rows = ""
     for index, visit in enumerate(visits):
-        level = levels.get(visit.rank) if visit.rank is not None else None
+        level = min(levels, key=lambda cost: abs(cost - visit.cost), default=None)
         cells = [
             pictures.plateau_name(visit.rank),
             f"{visit.cost:.4g}",

@@ -1,7 +1,6 @@
 """From settings to results: the task, the start, the flow, the spectrum of the Hessian. Cached."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -14,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from saddleflow._backend.arrays import on_device
+from saddleflow._backend.waiting import in_background
 from saddleflow.api import gradient_flow
 from saddleflow.explorer.predictions import Point, Predictions, greedy_points, predict
 from saddleflow.explorer.state import SIZE, WIDEST_FULL, Settings
@@ -208,10 +208,9 @@ def result(settings: Settings) -> Result:
 
 @lru_cache(maxsize=KEPT)
 def _result(settings: Settings) -> Result:
-    with ThreadPoolExecutor(1) as pool:
-        beside: Future[tuple[Point, ...]] = pool.submit(points, settings)
-        run = flow(settings)
-        limit = beside.result()
+    beside = in_background(lambda: points(settings))
+    run = flow(settings)
+    limit = beside.result()
     return Result(settings, run, limit, _predictions(settings.of_run) if settings.theory else Predictions())
 
 

@@ -161,16 +161,14 @@ def spread(data: "xr.Dataset", gamma: float, width: int) -> float:
 
 
 def draw(data: "xr.Dataset") -> "plotting.Figure":
-    """A panel a regime; thin lines are seeds, thick ones their geometric mean, a colour each width."""
+    """A panel a regime; lines are medians over seeds, bands hold all seeds, a colour each width."""
     with plotting.style():
         figure, panels = plotting.subplots(1, data.sizes["gamma"], figsize=(7.2, 2.5), sharey=True, squeeze=False)
         for axes, gamma in zip(panels[0], data.gamma.values, strict=True):
-            for width, colour in zip(data.width.values, plotting.CYCLE, strict=False):
+            for index, width in enumerate(data.width.values):
                 curves = data.train_cost.sel(gamma=gamma, width=width).values
-                time = data.time.values
-                axes.plot(time[1:], curves[:, 1:].T, color=colour, lw=0.4, alpha=0.45)
-                mean = np.exp(np.log(curves[:, 1:]).mean(axis=0))
-                axes.plot(time[1:], mean, color=colour, label=f"w = {width}")
+                how: dict[str, Any] = {"colour": plotting.mode_colour(index), "name": f"w = {width}"}
+                plotting.draw_band(axes, data.time.values[1:], curves[:, 1:], quantiles=(0, 1), **how)
             axes.set(
                 xscale="log",
                 yscale="log",
@@ -180,7 +178,6 @@ def draw(data: "xr.Dataset") -> "plotting.Figure":
                 ylim=(1e-3, 2 * float(data.train_cost[..., 0].max())),
             )
         panels[0, 0].set_ylabel("train cost")
-        panels[0, 0].legend(loc="lower right")
     return figure
 
 

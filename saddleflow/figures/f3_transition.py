@@ -147,14 +147,13 @@ def draw(data: "xr.Dataset") -> "plotting.Figure":
                 at = values.sel(width=width)
                 mean, spread = at.mean("seed").values, at.std("seed").values
                 style = {"color": colour, "marker": "o", "ms": 3, "lw": 1, "capsize": 2, "elinewidth": 0.8}
-                axes.errorbar(data.gamma.values + shift, mean, spread, label=f"w = {width}", **style)
-        left.axhline(1, color=plotting.MUTED, lw=0.7, ls=":")
-        left.annotate("zero predictor", (float(data.gamma[-1]), 1), color=plotting.MUTED, ha="right", va="bottom")
+                line = axes.errorbar(data.gamma.values + shift, mean, spread, **style)[0]
+                plotting.name_curve(line, f"w = {width}", offset=(6, 0))
+        plotting.draw_level(left, 1, "zero predictor", side="right")
         left.set(xlabel=r"$\gamma$", ylabel="test error / zero predictor", title="test error at convergence")
         right.set(xlabel=r"$\gamma$", ylabel="rank of A", title="rank at convergence")
         left.set_ylim(bottom=0)
         right.set_ylim(bottom=0)
-        right.legend()
     return figure
 
 

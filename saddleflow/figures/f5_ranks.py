@@ -99,13 +99,14 @@ def draw(data: "xr.Dataset", seed: int = 0) -> "plotting.Figure":
                     curves = data[name].sel(gamma=gamma, width=width).values[:, 1:]
                     step = {"drawstyle": "steps-post"} if name == "rank" else {}
                     axes.plot(time, curves.T, color=colour, lw=0.4, alpha=0.3, **step)
-                    axes.plot(time, curves[seed], color=colour, label=f"w = {width}", **step)
+                    (line,) = axes.plot(time, curves[seed], color=colour, **step)
+                    if name == "nuclear_norm":
+                        plotting.name_curve(line, f"w = {width}")
                 axes.set(xscale="log", xlim=(1e-4, time[-1]))
                 if column == 0:
                     axes.set_ylabel(label)
             panels[2, column].set(yscale="log", xlabel="time t of the flow", ylim=(1e-1, None))
             panels[0, column].set_title(f"{NAMES[regime(gamma)]}, $\\gamma$ = {gamma:g}")
-        panels[1, 0].legend(loc="lower right")
     return figure
 
 

@@ -103,7 +103,7 @@ class FlowOptions:
     max_saves: int | None = None  # None: `with_room_for` decides
     saves_per_step: int = 1
     max_steps: int = 1_000_000
-    max_seconds: float | None = None
+    max_seconds: float | int | None = None
     gradient_tolerance: Any = 1e-4
     target_cost: Any = None
     rank_tolerance: float | None = None

@@ -155,6 +155,7 @@ def _add(
     how: dict[str, Any],
     drift: float = 1.0,
 ) -> Annotation:
+    layout = _layout_of(axes)  # before its labels, among what the axes hold
     how = {"ha": "left", "va": "center", "fontsize": "small", "annotation_clip": False} | how
     how = {name: value for name, value in how.items() if value is not None}
     join = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2, "color": how.get("color", "0.5")}
@@ -191,29 +192,36 @@ class _Place:
 
 
 class _Layout(Artist):
-    """It draws nothing: being drawn before all else on its axes, it puts their labels in place."""
+    """It draws nothing: being measured and drawn before all else on its axes, it puts their labels in place.
+
+    While room is made for labels, as by constrained layout, they stand where they are preferred.
+    """
 
     def __init__(self):
         super().__init__()
         self.labels: list[_Label] = []
-        self.set_zorder(-1e9)
-        self.set_clip_on(False)  # what is clipped to the frame is not asked for its extent
+        self.set(zorder=-1e9, clip_on=False)  # what is clipped is not measured
 
     def get_tightbbox(self, renderer: Any = None) -> None:
-        """Itself it needs no room; its labels need theirs where the limits of today put them."""
+        """Nothing of its own; the labels stand as preferred."""
         del renderer
-        self._follow()
+        axes = self._prefer()
+        for label in self.labels:
+            text = label.annotation
+            text.xyann = label.offset
+            text.set(ha=label.ha, va=label.va)
+            text.set_visible(bool(np.isfinite(axes.transData.transform(text.xy)).all()))
 
     def draw(self, renderer: Any) -> None:
         """Put the labels in place."""
-        _arrange(self._follow(), self.labels, renderer)
+        _arrange(self._prefer(), self.labels, renderer)
         self.stale = False
 
-    def _follow(self) -> Axes:
-        """Have the labels at their points, wherever limits and scales have moved these."""
+    def _prefer(self) -> Axes:
+        """Bring the points of all labels up to date; those of labels that were removed are forgotten."""
         axes = self.axes
         assert isinstance(axes, Axes), "it was added to axes"
-        self.labels = [label for label in self.labels if label.annotation.axes is axes]  # those not removed
+        self.labels = [label for label in self.labels if label.annotation.axes is axes]
         for label in self.labels:
             label.annotation.xy = label.anchor(axes)
         return axes

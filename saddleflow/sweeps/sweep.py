@@ -127,7 +127,7 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
     batch_seed: Any = 0,
     rtol: Any = DEFAULT_RTOL,
     t1: Any = None,
-    target_cost: float | None = None,
+    target_cost: float | int | None = None,
     save_at: Any = None,
     max_saves: int = 64,
     save_matrices: bool = False,

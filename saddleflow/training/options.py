@@ -45,7 +45,7 @@ class DescentOptions:
     save_networks: bool = False
     observables: Any = None
     target_cost: Any = None
-    max_seconds: float | None = None
+    max_seconds: float | int | None = None
     progress: bool | str = True
     rank_tolerance: float | None = None
     deadline: float = math.inf  # of time.perf_counter

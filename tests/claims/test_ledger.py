@@ -107,6 +107,9 @@ def test_the_page_shows_every_finding(tmp_path):
     assert [p.name for p in pictures] == ["claims_a.png"]
     assert all(part in text for part in ("## a", "## b", "| another | 1 | 3 |", "**fails**", "no such luck"))
     assert pictures[0].stat().st_size > 1000
+    top = text[: text.index("## a")]
+    assert "**[a](#a)** (ours) fails. Out of bounds: another." in top
+    assert "**[b](#b)** (recalled) ended in an error." in top
     with pytest.raises(ValueError, match="not exist yet"):
         claims.write_page(ledger, tmp_path / "claims.md")
 
