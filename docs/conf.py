@@ -220,13 +220,21 @@ def readable(annotation: str) -> str:
     return re.sub(r"(\w+)\[Array, ('[^']*')\] \| \1\[ndarray, \2\]", r"\1[Array, \2]", text)
 
 
-def readable_types(app: Sphinx, what: str, name: str, *_: object) -> None:
-    """The types of arguments, without those that say no more than that anything is read."""
+def readable_types(app: Sphinx, what: str, name: str, value: Any, *_: object) -> tuple[str, None] | None:
+    """The types of arguments, without those that say no more than that anything is read.
+
+    Of a class that only the library makes, a result with `Attributes:`, no arguments are shown.
+    """
     known = app.env.current_document.autodoc_annotations.get(name, {})
+    documentation = value.__doc__ or ""
+    if what == "class" and "Attributes:" in documentation and "Args:" not in documentation:
+        known.clear()
+        return "", None
     for argument, annotation in list(known.items()):
         known[argument] = readable(annotation)
         if known[argument] == "Any":
             del known[argument]
+    return None
 
 
 def forget_overloads() -> None:
