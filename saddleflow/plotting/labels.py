@@ -50,8 +50,8 @@ def name_curve(
     Args:
         line: what `axes.plot` drew.
         text: its name.
-        at: where along the curve, as a share of its points within the frame; None: at its end, where the names of
-            all curves that end there are moved apart up and down.
+        at: where along the curve, as a share of its points within the frame as it is now; None: at its end within
+            the frame as it will be, where the names of all curves that end there are moved apart up and down.
         offset: from there, in typographic points.
         how: further arguments of `axes.annotate`.
 
@@ -60,16 +60,25 @@ def name_curve(
     """
     require(at is None or 0 <= at <= 1, "at", "be a share of the curve, from 0 to 1", at)
 
-    def anchor(axes: Axes) -> tuple[float, float]:
-        points = np.column_stack([np.asarray(values, float) for values in line.get_data()])
-        (left, right), (low, high) = sorted(axes.get_xlim()), sorted(axes.get_ylim())
-        x, y = points.T
-        seen = points[(x >= left) & (x <= right) & (y >= low) & (y <= high)]
-        return tuple(seen[round((1.0 if at is None else at) * (len(seen) - 1))]) if len(seen) else (np.nan, np.nan)
-
     axes = line.axes
     assert isinstance(axes, Axes), "a line that is drawn has axes"
-    return _add(axes, text, anchor, offset, at is None, {"color": line.get_color()} | how)
+    how = {"color": line.get_color()} | how
+    if at is None:
+        return _add(axes, text, lambda axes: _point_along(line, axes, 1.0), offset, True, how)
+    point = _point_along(line, axes, float(at))
+    return _add(axes, text, lambda _: point, offset, False, how)
+
+
+def _point_along(line: Line2D, axes: Axes, share: float) -> tuple[float, float]:
+    """The point of a curve at a share of those within the frame; NaN where there are none."""
+    points = np.column_stack([np.asarray(values, float) for values in line.get_data()])
+    (left, right), (low, high) = sorted(axes.get_xlim()), sorted(axes.get_ylim())
+    x, y = points.T
+    seen = points[(x >= left) & (x <= right) & (y >= low) & (y <= high)]
+    if not len(seen):
+        return np.nan, np.nan
+    found = seen[round(share * (len(seen) - 1))]
+    return float(found[0]), float(found[1])
 
 
 def name_point(
