@@ -297,6 +297,8 @@ def fix_dashes(app: Sphinx, doctree: nodes.document, page: str) -> None:
 
 def setup(app: Sphinx) -> None:
     """Connect the above."""
+    # it copies files at the end, and does not say that it can be built in parallel
+    app.extensions["sphinx-mathjax-offline"].parallel_read_safe = True
     forget_overloads()
     plain_bars()
     app.connect("autodoc-process-docstring", hide_colons, priority=400)
