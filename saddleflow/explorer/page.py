@@ -26,6 +26,7 @@ from saddleflow.explorer.state import (
     WIDEST_FULL,
     Settings,
 )
+from saddleflow.flow.state import StopReason
 
 # Widths and alphas that the sliders have; a link may have others.
 WIDTH_STEPS = [
@@ -318,7 +319,8 @@ def _table(found: runs.Result) -> str:
 def notes(found: runs.Result) -> list[str]:
     """How the run ended and what is drawn, in words."""
     run, settings = found.trajectory, found.settings
-    lines = [f"{run.stats['num_steps']} steps of the solver; ended: {run.stop_reason}, at t = {run.time[-1]:.5g}."]
+    steps, end = run.stats["num_steps"], run.time[-1]
+    lines = [f"{steps} steps of the solver. The run ended at t = {end:.5g}: {StopReason[run.stop_reason].meaning}"]
     if not settings.is_full:
         sizes = ", ".join(map(str, run.configuration["reduced_widths"]))
         lines.append(
