@@ -145,7 +145,7 @@ def name_plateau(
 
 def name_level(axes: Axes, height: float | int, text: str, colour: str | None, side: str) -> Annotation:
     """Write a word on a horizontal line, at the left or right side of the frame."""
-    return _add(
+    annotation = _add(
         axes,
         text,
         lambda axes: (axes.get_xlim()[side == "right"], float(height)),
@@ -153,6 +153,8 @@ def name_level(axes: Axes, height: float | int, text: str, colour: str | None, s
         False,
         {"color": colour, "ha": side, "va": "bottom"},
     )
+    _layout_of(axes).labels[-1].on_line = True
+    return annotation
 
 
 def _add(
@@ -187,6 +189,7 @@ class _Label:
     va: str
     at_end: bool
     drift: float  # what a point aside counts, against one up or down
+    on_line: bool = False  # whether it belongs to all of a horizontal line
 
 
 @dataclass(frozen=True)
@@ -416,6 +419,11 @@ def _put(ground: _Ground, label: _Label, place: _Place | None) -> None:
     text.xyann = place.offset
     text.set(ha=place.ha, va=place.va)
     ground.taken.append(place.box)
+    if label.on_line:  # its point is where the line passes it
+        (x, y), middle = ground.anchor(label), (place.box[0] + place.box[2]) / 2
+        under, height = ground.axes.transData.inverted().transform((middle, y))
+        text.xy = float(under), float(height)
+        text.xyann = (place.offset[0] + (x - middle) / ground.point, place.offset[1])
     moved = np.hypot(place.offset[0] - label.offset[0], place.offset[1] - label.offset[1])
     far = moved > LINES_APART * float(text.get_fontsize()) and not label.at_end  # there its colour tells whose it is
     assert text.arrow_patch is not None, "it was asked for"
