@@ -269,7 +269,7 @@ def around(node: Any) -> list[str]:
     scopes = []
     while node := node.parent:
         if isinstance(node, addnodes.desc) and node["domain"] == "py":
-            signature = node[0]
+            signature: Any = node[0]
             scopes.append(".".join(filter(None, [signature.get("module"), signature.get("fullname")])))
     return scopes
 

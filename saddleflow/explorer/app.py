@@ -56,7 +56,7 @@ def _(mo, page, playing):
 
 @app.cell
 def _(clock, place, playing, set_position):
-    clock.value  # a tick
+    _tick = clock.value
     if playing.value:
         set_position(place.next())
     return
