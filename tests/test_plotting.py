@@ -266,6 +266,9 @@ class TestAxes:
         assert [text.get_text() for text in axes.texts] == ["2 positive", "2 zero", "1 negative"]
         assert axes.get_yscale() == "symlog"
         check_labels(figure)
+        _, axes = plotting.subplots()
+        plotting.draw_spectrum(axes, [3.0, -1.0, 0.0], complete=False)
+        assert [text.get_text() for text in axes.texts] == ["at least 1 positive", "zero", "at least 1 negative"]
         with pytest.raises(ValueError, match="`eigenvalues` must be a list of finite numbers"):
             plotting.draw_spectrum(axes, [np.nan])
         with pytest.raises(ValueError, match="`zero` must not be negative"):

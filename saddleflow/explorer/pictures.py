@@ -170,7 +170,7 @@ def draw_spectrum(axes: "plotting.Axes", least: np.ndarray, largest: np.ndarray)
     """Both ends of the Hessian's spectrum."""
     values = np.unique(np.concatenate([least, largest]))
     zero = ZERO * float(np.abs(values).max(initial=0.0))
-    plotting.draw_spectrum(axes, values, zero=zero, name="least and largest eigenvalues")
+    plotting.draw_spectrum(axes, values, zero=zero, name="least and largest eigenvalues", complete=False)
 
 
 PANELS: dict[str, tuple[str, Callable[..., list[Curve]]]] = {

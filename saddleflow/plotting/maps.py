@@ -71,7 +71,12 @@ def draw_plane(
 
 
 def draw_spectrum(
-    axes: Axes, eigenvalues: Any, *, zero: float | int = 0.0, name: str = "Hessian eigenvalues"
+    axes: Axes,
+    eigenvalues: Any,
+    *,
+    zero: float | int = 0.0,
+    name: str = "Hessian eigenvalues",
+    complete: bool = True,
 ) -> None:
     """Eigenvalues in descending order: negative ones in red, those that count as zero muted, with their numbers.
 
@@ -84,6 +89,7 @@ def draw_spectrum(
         eigenvalues: shape (n,), in any order.
         zero: sizes up to this count as zero.
         name: of the axis.
+        complete: whether these are all; else there may be more of each kind, and the names say so.
 
     Raises:
         ValueError: no list of finite numbers; a negative size for zero.
@@ -105,7 +111,10 @@ def draw_spectrum(
             middle = np.flatnonzero(here)[int(here.sum()) // 2]
             offset = (0, 4 if va == "bottom" else -4)
             at = (places[middle], values[middle])
-            name_point(axes, at, f"{int(here.sum())} {word}", colour, offset, ha="center", va=va)
+            number = f"{here.sum()} {word}"
+            if not complete:
+                number = "zero" if word == "zero" else f"at least {number}"
+            name_point(axes, at, number, colour, offset, ha="center", va=va)
     sizes = np.abs(values[np.abs(values) > max(zero, 0.0)])
     if len(sizes) and sizes.max() > SPAN_OF_LOGARITHM * sizes.min():
         axes.set_yscale("symlog", linthresh=max(sizes.min(), 1e-12 * sizes.max()))
