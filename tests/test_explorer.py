@@ -115,7 +115,7 @@ def test_a_wide_run_is_drawn_in_law():
     np.testing.assert_array_equal(found.end_to_end, own.end_to_end)
     assert found.configuration["width"] == 100_000
     assert found.configuration["reduced_widths"] == [20]
-    assert "drawn in law" in " ".join(page.notes(runs.result(settings)))
+    assert "saddleflow.sample_reduced" in " ".join(page.notes(runs.result(settings)))
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4, 5])

@@ -29,7 +29,7 @@ Reader = Callable[[str, Any], Any]
 # No run takes so many steps, a microsecond each would be thirty years; beyond, counters of 64 bits end.
 MOST_STEPS = 10**15
 
-# Hidden widths up to this one: those of networks that are drawn in law, and never formed.
+# Hidden widths up to this one: those of networks of which a reduced one is drawn.
 MOST_WIDTH = 10**12
 
 # More layers than any network that is solved: the tuple of them has to be made.

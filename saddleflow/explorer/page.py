@@ -324,8 +324,8 @@ def notes(found: runs.Result) -> list[str]:
     if not settings.is_full:
         sizes = ", ".join(map(str, run.configuration["reduced_widths"]))
         lines.append(
-            f"Width {settings.width} is above {WIDEST_FULL}: the start is drawn in law (saddleflow.sample_reduced), "
-            f"with {sizes} directions of its hidden spaces. The error of that is not estimated here."
+            f"Width {settings.width} is above {WIDEST_FULL}: of its hidden spaces {sizes} directions "
+            "are drawn (saddleflow.sample_reduced). The error of that is not estimated here."
         )
     if found.predictions.levels:
         lines.append("Green: theory. Dashed: levels of the plateaus; dotted: times of escapes.")

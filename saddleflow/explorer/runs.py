@@ -39,7 +39,7 @@ OPTIONS: dict[str, Any] = {
     "progress": False,
 }
 
-# Levels of a network drawn in law, by its depth: the most whose basis has at most `WIDEST_FULL` directions.
+# Levels of a reduced network, by its depth: the most whose basis has at most `WIDEST_FULL` directions.
 LEVELS = {2: 2, 3: 4, 4: 3, 5: 4}
 
 # Eigenvalues shown at each end of the Hessian's spectrum, and Hessian-vector products for them.
@@ -101,7 +101,7 @@ def task(settings: Settings) -> MatrixCompletion:
 
 
 def start(settings: Settings) -> DeepLinearNetwork:
-    """The start: of a wide network its reduction, drawn in law, in a basis of at most `WIDEST_FULL` directions."""
+    """The start: of a wide network its reduction, drawn in a basis of at most `WIDEST_FULL` directions."""
     size: dict[str, Any] = {"gamma": settings.gamma if settings.scale == "gamma" else 1.0}
     how: dict[str, Any] = {"depth": settings.depth, "width": settings.width, "shape": SHAPE}
     if settings.depth == 1:
@@ -240,7 +240,7 @@ def _kind(settings: Settings) -> tuple:
 def spectrum(settings: Settings, row: int) -> tuple[np.ndarray, np.ndarray]:
     """The least and the largest eigenvalues of the loss's Hessian at a row of the run, ascending.
 
-    By Lanczos iteration, so a multiple eigenvalue is found once. Of a network drawn in law it is the Hessian in the
+    By Lanczos iteration, so a multiple eigenvalue is found once. Of a reduced network it is the Hessian in the
     directions of its basis.
     """
     return _spectrum(settings.of_run, row)

@@ -34,7 +34,7 @@ SEEDS = (0, 10_000)
 # Positions of the marker along the run.
 LAST_POSITION = 100
 
-# Networks up to this width run as they are; wider ones are drawn in law (`saddleflow.sample_reduced`).
+# Networks up to this width run as they are; wider ones are reduced (`saddleflow.sample_reduced`).
 WIDEST_FULL = 40
 
 
@@ -90,12 +90,12 @@ class Settings:
             value = getattr(self, name)
             require(least <= value <= most, name, f"be from {least:g} to {most:g}", value)
         if self.model == "tanh":
-            remedy = "Wider networks are drawn in law, which holds for linear ones alone: take model=linear."
+            remedy = "Wider networks are reduced, which holds for linear ones alone: take model=linear."
             require(self.width <= WIDEST_FULL, "width", f"be at most {WIDEST_FULL} for tanh", self.width, remedy)
 
     @property
     def is_full(self) -> bool:
-        """Whether the network runs as it is; else it is drawn in law."""
+        """Whether the network runs as it is; else it is reduced."""
         return self.depth == 1 or self.width <= WIDEST_FULL
 
     @property
