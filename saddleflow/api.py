@@ -251,7 +251,7 @@ def stationary_point(
     1.0 (-2.0, 2.0)
 
     Args:
-        objective: an `Objective`, or a function from the model to a number.
+        objective: an `Objective`, a function from the model to a number, or a cost with a deep linear network.
         model: where to start.
         trainable: as in `gradient_flow`.
         rtol: the gradient may be this share of what it changes by where every parameter changes by its own size.

@@ -115,9 +115,16 @@ def test_objectives_that_do_not_fit(name):
 
 def test_predictions_of_all_samples_at_once_are_told_what_predict_takes():
     inputs, targets = model_problems.INPUTS, model_problems.TARGETS
-    with pytest.raises((ValueError, TypeError)) as caught:
-        sf.gradient_flow(sf.regression(lambda model, x: jax.vmap(model)(x), inputs, targets), NET)
-    assert "ONE sample" in "".join(caught.value.__notes__)
+    for predict in (lambda model, x: jax.vmap(model)(x), lambda x, model: model(x)):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            sf.gradient_flow(sf.regression(predict, inputs, targets), NET)
+        assert "ONE sample" in "".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+
+
+def test_a_function_of_the_matrix_is_told_what_a_loss_takes():
+    with pytest.raises(TypeError) as caught:
+        sf.gradient_flow(lambda matrix: jnp.sum(matrix**2), sf.balanced(np.eye(2), depth=2, width=2))
+    assert "network.end_to_end()" in "".join(caught.value.__notes__)
 
 
 def test_outputs_that_are_once_differentiable():

@@ -62,8 +62,9 @@ def _as_array(given: Any) -> Any:
 
 def _failed(argument: str, expected: str, error: Exception) -> str:
     """What is said of a function that raises."""
-    reason = str(error).strip().partition("\n")[0]
+    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    kind = described(type(error)).removeprefix("the class ")
     return (
-        f"`{argument}` must {expected}, but it raised {described(type(error)).removeprefix('the class ')}: {reason} "
+        f"`{argument}` must {expected}, but it raised {kind}: {reason}. "
         "It is traced by JAX: jax.numpy in the place of numpy, jnp.where in the place of `if`."
     )

@@ -207,6 +207,15 @@ _SOUND: dict[Any, None] = {}
 MAX_SOUND = 64
 
 
+# What functions of a user take, for those that raise.
+OF_MODEL = "It takes the model."
+OF_LOSS = "It takes the model; a function of A alone is written as a cost (sf.Cost), or with network.end_to_end()."
+OF_PREDICTION = (
+    "`predict` takes the model and ONE sample x, in this order; x is a row of `inputs`, without the axis of samples. "
+    "It returns what it predicts: of a classification a logit for each class (labels from 0; two classes take two)."
+)
+
+
 def _check_once(landscape: ModelLandscape, theta: Vector) -> None:
     """Refuse losses that will not do; models of one structure are looked at once."""
     arrays, others = eqx.partition((landscape, theta), eqx.is_array)
@@ -229,20 +238,13 @@ def _check_functions(landscape: ModelLandscape, theta: Vector) -> None:
     objective = landscape.objective
     if isinstance(objective.outputs, AsMatrix):
         loss = objective.outputs.loss
-        _check_returned("loss", lambda at: loss(landscape.model(at)), theta, ())
+        _check_returned("loss", lambda at: loss(landscape.model(at)), theta, (), OF_LOSS)
     else:
-        try:
-            _check_returned("outputs", landscape.outputs, theta, tuple(objective.cost.shape))
-        except Exception as error:
-            if isinstance(objective.outputs, Predictions):
-                error.add_note(
-                    "`predict` takes the model and ONE sample x, without the axis of samples, and returns what "
-                    "it predicts: of a classification a logit for each class (labels from 0; two classes take two)."
-                )
-            raise
+        remedy = OF_PREDICTION if isinstance(objective.outputs, Predictions) else OF_MODEL
+        _check_returned("outputs", landscape.outputs, theta, tuple(objective.cost.shape), remedy)
         for name, function in (("regulariser", objective.regulariser), ("test", objective.test)):
             if function is not None:
-                _check_returned(name, lambda at, f=function: f(landscape.model(at)), theta, ())
+                _check_returned(name, lambda at, f=function: f(landscape.model(at)), theta, (), OF_MODEL)
     name = "outputs" if landscape.has_outputs else "loss"
     try:
         eqx.filter_jit(_products).lower(landscape, theta)  # traced alone, some missing rules do not show
@@ -262,8 +264,11 @@ def _products(landscape: ModelLandscape, at: Vector) -> Vector:
     return jax.lax.while_loop(lambda v: v[0] < 1, product, at)
 
 
-def _check_returned(name: str, function: Callable[[Vector], Any], theta: Vector, shape: tuple[int, ...]) -> None:
-    """Refuse a function that returns anything but float64 numbers of that shape; its own errors pass as they are."""
+def _check_returned(
+    name: str, function: Callable[[Vector], Any], theta: Vector, shape: tuple[int, ...], remedy: str
+) -> None:
+    """Refuse a function that returns anything but float64 numbers of that shape; its own errors pass, with a note."""
+    expected = f"have the shape of the cost, {shape}" if shape else "return one number, of shape ()"
     try:
         found = eqx.filter_eval_shape(function, theta)
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
@@ -271,11 +276,13 @@ def _check_returned(name: str, function: Callable[[Vector], Any], theta: Vector,
             f"`{name}` must be a function that JAX can trace, but got: {_first_line(error)} "
             "Take jax.numpy in place of numpy, jnp.where in place of `if`, no float()."
         ) from error
+    except Exception as error:
+        error.add_note(f"It was raised by `{name}`. {remedy}")
+        raise
     if isinstance(found, float):  # a constant
         found = np.asarray(found)
-    expected = f"have the shape of the cost, {shape}" if shape else "return one number, of shape ()"
     kind = getattr(found, "shape", type(found).__name__)
-    require(kind == shape, name, expected, kind)
+    require(kind == shape, name, expected, kind, remedy if shape else "")
     require(found.dtype == np.float64, name, "be float64", str(found.dtype), "Do all of it in float64.")
 
 

@@ -360,13 +360,15 @@ class BareLoss(Objective):
 
 
 def as_objective(given: Any) -> Objective:
-    """The objective of a model: itself, or a bare loss.
+    """The objective of a model: itself, that of a cost of matrices, or a bare loss.
 
     Raises:
         ValueError: neither an objective nor a function.
     """
     if isinstance(given, Objective):
         return given
+    if isinstance(given, Cost):
+        return Objective(given)
     require(callable(given), "cost", "be a saddleflow cost, an objective or a function of the model", given)
     return BareLoss(given)
 

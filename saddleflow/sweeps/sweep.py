@@ -122,9 +122,9 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
     accept: Any = None,
     method: Any = "flow",
     num_steps: int | None = None,
-    learning_rate: Any = 1e-2,
+    learning_rate: Any = None,
     batch_size: Any = None,
-    batch_seed: Any = 0,
+    batch_seed: Any = None,
     rtol: Any = DEFAULT_RTOL,
     t1: Any = None,
     target_cost: float | int | None = None,
@@ -213,9 +213,9 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
             `optax.sgd`: then each lane is what `gradient_descent` returns, with num_steps, and has no t1, save_at,
             solver or reduce_width. Rows are max_saves, evenly spaced in steps.
         num_steps: steps of each descent.
-        learning_rate: of descents, one or several: a dim after the others.
+        learning_rate: of descents, one or several: a dim after the others; None: 1e-2.
         batch_size: of descents, samples in a step, one number or several; None: all.
-        batch_seed: of descents, seeds of the batches.
+        batch_seed: of descents, seeds of the batches; None: 0.
         rtol: relative tolerance, as in `gradient_flow`.
         t1: end of each run; None: a certified minimum.
         target_cost: a lane ends where its train cost, of models the loss, has fallen to this, as in `gradient_flow`;
@@ -269,7 +269,9 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
     of_networks = {"reduce_width": reduce_width, "rank_tolerance": rank_tolerance}
     of_flows = {"t1": t1, "save_at": save_at, "solver": solver, "reduce_width": reduce_width}
     of_flows["rtol"] = None if np.ndim(rtol) == 0 and rtol == DEFAULT_RTOL else rtol
-    _check_method(method, num_steps, of_flows)
+    of_descents = {"num_steps": num_steps, "learning_rate": learning_rate}
+    of_descents |= {"batch_size": batch_size, "batch_seed": batch_seed}
+    _check_method(method, of_flows, of_descents)
     starts, make_grid = _starts(cost, init, accept, axes, of_models, of_networks)
     common = {"together": together, "seed": seed, "rtol": rtol}
     if callable(method):
@@ -277,7 +279,8 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
         from saddleflow.sweeps.descents import DescentStarts  # and the optimisers with it, where they are used
 
         starts = DescentStarts(starts, method, num_steps, trainable)
-        common |= {"learning_rate": learning_rate, "batch_size": batch_size, "batch_seed": batch_seed}
+        common["learning_rate"] = 1e-2 if learning_rate is None else learning_rate
+        common |= {"batch_size": batch_size, "batch_seed": 0 if batch_seed is None else batch_seed}
     grid = make_grid(cost, **common)
     t1, save_at = _times(t1, save_at)
     flow = FlowOptions(
@@ -313,13 +316,13 @@ def sweep(  # pyright: ignore[reportInconsistentOverload]
     return dataset.with_names(data)
 
 
-def _check_method(method: Any, num_steps: Any, given: dict[str, Any]) -> None:
+def _check_method(method: Any, of_flows: dict[str, Any], of_descents: dict[str, Any]) -> None:
     """Refuse a method that is no function of a rate, and options of the other kind of sweep.
 
     Args:
         method: "flow", or what makes an optimiser of a learning rate.
-        num_steps: as given.
-        given: options that flows have and descents have not, where they are given.
+        of_flows: options that flows have and descents have not, where they are given; else None.
+        of_descents: the other way round.
 
     Raises:
         ValueError: which of them.
@@ -328,11 +331,14 @@ def _check_method(method: Any, num_steps: Any, given: dict[str, Any]) -> None:
     remedy = "Such as optax.sgd, or lambda rate: optax.sgd(rate, momentum=0.9)."
     require(flow or callable(method), "method", "be 'flow' or a function: learning rate -> optimiser", method, remedy)
     if flow:
-        expected = "come with a method other than 'flow'"
-        require(num_steps is None, "num_steps", expected, num_steps, "max_steps bounds flows.")
+        remedies = {"num_steps": "max_steps bounds flows."}
+        for name, value in of_descents.items():
+            remedy = remedies.get(name, "Of descents, method=optax.sgd.")
+            require(value is None, name, "come with a method other than 'flow'", value, remedy)
         return
-    require(num_steps is not None, "num_steps", "be given with a method other than 'flow'", num_steps)
-    for name, value in given.items():
+    steps = of_descents["num_steps"]
+    require(steps is not None, "num_steps", "be given with a method other than 'flow'", steps)
+    for name, value in of_flows.items():
         require(value is None, name, "be left out: descents have num_steps and learning_rate", value)
 
 
