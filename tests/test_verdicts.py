@@ -161,3 +161,25 @@ def test_a_cost_that_is_flat_at_the_start_is_not_refused():
     start = sf.gaussian(jax.random.key(0), depth=2, width=3, shape=(2, 3), variance=2e3)
     run = sf.gradient_flow(LogCosh(jnp.ones((2, 3))), start, t1=1.0, **QUIET)
     assert run.stop_reason in ("t1", "converged")
+
+
+class DoubleWell(sf.Cost):
+    """Not convex: a second minimum, above the lowest."""
+
+    @property
+    def shape(self):
+        return 1, 1
+
+    def __call__(self, matrix):
+        return jnp.sum((matrix**2 - 1) ** 2 + 0.5 * matrix)
+
+
+@pytest.mark.parametrize("cost", [DoubleWell(), 2.0 * DoubleWell()])
+def test_a_cost_that_is_not_convex_is_refused(cost):
+    start = sf.balanced(np.array([[0.5]]), depth=2, width=1)
+    with pytest.raises(ValueError, match=r"`cost` must be convex in the matrix.*function of the model"):
+        sf.gradient_flow(cost, start)
+    with pytest.raises(ValueError, match="`cost` must be convex"):
+        sf.sweep(cost, depth=2, width=2, seed=0, progress=False)
+    run = sf.gradient_flow(lambda network: DoubleWell()(network.end_to_end()), start, progress=False)
+    assert run.stop_reason == "stationary"

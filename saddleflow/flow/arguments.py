@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import diffrax
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -32,10 +33,15 @@ from saddleflow.flow import observables as obs
 from saddleflow.flow.graded import is_tiny
 from saddleflow.flow.landscape import Landscape, local_model
 from saddleflow.flow.state import Method, Settings
-from saddleflow.problem.costs import Cost
+from saddleflow.problem.costs import Cost, Scaled
 from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.problem.padding import padded_size
 from saddleflow.solvers import MAX_ASYMMETRY, CountingSolver, Rosenbrock, Switching, asymmetry
+
+# Pairs of matrices between which a cost is looked at for convexity, their sizes, and what rounding may make of it.
+PAIRS_TRIED, SIZES_TRIED, MAX_EXCESS = 48, (0.03, 0.3, 1.0, 3.0, 30.0), 1e-9
+
+Pairs = Float[Array | np.ndarray, "pairs n_out n_in"]
 
 # The error of an entry is weighed against max(|entry|, this share of the start's rms entry): relative to what
 # the start holds, at every initialisation scale.
@@ -180,7 +186,7 @@ def require_target(value: Any) -> None:
 
 
 def check_problem(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) -> None:
-    """Refuse a network that does not fit its cost or is not finite, and a cost whose gradient is none.
+    """Refuse a network that does not fit its cost or is not finite, and a cost whose gradient is none, or not convex.
 
     Raises:
         ValueError: which of them, with value and remedy.
@@ -192,6 +198,7 @@ def check_problem(cost: Cost, network: DeepLinearNetwork, options: FlowOptions) 
         with np.errstate(over="ignore", invalid="ignore"):  # a huge start ends "non_finite"
             matrix = on_host(network).end_to_end()
         require_gradient(cost, matrix)
+    require_convex(cost)
 
 
 def check_fit(cost: Cost, network: DeepLinearNetwork) -> None:
@@ -234,6 +241,27 @@ def require_gradient(cost: Cost, matrix: Float[Array | np.ndarray, "n_out n_in"]
         "have a `gradient` that is the gradient of some function",
         f"one whose derivative is not symmetric (relative asymmetry {skew:.1e})",
         "Leave `gradient` to automatic differentiation, or take another solver, such as diffrax.Tsit5().",
+    )
+
+
+def require_convex(cost: Cost) -> None:
+    """Refuse a cost of a user's own that is seen not to be convex: "converged" would be said of any local minimum.
+
+    It is seen at the middle between random matrices, of sizes over `SIZES_TRIED`; a cost may pass and be none.
+    """
+    inner = cost.cost if isinstance(cost, Scaled) else cost
+    if type(inner).__module__.partition(".")[0] == "saddleflow":
+        return
+    draws = np.random.default_rng(0).standard_normal((2, PAIRS_TRIED, *inner.shape))
+    sizes = np.resize(SIZES_TRIED, PAIRS_TRIED)[:, None, None]
+    excess = _excess(inner, *(sizes * draws))
+    require(
+        not is_concrete(excess) or not float(excess) > MAX_EXCESS,
+        "cost",
+        "be convex in the matrix",
+        "one that is higher in the middle between two matrices than on average at both",
+        "Pass its loss as a function of the model, as in sf.gradient_flow(lambda network: ..., network): a run then "
+        'ends "stationary" at a local minimum.',
     )
 
 
@@ -336,3 +364,13 @@ def _least_asymmetry(cost: Cost, matrix: Float[Array | np.ndarray, "n_out n_in"]
 
 
 _skewness = compiled(_least_asymmetry, runs_once=True)
+
+
+def _largest_excess(cost: Cost, one: Pairs, other: Pairs) -> Float[Array, ""]:
+    """By how much a cost in the middle of pairs exceeds its mean at both, relative to its size there."""
+    here, there, middle = (jax.vmap(cost)(matrices) for matrices in (one, other, (one + other) / 2))
+    excess = (middle - (here + there) / 2) / (jnp.abs(here) + jnp.abs(there) + jnp.abs(middle))
+    return jnp.max(jnp.where(jnp.isfinite(excess), excess, 0.0))
+
+
+_excess = compiled(_largest_excess, runs_once=True)

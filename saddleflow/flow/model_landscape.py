@@ -158,19 +158,28 @@ class ModelLandscape(Landscape):
     def _quiet(self, gradient: Vector, parameters: Vector) -> Bool[Array, ""]:
         """Whether every entry of the gradient is at most the rounding that its terms leave in it.
 
-        Of each the root mean square over patterns of signs, so that none seems quiet or loud by chance.
+        Of each the root mean square over patterns of signs, so that none seems quiet or loud by chance; of few
+        parameters, whose patterns would be alike, what each of them does by itself.
         """
+        few = parameters.size <= PATTERNS
 
         def squares(pattern: Float[Array, ""]) -> Vector:
-            signs = _signs(parameters.size, pattern)
+            alone = len(patterns) ** 0.5 * (jnp.arange(parameters.size) == pattern)
+            signs = alone if few else _signs(parameters.size, pattern)
             changed = jax.jvp(self.gradient, (parameters,), (signs * parameters,))[1] ** 2
             if not self.has_outputs:
                 return changed
             outputs, pull = jax.vjp(self.outputs, parameters)
             sizes = self._force_sizes(outputs)
-            return changed + pull(sizes * _signs(sizes.size, pattern).reshape(sizes.shape))[0] ** 2
+            return (
+                changed
+                + pull(
+                    sizes * _signs(sizes.size, 1 + pattern / len(patterns) if few else pattern).reshape(sizes.shape)
+                )[0]
+                ** 2
+            )
 
-        patterns = 1 + jnp.arange(PATTERNS) / PATTERNS
+        patterns = jnp.arange(1.0 * parameters.size) if few else 1 + jnp.arange(PATTERNS) / PATTERNS
         noise = jnp.sqrt(jnp.mean(jax.lax.map(squares, patterns), axis=0))
         quiet = jnp.abs(gradient) <= geometry.ROUNDING * noise
         if self.objective.regulariser is not None:
@@ -188,9 +197,13 @@ class ModelLandscape(Landscape):
     def gradient_unit(self, parameters: Vector) -> Float[Array, ""]:
         """What the gradient changes by where every entry does by its size, and every term of the cost's own gradient.
 
-        With fixed signs of no pattern; times the rounding unit it is the rounding of the gradient.
+        With fixed signs of no pattern, of few parameters one after another; times the rounding unit it is the
+        rounding of the gradient.
         """
-        changed = jax.jvp(self.gradient, (parameters,), (self._signed(parameters),))[1]
+        directions = self._signed(parameters)[None]
+        if parameters.size <= PATTERNS:
+            directions = jnp.diag(directions[0])
+        changed = jax.lax.map(lambda v: jax.jvp(self.gradient, (parameters,), (v,))[1], directions)
         if not self.has_outputs:
             return jnp.linalg.norm(changed)
         outputs, pull = jax.vjp(self.outputs, parameters)

@@ -14,7 +14,14 @@ from jaxtyping import Array, Float
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import is_concrete, require, require_finite, require_float64
 from saddleflow._backend.programs import Stopwatch, make_room
-from saddleflow.flow.arguments import FlowOptions, method_of, needs_symmetry, require_gradient, settings_of
+from saddleflow.flow.arguments import (
+    FlowOptions,
+    method_of,
+    needs_symmetry,
+    require_convex,
+    require_gradient,
+    settings_of,
+)
 from saddleflow.flow.critical import hessian_ends
 from saddleflow.flow.functions import check_functions
 from saddleflow.flow.model_landscape import ModelLandscape, Preconditioner, Vector
@@ -156,6 +163,7 @@ def landscape_of(
         require(bad == 0, "model", "have a finite gradient at the start", f"{bad} entries that are not", remedy)
     if symmetric and blank.has_outputs:
         require_gradient(objective.cost, blank.outputs(theta))
+    require_convex(objective.cost)
     rms = _typical_sizes(leaves, abs(float(loss)), float(geometry.norm(gradient)))
     found = _chosen(blank, theta) if preconditioner == "auto" else preconditioner
     fits = found != "gauss_newton" or _num_residuals(objective) is not None

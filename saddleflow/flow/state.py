@@ -40,7 +40,10 @@ class StopReason(IntEnum):
         return member
 
     running = 0, "The flow goes on; no result ever says so."
-    converged = 1, "grad C(A) is zero to the tolerance or to rounding: a certified minimum of the convex C."
+    converged = (
+        1,
+        "grad C(A) is zero to gradient_tolerance or to rounding: a minimum of the convex C, to that tolerance.",
+    )
     t1 = 2, "The end of the time interval is reached."
     max_steps = 3, "The steps allowed are used up."
     step_size_underflow = 4, "No step is short enough for the tolerance."
