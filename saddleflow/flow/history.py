@@ -19,6 +19,7 @@ from saddleflow._backend.arguments import takes
 from saddleflow._backend.files import check_writable, write_netcdf
 from saddleflow.flow.clock import SegmentedTime
 from saddleflow.flow.pictures import draw_card, draw_trajectory
+from saddleflow.flow.state import StopReason
 from saddleflow.flow.visits import Saddles, SaddleVisit
 from saddleflow.plotting.cards import never_raises
 
@@ -162,6 +163,14 @@ class History(abc.ABC):
             line += f", {found['calm']:.4g} at the least cost, t = {found['time']:.4g}"
         plain = "" if self.configuration["solver"] == "gradient descent" else " (the bound of plain gradient descent)"
         return [("stability", f"{line}; 2 / learning rate{plain} is {found['bound']:.4g}")]
+
+    def _saddles_line(self) -> str:
+        """The saddles visited; and where a run came to rest, that it did."""
+        ranked = ("" if v.rank is None else f"rank {v.rank} at " for v in self._visits)
+        names = [f"{rank}cost {v.cost:.4g}" for rank, v in zip(ranked, self._visits, strict=True)]
+        if self.stop_reason == StopReason.stationary_saddle.name:
+            names.append(f"at rest at cost {self.train_cost[-1]:.4g}")
+        return ", ".join(names) or "no plateau"
 
     def _cost_line(self) -> str:
         test = "" if self.test_cost is None else f", test {self.test_cost[-1]:.3e}"

@@ -172,10 +172,6 @@ class ModelTrajectory(History):
         run = self.configuration
         of = "" if run["shape"] is None else f" of outputs {run['shape'][0]}x{run['shape'][1]}"
         decay = "" if run["regulariser"] is None else f" + {run['regulariser']}"
-        visits = ", ".join(
-            (f"rank {visit.rank} at " if visit.rank is not None else "") + f"cost {visit.cost:.4g}"
-            for visit in self._visits
-        )
         preconditioner = self.stats.get("preconditioner")
         lines = {
             "task": f"{run['cost']}{of}{decay}, {run['model']}, {run['num_parameters']} trainable parameters",
@@ -184,7 +180,7 @@ class ModelTrajectory(History):
             "steps": self._work_line(),
             "cost": self._cost_line(),
             "gradient": f"|grad| {self.gradient_norm[-1]:.1e}",
-            "saddles": visits or "no plateau",
+            "saddles": self._saddles_line(),
         }
         if self.stop_reason == StopReason.not_smooth.name:
             lines["advice"] = StopReason.not_smooth.meaning

@@ -177,7 +177,6 @@ class Trajectory(History):
     def __repr__(self) -> str:
         """The result card."""
         run, stats = self.configuration, self.stats
-        visits = ", ".join(f"rank {v.rank} at cost {v.cost:.4g}" for v in self._visits)
         gap = self.rank_gap[-1]
         width = f"width {run['width']}, " if run["depth"] > 1 else ""
         lines = [
@@ -189,7 +188,7 @@ class Trajectory(History):
             self._cost_line(),
             f"{self.rank[-1]} (singular values above {self.rank_tolerance:.2g}"
             + (f", by a gap of {gap:.2g})" if np.isfinite(gap) else ")"),
-            visits or "no plateau",
+            self._saddles_line(),
             f"balancedness kept to {stats['balancedness_drift']:.1e}",
         ]
         if self.reduction_error_estimate is not None:

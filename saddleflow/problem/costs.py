@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from saddleflow._backend import arguments as readers
-from saddleflow._backend.arguments import boolean, integer, number, takes
+from saddleflow._backend.arguments import boolean, integer, number, refuse, scalar, takes
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import (
     as_booleans,
@@ -739,6 +739,10 @@ def _matrix(name: str, matrix: Any) -> Any:
 
 
 def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Bool[Array | np.ndarray, "n_out n_in"]:
+    if isinstance(scalar(mask), int | float):
+        refuse(
+            name, "hold booleans, one for each entry", mask, "A share of entries is drawn by MatrixCompletion.random."
+        )
     mask = as_booleans(name, mask)
     require(mask.shape == tuple(shape), name, f"have the target's shape {tuple(shape)}", mask.shape)
     return mask

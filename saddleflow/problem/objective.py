@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from saddleflow._backend.arguments import function, instance, integer, number, optional, refuse, takes
+from saddleflow._backend.arguments import function, instance, integer, number, optional, refuse, scalar, takes
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import as_float64, require, require_finite, require_float64, require_positive
 from saddleflow.problem.classification import MOST_CLASSES, CrossEntropy
@@ -28,7 +28,9 @@ def of_model(argument: str, value: Any) -> Any:
     if isinstance(value, type):
         refuse(argument, expected, value, f"Make one: {value.__name__}(...).")
     if not callable(value):
-        refuse(argument, expected, value, f"For example {argument}=lambda model: ...")
+        decay = argument == "regulariser" and isinstance(scalar(value), int | float)
+        example = f"sf.weight_decay({value})" if decay else "lambda model: ..."
+        refuse(argument, expected, value, f"For example {argument}={example}")
     return function("model")(argument, value)
 
 

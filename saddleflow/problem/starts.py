@@ -288,7 +288,7 @@ def deviation(width: Width | None, gamma: Any, variance: Any) -> Float[Array, ""
         "gamma, variance",
         "be given one and not both",
         (gamma, variance),
-        "gamma means variance = width ** -gamma.",
+        "Write gamma=..., which means variance = width ** -gamma, or variance=...",
     )
     if variance is None:
         one = isinstance(width, int | np.integer) or (width is not None and len(set(width)) == 1)

@@ -110,6 +110,9 @@ def _values(
     if variable == "rank":  # -1 where a flow did not reach a time
         values = values.where(values >= 0)
     over = [over] if isinstance(over, str) else list(over or ())
+    for name in over:
+        sound = name in values.dims or name in data.coords or name == "seed"
+        require(sound, "over", f"name parameters of the sweep, of {[str(dim) for dim in values.dims]}", name)
     over = [name for name in over if name in values.dims]
     parameters = [str(dim) for dim in values.dims if dim not in (*ROWS, *over)]
     chosen = x if x is not None else "time" if "time" in values.dims and y is None else next(iter(parameters), None)
@@ -124,7 +127,13 @@ def _values(
     left = [str(dim) for dim in values.dims if dim not in (chosen, y, *over)]
     remedy = f"Select values, as in data.isel({left[-1]}=0), or name it in `over`." if left else ""
     most = 1 if y is None else 0
-    require(len(left) <= most, "data", f"have {most} more parameter at most", left, remedy)
+    require(
+        len(left) <= most,
+        "data",
+        f"leave {most} further parameter at most" if most else "leave no further parameter",
+        left,
+        remedy,
+    )
     return values, chosen, over
 
 
