@@ -423,6 +423,11 @@ class TestCards:
         assert set(re.findall(r"background:(\w+)", html)) == {"transparent"}
         return found
 
+    def test_objectives_and_reduced_networks(self, cost):
+        self.check(sf.Objective(cost, regulariser=sf.weight_decay(1e-3)), "MatrixCompletion", "WeightDecay", "3 x 4")
+        wide = sf.sample_reduced(jax.random.key(0), depth=3, width=10**6, shape=(3, 4), gamma=1.5)
+        self.check(wide, "hidden widths", "of 1000000, 1000000", "exact")
+
     def test_costs(self, cost, capsys):
         values = np.linalg.svd(cost.target, compute_uv=False)
         rank = f"rank 2, singular values {values[0]:.3g}, {values[1]:.3g}"

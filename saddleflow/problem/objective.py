@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from saddleflow._backend.arguments import function, instance, integer, number, optional, refuse, scalar, takes
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import as_float64, require, require_finite, require_float64, require_positive
+from saddleflow.plotting.cards import card, never_raises
 from saddleflow.problem.classification import MOST_CLASSES, CrossEntropy
 from saddleflow.problem.costs import Cost, SquaredError
 from saddleflow.problem.network import DeepLinearNetwork
@@ -117,6 +118,14 @@ class Objective(eqx.Module):
         """The loss of a model whose outputs are known."""
         fit = self.cost(outputs)
         return fit if self.regulariser is None else fit + self.regulariser(model)
+
+    @never_raises
+    def _repr_html_(self) -> str:
+        """The card, for notebooks."""
+        rows = [("cost", type(self.cost).__name__), ("outputs", "{} x {}".format(*self.shape))]
+        if self.regulariser is not None:
+            rows.append(("regulariser", getattr(self.regulariser, "__name__", type(self.regulariser).__name__)))
+        return card("Objective", [*rows, ("test set", "yes" if self.has_test else "none")])
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from saddleflow._backend.arguments import number, optional, takes
 from saddleflow._backend.arrays import on_device
 from saddleflow._backend.checks import require, require_finite, require_positive
 from saddleflow._backend.devices import one_lapack_thread
+from saddleflow.plotting.cards import card, never_raises
 from saddleflow.problem import readers
 from saddleflow.problem.costs import Cost
 from saddleflow.problem.network import DeepLinearNetwork, check_layers, check_scale
@@ -58,6 +59,15 @@ class ReducedNetwork(eqx.Module):
     inputs: Float[Array, "n_in _"] | None
 
     __array_ufunc__ = None
+
+    @never_raises
+    def _repr_html_(self) -> str:
+        """The card, for notebooks."""
+        small, full = (", ".join(map(str, widths)) for widths in (self.reduced_widths, self.hidden_widths))
+        rows = [("hidden widths", f"{small} of {full}"), ("exact", "yes" if self.is_complete else "no")]
+        if self.error_estimate is not None:
+            rows.append(("error of A", f"about {self.error_estimate:.2g}"))
+        return card("{} {}x{}".format(type(self).__name__, *self.network.shape), rows)
 
     @property
     @abstractmethod
