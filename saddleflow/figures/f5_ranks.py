@@ -53,22 +53,30 @@ def verdicts(data: "xr.Dataset") -> list[str]:
         counts = [len(dips(run)) for run in _seeds(runs)]
         label = f"{NAMES[regime(gamma)]} (gamma = {gamma:g}), w = {width}"
         if regime(gamma) == 2:
-            text = f"{label}: the gradient norm dips, {min(counts)} to {max(counts)} times a run"
+            text = f"{label}: the gradient norm dips in every run, {_from_to(counts)} times"
             statements.append((text, min(counts) >= 1))
             delays = np.concatenate([_delays(time, run) for run in _seeds(runs)])
             text = (
-                f"{label}: {len(delays) / len(counts):.1f} jumps of the nuclear norm a run, each after a rise of the "
-                f"rank by a factor {np.median(delays):.3f} in time (median; at most {delays.max():.3f}; asked: 1.5)"
+                f"{label}: {len(delays) / len(counts):.1f} jumps of the nuclear norm a run, each soon after a rise "
+                f"of the rank: time of the jump over that of the rise {np.median(delays):.3f} (median), "
+                f"{delays.max():.3f} (largest; asked: below 1.5)"
             )
             statements.append((text, bool(delays.max() < 1.5)))
             rises = [rank_times(time, rank) for rank in runs["rank"].values]
             spread = [np.log10(times[-1] / times[times > 0][0]) for times in rises]
-            text = f"{label}: ranks come one after another, over {np.mean(spread):.2f} decades of time"
+            apart = f"{np.mean(spread):.2f} decades of time"
+            text = f"{label}: ranks come one after another, the last {apart} after the first"
             statements.append((text, bool(np.mean(spread) > 0.3)))
         elif regime(gamma) == 0:
             text = f"{label}: no dip of the gradient norm before the end ({max(counts)} at most)"
             statements.append((text, max(counts) == 0))
     return verdict_lines(statements)
+
+
+def _from_to(counts: list[int]) -> str:
+    """Two different ends of the counts, or the one number that they are."""
+    least, most = min(counts), max(counts)
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _seeds(runs: "xr.Dataset"):
