@@ -75,6 +75,7 @@ def test_stop_reasons_keep_their_numbers():
     assert all(reason.meaning.endswith(".") for reason in sf.StopReason)
 
 
+@pytest.mark.slow
 def test_the_order_of_reasons_is_that_of_the_loop(small_cost, small_network):
     """A certificate comes before `stop`, `stop` before the end of the interval, that before the last step allowed."""
     run = sf.gradient_flow(small_cost, small_network, t1=1.0)

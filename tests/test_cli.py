@@ -56,6 +56,7 @@ def test_flow_fills_the_gaps_of_a_matrix(tmp_path, run_cli):
     np.testing.assert_allclose(filled[gaps], full[gaps], atol=0.05 * np.abs(full).max())
 
 
+@pytest.mark.slow
 def test_flow_fills_the_gaps_of_triplets(tmp_path, run_cli):
     """30 users and 20 items of rank one about 3: the completed table has their labels, and the ratings as given."""
     rng = np.random.default_rng(0)

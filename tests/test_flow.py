@@ -85,7 +85,7 @@ def test_own_steps_are_thinned_and_keep_both_ends(small_cost, small_network):
     assert np.all(np.diff(thin.time) > 0)
 
 
-@pytest.mark.parametrize("graded", [False, True])
+@pytest.mark.parametrize("graded", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_rows_within_steps_are_dense_output(small_cost, small_network, graded):
     how = {"rtol": 1e-5, "t1": 40.0, "graded": graded}
     full = sf.gradient_flow(small_cost, small_network, **how)
@@ -111,7 +111,7 @@ def test_few_rows_within_steps_are_thinned_and_keep_both_ends(small_cost, small_
     [
         (None, 1e-8),
         pytest.param(Rosenbrock(check_symmetry=False), 1e-7, marks=pytest.mark.slow),
-        (diffrax.Dopri8(), 2e-9),
+        pytest.param(diffrax.Dopri8(), 2e-9, marks=pytest.mark.slow),
     ],
 )
 def test_lazy_wide_networks_hold_the_tolerance_in_the_end_to_end_matrix(solver, bound):

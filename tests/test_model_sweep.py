@@ -113,6 +113,7 @@ def test_a_structure_is_compiled_once(compilations):
     assert not {"jit(_start)", "jit(advance)"} & set(names)  # the numbers are traced
 
 
+@pytest.mark.slow
 def test_objectives_and_tolerances():
     decayed = sf.Objective(OBJECTIVE.cost, OBJECTIVE.outputs, sf.weight_decay(0.1), test=OBJECTIVE.test)
     found = sf.sweep([OBJECTIVE, decayed], init=make, width=2, **(TIMES | {"rtol": [1e-3, 1e-4]}))

@@ -268,6 +268,7 @@ def test_the_rank_tolerance_of_outputs_is_free(plateaus):
     assert found.rank_tolerance == 1.0
 
 
+@pytest.mark.slow
 def test_outputs_are_dropped_where_rows_would_be_too_large(monkeypatch):
     objective, model = model_problems.regression(), model_problems.tanh_net()
     numbers = len(TIMES) * int(np.prod(objective.shape))

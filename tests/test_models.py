@@ -117,7 +117,7 @@ def product(model):
     return matrix
 
 
-@pytest.mark.parametrize("depth", [2, 3])
+@pytest.mark.parametrize("depth", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_linear_net_is_a_deep_linear_network(depth):
     cost = completion()
     network = sf.gaussian(jax.random.key(2), depth=depth, width=6, shape=(4, 4), gamma=1.5)
@@ -189,7 +189,7 @@ def square_of(u, x):
     return u**2 * x
 
 
-@pytest.mark.parametrize("start", [1e-2, 1e-8, 1e-14])
+@pytest.mark.parametrize("start", [pytest.param(1e-2, marks=pytest.mark.slow), 1e-8, 1e-14])
 def test_a_square_grows_by_the_logistic_law(start):
     # f = u^2 and C = (f - 1)^2: f' = 8 f (1 - f)
     escape = np.log(1 / start**2 - 1) / 8
@@ -220,7 +220,7 @@ def mirror_end(alpha):
     return 2 * alpha**2 * np.sinh(x.T @ nu)
 
 
-@pytest.mark.parametrize("alpha", [1e-1, 1e-3, 1e-6, 1e-12])
+@pytest.mark.parametrize("alpha", [pytest.param(1e-1, marks=pytest.mark.slow), 1e-3, 1e-6, 1e-12])
 def test_diagonal_networks_follow_the_hyperbolic_entropy(alpha):
     start = {"u": jnp.full(4, alpha), "v": jnp.full(4, alpha)}
     end = solve(sf.regression(diagonal, *FEW), start, gradient_tolerance=1e-10)

@@ -30,6 +30,7 @@ def test_a_start_of_the_library_is_a_sweep():
     assert float(there.balancedness_drift) < 1e-3
 
 
+@pytest.mark.slow
 def test_depths_from_one_on_and_users_own_starts():
     def make(key, depth, size):
         return size * sf.gaussian(key, depth=depth, width=4, shape=COST.shape, variance=1.0)
@@ -54,6 +55,7 @@ def test_a_start_that_is_not_finite_ends_its_own_lane():
         sf.sweep(COST, init=make, broken=[0, 1], **FAST)
 
 
+@pytest.mark.slow
 def test_the_variance_is_a_dim():
     data = sf.sweep(COST, depth=3, width=[3, 5], variance=[0.01, 0.1], **FAST)
     assert data.train_cost.dims == ("variance", "width", "time")
@@ -113,6 +115,7 @@ class TestAccept:
         np.testing.assert_array_equal(data.end_to_end.values[same], free.end_to_end.values[same])
         assert not np.array_equal(data.end_to_end.values[~same], free.end_to_end.values[~same])
 
+    @pytest.mark.slow
     def test_one_that_nothing_fulfils_is_named(self):
         with pytest.raises(ValueError, match="`accept` must take one of 1000 draws of a start at least"):
             sf.sweep(COST, init=sf.identity, **SIZES, accept=lambda network: False, **FAST)

@@ -64,6 +64,7 @@ def test_a_padded_flow_is_the_flow(depth, width, gamma, unchanged):
     assert ours.dips[1].layers[0].shape == plain.dips[1].layers[0].shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "width"), [(4, 9), pytest.param(7, 3, marks=pytest.mark.slow)])
 def test_asked_times_are_padded(depth, width, unchanged):
     times = np.linspace(0, 3, 9)
@@ -72,6 +73,7 @@ def test_asked_times_are_padded(depth, width, unchanged):
     np.testing.assert_allclose(ours.end_to_end, plain.end_to_end, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_observables_and_stop_see_the_network_as_it_is():
     widths = []
 

@@ -34,6 +34,7 @@ def test_reduced_lanes_are_the_full_ones(reduced):
     assert json.loads(reduced.attrs["configuration"])["reduce_width"] == "auto"
 
 
+@pytest.mark.slow
 def test_few_samples_take_few_directions():
     """Two samples in 30 dimensions: lanes of width 20 are reduced, below n_in + n_out; two layers exactly."""
     generator = np.random.default_rng(0)

@@ -106,6 +106,7 @@ def test_auto_reduces_where_that_is_smaller():
     assert sf.gradient_flow(COST, narrow, rtol=1e-4, t1=1.0, reduce_width="auto").reduced is None
 
 
+@pytest.mark.slow
 def test_observables_of_full_layers_account_for_the_frozen_part():
     network = start()
     names = ["parameter_norm", "layer_norms", "layer_singular_values", "ntk_rate", "alignment"]

@@ -136,6 +136,7 @@ def test_the_regulariser_is_part_of_the_loss():
     assert float(objective.loss(run.model, objective.outputs(run.model))) == pytest.approx(0.6, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_solvers_agree_on_a_crossing():
     """Of `stop`: an entry of A passes a half."""
     network = start()
@@ -337,6 +338,7 @@ def test_a_symmetric_start_ends_there_and_not_at_a_saddle():
     assert [visit.rank for visit in run.saddles()] == [0, 1]
 
 
+@pytest.mark.slow
 def test_the_command_line_has_it(run_cli, tmp_path):
     out, task = tmp_path / "run.nc", ["--shape", "3x3", "--rank", "1"]
     code, text, _ = run_cli("flow", *task, "--width", "6", "--target-cost", "0.01", "--out", out)

@@ -50,6 +50,7 @@ def test_in_a_rotated_basis_nothing_protects_it(graded):
     np.testing.assert_allclose(run.train_cost[-1], 516, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_asked_times_end_at_the_saddle_too():
     times = [1.0, 60.0, 100.0, 1e4, 1e15]
     run = sf.gradient_flow(cost(np.eye(4)), EQUAL, save_at=times, progress=False)

@@ -51,7 +51,7 @@ class Quartic(sf.Cost):
         return self(matrix)
 
 
-@pytest.mark.parametrize("depth", [2, 3, 4, 6])
+@pytest.mark.parametrize("depth", [2, 3, 4, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_flow_without_a_minimum_diverges(depth):
     run = sf.gradient_flow(run_away(), rank_one(depth), **QUIET)
     assert run.stop_reason == "diverges"

@@ -57,6 +57,7 @@ def test_exact_bases_are_solved_once_at_rtol():
     assert (run.stats["reduction_rounds"], run.stats["num_pilots"], run.reduction_error_estimate) == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_an_exact_flow_is_solved_in_the_columns_that_it_uses():
     """Few samples: all that a trajectory holds is that of the run in all columns, which observables take."""
     inputs = INPUTS[:, :3]
@@ -103,6 +104,7 @@ def test_bases_that_leak_grow_along_what_the_inputs_excite():
     assert 0 < run.reduction_error_estimate <= tolerance * largest(full)
 
 
+@pytest.mark.slow
 def test_a_drawn_network_starts_from_the_inputs_of_its_cost():
     """Unseen columns of the first layer stand still; known directions keep them where the network grows."""
     key, kind = jax.random.key(0), {"depth": 3, "width": 10**6, "shape": COST.shape, "gamma": 1.5}

@@ -18,6 +18,7 @@ def few_starts(monkeypatch):
     distances._measured.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_starts")
 def test_the_theorem_s_exponents_are_measured_from_several_seeds_and_wrong_ones_refuted(monkeypatch):
     findings = distances.saddle_to_saddle("quick")
@@ -34,6 +35,7 @@ def test_the_theorem_s_exponents_are_measured_from_several_seeds_and_wrong_ones_
     assert not all(f.holds for f in distances.saddle_to_saddle("quick"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [pytest.param(0.75, marks=pytest.mark.slow), 1.5])
 def test_reduced_starts_lie_as_far_as_full_ones(gamma, monkeypatch):
     """In law, at a width where full ones are cheap; and whatever levels the closure has beyond six."""

@@ -136,6 +136,7 @@ def test_a_dask_client_and_a_process_fill_one_store(tmp_path, undisturbed, clien
         assert_same(undisturbed, sweep(store))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_models_on_a_dask_client(client):
     assert_same(sweep_models(), sweep_models(client=client))
