@@ -37,10 +37,10 @@ def unchanged(monkeypatch):
 @pytest.mark.parametrize(
     ("depth", "width", "gamma"),
     [
-        pytest.param(2, 9, 1.5, id="two layers"),
+        pytest.param(2, 9, 1.5, id="two layers", marks=pytest.mark.slow),
         pytest.param(3, 1, 1.0, id="width one"),
         pytest.param(3, (9, 10), None, id="two widths", marks=pytest.mark.slow),
-        pytest.param(4, 9, 1.5, id="compressed"),
+        pytest.param(4, 9, 1.5, id="compressed", marks=pytest.mark.slow),
         pytest.param(3, 9, 5.0, id="graded"),
         pytest.param(7, 3, 1.0, id="in a stack", marks=pytest.mark.slow),
         pytest.param(7, 9, 1.0, id="in a stack, compressed", marks=pytest.mark.slow),

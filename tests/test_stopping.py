@@ -321,6 +321,7 @@ def test_pilots_go_on_a_little(monkeypatch):
     assert found["check"] is None
 
 
+@pytest.mark.slow
 def test_lanes_of_reduced_width_do():
     data = sf.sweep(
         COST, depth=3, width=80, seed=4, rtol=1e-4, target_cost=0.2 * HIGHEST, reduce_width="auto", progress=False
