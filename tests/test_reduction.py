@@ -124,6 +124,7 @@ def test_observables_of_full_layers_account_for_the_frozen_part():
         np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_what_was_never_drawn_is_refused():
     sampled = sample(jax.random.key(0), width=10**6)
     for name in ("layer_singular_values", "alignment"):
