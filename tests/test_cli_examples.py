@@ -25,8 +25,15 @@ def test_every_command_has_examples():
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_is_taken(example):
+    """Each of its options is one of the command's, and given."""
     name, *words = shlex.split(example)
-    COMMANDS[name].make_context(name, words)
+    command = COMMANDS[name]
+    context = command.make_context(name, list(words))
+    given = {word for word in words if word.startswith("--")}
+    options = {text: one.name for one in command.params for text in (*one.opts, *one.secondary_opts)}
+    assert given <= set(options)
+    assert {context.get_parameter_source(options[word]).name for word in given} <= {"COMMANDLINE"}
+    assert context.params.keys() >= {options[word] for word in given}
 
 
 def write_ratings(path, as_triplets):

@@ -174,7 +174,7 @@ class DoubleWell(sf.Cost):
         return jnp.sum((matrix**2 - 1) ** 2 + 0.5 * matrix)
 
 
-@pytest.mark.parametrize("cost", [DoubleWell(), 2.0 * DoubleWell()])
+@pytest.mark.parametrize("cost", [DoubleWell(), 0.5 * (2.0 * DoubleWell())])
 def test_a_cost_that_is_not_convex_is_refused(cost):
     start = sf.balanced(np.array([[0.5]]), depth=2, width=1)
     with pytest.raises(ValueError, match=r"`cost` must be convex in the matrix.*function of the model"):

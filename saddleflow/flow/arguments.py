@@ -38,8 +38,9 @@ from saddleflow.problem.network import DeepLinearNetwork
 from saddleflow.problem.padding import padded_size
 from saddleflow.solvers import MAX_ASYMMETRY, CountingSolver, Rosenbrock, Switching, asymmetry
 
-# Pairs of matrices between which a cost is looked at for convexity, their sizes, and what rounding may make of it.
-PAIRS_TRIED, SIZES_TRIED, MAX_EXCESS = 48, (0.03, 0.3, 1.0, 3.0, 30.0), 1e-9
+# Pairs of matrices between which a cost is looked at for convexity (of large ones fewer, but one of each size), their
+# sizes, and what rounding may make of it.
+PAIRS_TRIED, MAX_NUMBERS_TRIED, SIZES_TRIED, MAX_EXCESS = 48, 2**20, (0.03, 0.3, 1.0, 3.0, 30.0), 1e-9
 
 Pairs = Float[Array | np.ndarray, "pairs n_out n_in"]
 
@@ -249,11 +250,14 @@ def require_convex(cost: Cost) -> None:
 
     It is seen at the middle between random matrices, of sizes over `SIZES_TRIED`; a cost may pass and be none.
     """
-    inner = cost.cost if isinstance(cost, Scaled) else cost
+    inner = cost
+    while isinstance(inner, Scaled):
+        inner = inner.cost
     if type(inner).__module__.partition(".")[0] == "saddleflow":
         return
-    draws = np.random.default_rng(0).standard_normal((2, PAIRS_TRIED, *inner.shape))
-    sizes = np.resize(SIZES_TRIED, PAIRS_TRIED)[:, None, None]
+    num_pairs = max(len(SIZES_TRIED), min(PAIRS_TRIED, MAX_NUMBERS_TRIED // math.prod(inner.shape)))
+    draws = np.random.default_rng(0).standard_normal((2, num_pairs, *inner.shape))
+    sizes = np.resize(SIZES_TRIED, num_pairs)[:, None, None]
     excess = _excess(inner, *(sizes * draws))
     require(
         not is_concrete(excess) or not float(excess) > MAX_EXCESS,
@@ -368,7 +372,7 @@ _skewness = compiled(_least_asymmetry, runs_once=True)
 
 def _largest_excess(cost: Cost, one: Pairs, other: Pairs) -> Float[Array, ""]:
     """By how much a cost in the middle of pairs exceeds its mean at both, relative to its size there."""
-    here, there, middle = (jax.vmap(cost)(matrices) for matrices in (one, other, (one + other) / 2))
+    here, there, middle = (jax.lax.map(cost, matrices) for matrices in (one, other, (one + other) / 2))
     excess = (middle - (here + there) / 2) / (jnp.abs(here) + jnp.abs(there) + jnp.abs(middle))
     return jnp.max(jnp.where(jnp.isfinite(excess), excess, 0.0))
 
